@@ -1,0 +1,1 @@
+"""One outside system per file; its library is imported nowhere else."""

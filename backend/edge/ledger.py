@@ -1,0 +1,133 @@
+"""The ledger: the one home of state that must outlive a process and be shared by workers.
+
+SQLite in WAL mode. Holds what `/setup` said about each project (Label Studio does not repeat it with
+`/predict`), what each version stands for, and why a draft needed a human.
+"""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from backend.errors import ServiceError, SetupError
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS setups (project INTEGER PRIMARY KEY, extra_params TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS versions (version TEXT PRIMARY KEY, manifest TEXT NOT NULL,
+    first_used TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP);
+CREATE TABLE IF NOT EXISTS project_versions (project INTEGER NOT NULL, version TEXT NOT NULL,
+    first_used TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY (project, version));
+CREATE TABLE IF NOT EXISTS reasons (project INTEGER NOT NULL, task INTEGER NOT NULL, version TEXT NOT NULL,
+    status TEXT NOT NULL, reasons TEXT NOT NULL, raw TEXT NOT NULL,
+    PRIMARY KEY (project, task, version));
+"""
+
+
+class Ledger:
+    """The ledger in an SQLite file. Safe to call from several threads and processes."""
+
+    def __init__(self, url: str) -> None:
+        """Open or make the file.
+
+        Args:
+            url: `sqlite:///relative/path` or `sqlite:////absolute/path`.
+        Raises:
+            SetupError: Another kind of URL, or a file that cannot be written.
+        """
+        prefix = "sqlite:///"
+        if not url.startswith(prefix) or url == prefix:
+            raise SetupError(f"LEDGER_URL is {url!r}.", hint="Use sqlite:///file or sqlite:////folder/file.")
+        self._path = url.removeprefix(prefix)
+        self._local = threading.local()
+        try:
+            with self._connection() as connection:
+                connection.executescript(_SCHEMA)
+        except ServiceError as error:
+            raise SetupError(
+                f"The ledger at {self._path} cannot be opened: {error.message}", hint="Correct LEDGER_URL."
+            ) from error
+
+    def remember_setup(self, project: int, extra_params: dict[str, Any]) -> None:
+        """Keep what `/setup` said about a project."""
+        with self._connection() as connection:
+            connection.execute(
+                "INSERT INTO setups VALUES (?, ?) ON CONFLICT (project) DO UPDATE SET extra_params = excluded.extra_params",
+                (project, json.dumps(extra_params)),
+            )
+
+    def setup_of(self, project: int) -> dict[str, Any]:
+        """Give what `/setup` said about a project; empty if it was never seen."""
+        with self._connection() as connection:
+            row = connection.execute("SELECT extra_params FROM setups WHERE project = ?", (project,)).fetchone()
+        found: dict[str, Any] = json.loads(row[0]) if row else {}
+        return found
+
+    def remember_version(self, project: int, version: str, manifest: dict[str, Any]) -> None:
+        """Keep what a version stands for, and that the project used it."""
+        with self._connection() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO versions (version, manifest) VALUES (?, ?)",
+                (version, json.dumps(manifest, ensure_ascii=False)),
+            )
+            connection.execute(
+                "INSERT OR IGNORE INTO project_versions (project, version) VALUES (?, ?)", (project, version)
+            )
+
+    def versions(self, project: int | None = None) -> list[str]:
+        """List versions, oldest first: of one project, or all."""
+        with self._connection() as connection:
+            if project is None:
+                rows = connection.execute("SELECT version FROM versions ORDER BY first_used, rowid")
+            else:
+                rows = connection.execute(
+                    "SELECT version FROM project_versions WHERE project = ? ORDER BY first_used, rowid", (project,)
+                )
+            return [row[0] for row in rows]
+
+    def manifest(self, version: str) -> dict[str, Any] | None:
+        """Give what a version stands for; None if it was never used here."""
+        with self._connection() as connection:
+            row = connection.execute("SELECT manifest FROM versions WHERE version = ?", (version,)).fetchone()
+        found: dict[str, Any] | None = json.loads(row[0]) if row else None
+        return found
+
+    def remember_reasons(self, rows: Sequence[tuple[int, int, str, str, list[str], str]]) -> None:
+        """Keep why drafts needed a human.
+
+        Args:
+            rows: Project, task, version, status, reasons in words, raw answer.
+        """
+        with self._connection() as connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO reasons VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    (project, task, version, status, json.dumps(reasons, ensure_ascii=False), raw)
+                    for project, task, version, status, reasons, raw in rows
+                ],
+            )
+
+    def reasons_of(self, project: int, task: int) -> list[tuple[str, str, list[str]]]:
+        """List a task's troubles as version, status, reasons."""
+        with self._connection() as connection:
+            rows = connection.execute(
+                "SELECT version, status, reasons FROM reasons WHERE project = ? AND task = ? ORDER BY rowid",
+                (project, task),
+            )
+            return [(version, status, json.loads(reasons)) for version, status, reasons in rows]
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """Give this thread's connection inside one transaction."""
+        try:
+            connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+            if connection is None:
+                connection = sqlite3.connect(self._path, timeout=10)
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute("PRAGMA synchronous=NORMAL")
+                self._local.connection = connection
+            with connection:
+                yield connection
+        except sqlite3.Error as error:
+            raise ServiceError(f"The ledger failed: {error}.", hint="Look at its disk and permissions.") from error

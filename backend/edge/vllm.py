@@ -1,0 +1,164 @@
+"""vLLM's OpenAI-compatible server: one model, constrained answers, errors mapped once.
+
+The only file that speaks HTTP to a model. What vLLM 0.32 does with unknown fields is nothing, with 200:
+so every answer is validated again by the caller.
+
+Source:
+    vLLM 0.32: `response_format` json_schema, `logprobs`, `chat_template_kwargs`; error codes measured.
+"""
+
+from functools import cached_property
+from typing import Any
+
+import httpx
+import orjson
+
+from backend.core.prompting import Completion, Prompt, Token
+from backend.errors import ServiceError, SetupError, TaskError
+
+_MESSAGE_CHARS = 300
+
+
+class VllmModel:
+    """A model served by vLLM. Safe to call from several threads."""
+
+    def __init__(self, url: str, name: str, *, api_key: str = "", connections: int = 64, context_tokens: int = 0) -> None:
+        """Prepare a client; nothing is sent before the first call.
+
+        Args:
+            url: Address of the server, with its `/v1`.
+            name: Name under which the server serves the model or adapter.
+            api_key: The server's key, if it has one.
+            connections: Most connections kept and used at once.
+            context_tokens: The model's context length; 0 asks the server.
+        """
+        self._name = name
+        self._context_tokens = context_tokens
+        self._client = httpx.Client(
+            base_url=url.rstrip("/"),
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            trust_env=False,  # a proxy from the environment must not see the texts
+        )
+
+    @property
+    def name(self) -> str:
+        """Name under which the server knows the model."""
+        return self._name
+
+    @cached_property
+    def context_tokens(self) -> int:
+        """Context length that the server states; 0 when it does not.
+
+        Raises:
+            ServiceError: The server does not answer.
+            SetupError: It does not serve this model.
+        """
+        if self._context_tokens:
+            return self._context_tokens
+        models = self._call("GET", "/models", None, timeout_s=10).get("data", [])
+        for model in models:
+            if model.get("id") == self._name:
+                return int(model.get("max_model_len") or 0)
+        served = ", ".join(str(model.get("id")) for model in models)
+        raise SetupError(
+            f"The model server does not serve '{self._name}'; it serves: {served}.", hint="Set MODEL_NAME to one of them."
+        )
+
+    def complete(self, prompt: Prompt, *, timeout_s: float) -> Completion:
+        """Answer a prompt; thinking is off.
+
+        Raises:
+            ServiceError: The server did not answer in time, or failed; trying again may help.
+            TaskError: The server refuses this prompt; trying again does not help.
+            SetupError: The server refuses every prompt: wrong model name, wrong key.
+        """
+        body: dict[str, Any] = {
+            "model": self._name,
+            "messages": [{"role": message.role, "content": message.content} for message in prompt.messages],
+            "temperature": prompt.temperature,
+            "seed": prompt.seed,
+            "logprobs": True,
+            "chat_template_kwargs": {"enable_thinking": False},
+        }
+        if prompt.schema is not None:
+            body["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "value", "schema": prompt.schema, "strict": True},
+            }
+        # Left out, the limit is the rest of the context. Stated, it must fit beside the prompt or the
+        # server answers 400; a prompt has at most as many tokens as UTF-8 bytes.
+        prompt_bytes = sum(len(message.content.encode()) for message in prompt.messages)
+        if not self.context_tokens or prompt_bytes + prompt.max_tokens <= self.context_tokens:
+            body["max_tokens"] = prompt.max_tokens
+        answer = self._call("POST", "/chat/completions", body, timeout_s=timeout_s)
+        try:
+            return _completion(answer)
+        except (KeyError, IndexError, TypeError) as error:
+            raise ServiceError(
+                "The model server answered with something that is no chat completion.",
+                hint="Check that MODEL_URL points at vLLM's /v1.",
+            ) from error
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None, *, timeout_s: float) -> dict[str, Any]:
+        try:
+            response = self._client.request(
+                method,
+                path,
+                content=None if body is None else orjson.dumps(body),
+                headers={"Content-Type": "application/json"},
+                timeout=httpx.Timeout(timeout_s, connect=min(5.0, timeout_s)),
+            )
+        except httpx.TimeoutException as error:
+            raise ServiceError(
+                f"The model server did not answer within {timeout_s:.0f} s.", hint="Look at its load and its log."
+            ) from error
+        except httpx.HTTPError as error:
+            raise ServiceError(
+                f"The model server at {self._client.base_url} cannot be reached ({type(error).__name__}).",
+                hint="Start it, or correct MODEL_URL.",
+            ) from error
+        if response.status_code != 200:
+            raise _refused(response, self._name)
+        try:
+            answer = orjson.loads(response.content)
+        except orjson.JSONDecodeError as error:
+            raise ServiceError(
+                "The model server answered with something that is not JSON.",
+                hint="Check that MODEL_URL points at vLLM's /v1.",
+            ) from error
+        return answer if isinstance(answer, dict) else {}
+
+
+def _completion(answer: dict[str, Any]) -> Completion:
+    choice = answer["choices"][0]
+    usage = answer.get("usage") or {}
+    # `bytes` of a token that is part of a character holds just that part; `token` is then empty.
+    entries = (choice.get("logprobs") or {}).get("content") or []
+    return Completion(
+        text=choice["message"]["content"] or "",
+        finish_reason=choice.get("finish_reason") or "",
+        tokens=tuple(Token(bytes(entry["bytes"] or ()), float(entry["logprob"])) for entry in entries),
+        prompt_tokens=usage.get("prompt_tokens", 0),
+        completion_tokens=usage.get("completion_tokens", 0),
+        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+    )
+
+
+def _refused(response: httpx.Response, name: str) -> ServiceError | TaskError | SetupError:
+    try:
+        said = response.json()
+        message = str((said.get("error") or said).get("message") or said)[:_MESSAGE_CHARS]
+    except (ValueError, AttributeError):
+        message = response.text[:_MESSAGE_CHARS]
+    code = response.status_code
+    if code in (401, 403):
+        return SetupError(f"The model server refused the key ({code}).", hint="Set MODEL_API_KEY to its --api-key.")
+    if code == 404:
+        return SetupError(
+            f"The model server does not know '{name}' ({message}).",
+            hint="Set MODEL_NAME to a served name; MODEL_URL ends in /v1.",
+        )
+    if 400 <= code < 500 and code not in (408, 429):
+        return TaskError(f"The model server refused the prompt ({code}): {message}.")
+    return ServiceError(f"The model server failed ({code}): {message}.", hint="Look at its log.")

@@ -1,0 +1,243 @@
+"""Flow 1: task -> prompt -> value -> rules -> prediction, for many tasks at once, within one deadline.
+
+Knows the order of the steps and what is done when one fails. Does not know Label Studio's protocol or
+vLLM's. Every task gets exactly one draft; a bad one never costs the others theirs.
+
+    ok            decoded and passed every rule: prefilled, scored
+    invalid       decoded, failed its rules twice: prefilled all the same, score 0, reasons shown
+    undecodable   no value could be read, twice, or the task cannot be asked: empty, score 0, reasons shown
+    failed        the model server failed until the deadline: no prediction, the task is asked for again
+"""
+
+import hashlib
+import html
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tenacity import Retrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
+
+from backend.core.controls import Region
+from backend.core.labelling import Task, Value
+from backend.core.prompting import Case, Completion, Message, Model, Profile, Prompt, preamble, render, render_retry
+from backend.core.rules import Reason
+from backend.core.scoring import score
+from backend.errors import DraftloopError, InvalidValue, ServiceError, SetupError, TaskError
+
+Status = Literal["ok", "invalid", "undecodable", "failed"]
+
+# Raised when the flow itself changes what it would answer to the same case, model and task.
+_FLOW = 1
+_SEED = 0  # a draft is repeatable
+_BATCH_DEADLINE_S = 600.0  # of one task drafted in bulk: its model server may restart meanwhile
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What came of one task: the value and its regions, or the reasons why there is none."""
+
+    task_id: int
+    status: Status
+    version: str
+    value: Value | None = None
+    regions: list[Region] = field(default_factory=list)
+    score: float = 0.0
+    field_scores: dict[str, float] = field(default_factory=dict)
+    reasons: tuple[Reason, ...] = ()
+    raw: str = ""
+    attempts: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    ms: float = 0.0
+
+    def prediction(self) -> dict[str, Any] | None:
+        """Give the prediction that Label Studio stores; None where it should ask again later."""
+        if self.status == "failed":
+            return None
+        return {"result": self.regions, "score": self.score, "model_version": self.version}
+
+
+class Drafter:
+    """Drafts tasks with one model; keeps a pool of threads, one per request in flight."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        profile: Profile = "full",
+        temperature: float = 0.3,
+        max_tokens: int = 8192,
+        concurrency: int = 64,
+        timeout_s: float = 60.0,
+    ) -> None:
+        self._model = model
+        self._profile: Profile = profile
+        self._temperature = temperature
+        self._max_tokens = max_tokens
+        self._concurrency = concurrency
+        self._timeout_s = timeout_s
+        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="draft")
+
+    def manifest(self, case: Case) -> dict[str, Any]:
+        """Give everything that decides what a draft looks like; the version is its hash."""
+        return {
+            "flow": _FLOW,
+            "model": self._model.name,
+            "profile": self._profile,
+            "case": case.name,
+            "prompt": [[message.role, message.content] for message in preamble(case, self._profile)],
+            "decoding_schema": case.labelling.decoding_schema,
+            "validating_schema": case.labelling.validating_schema,
+            "config": case.labelling.config_hash,
+            "sampling": {"temperature": self._temperature, "max_tokens": self._max_tokens, "seed": _SEED},
+        }
+
+    def version(self, case: Case) -> str:
+        """Give the version of this case's drafts: `<model>-<hash10>`."""
+        manifest = json.dumps(self.manifest(case), sort_keys=True, ensure_ascii=False)
+        return f"{self._model.name}-{hashlib.sha256(manifest.encode()).hexdigest()[:10]}"
+
+    def draft(self, case: Case, tasks: Sequence[Task], *, deadline_s: float = 90.0) -> list[Draft]:
+        """Draft all tasks at once.
+
+        Returns:
+            One draft per task, in order. What is not ready at the deadline is `failed`.
+        """
+        ends = time.monotonic() + deadline_s
+        version = self.version(case)
+        futures = [self._pool.submit(self._draft_one, case, task, version, ends) for task in tasks]
+        wait(futures, timeout=deadline_s)
+        return [self._result(future, task, version) for future, task in zip(futures, tasks, strict=True)]
+
+    def stream(self, case: Case, tasks: Iterable[Task]) -> Iterator[Draft]:
+        """Draft tasks as they come, holding few of them: for bulk work.
+
+        Returns:
+            One draft per task, in the order in which they are ready.
+        """
+        version = self.version(case)
+        running: dict[Future[Draft], Task] = {}
+        for task in tasks:
+            ends = time.monotonic() + _BATCH_DEADLINE_S
+            running[self._pool.submit(self._draft_one, case, task, version, ends)] = task
+            # A few more than run at once, so that no thread waits for this loop.
+            while len(running) >= self._concurrency * 2:
+                yield from self._finished(running, version)
+        while running:
+            yield from self._finished(running, version)
+
+    def close(self) -> None:
+        """Stop the threads; what still runs is waited for, what has not begun is dropped."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _finished(self, running: dict[Future[Draft], Task], version: str) -> Iterator[Draft]:
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            yield self._result(future, running.pop(future), version)
+
+    def _result(self, future: Future[Draft], task: Task, version: str) -> Draft:
+        if not future.done():
+            future.cancel()
+            return _failed(task, version, "No answer from the model within the deadline.")
+        try:
+            return future.result()
+        except DraftloopError as error:
+            return _failed(task, version, str(error))
+
+    def _draft_one(self, case: Case, task: Task, version: str, ends: float) -> Draft:
+        started = time.monotonic()
+        try:
+            messages = render(case, task, self._profile)
+            first = self._ask(case, messages, ends)
+            value, reasons = self._read(case, task, first)
+            answers = [first]
+            if reasons:
+                second = self._ask(case, render_retry(case, messages, first.text, reasons), ends)
+                answers.append(second)
+                second_value, second_reasons = self._read(case, task, second)
+                # Keep the later answer unless it says less than the first.
+                if not second_reasons or second_value is not None or value is None:
+                    value, reasons = second_value, second_reasons
+                else:
+                    answers.reverse()
+        except (ServiceError, SetupError) as error:
+            return _failed(task, version, str(error), started)
+        except TaskError as error:
+            return Draft(
+                task.id, "undecodable", version, reasons=(Reason("engine", "", str(error)),), ms=_ms(started)
+            )
+        kept = answers[-1]
+        total = score(kept.text, kept.tokens)
+        return Draft(
+            task_id=task.id,
+            status="undecodable" if value is None else "invalid" if reasons else "ok",
+            version=version,
+            value=value,
+            regions=[] if value is None else case.labelling.to_regions(value, task).regions,
+            score=0.0 if reasons else total.total,
+            field_scores=dict(total.fields),
+            reasons=reasons,
+            raw=kept.text,
+            attempts=len(answers),
+            prompt_tokens=sum(answer.prompt_tokens for answer in answers),
+            completion_tokens=sum(answer.completion_tokens for answer in answers),
+            cached_tokens=sum(answer.cached_tokens for answer in answers),
+            ms=_ms(started),
+        )
+
+    def _ask(self, case: Case, messages: tuple[Message, ...], ends: float) -> Completion:
+        prompt = Prompt(
+            messages=messages,
+            schema=case.labelling.decoding_schema,
+            temperature=self._temperature,
+            max_tokens=self._max_tokens,
+            seed=_SEED,
+        )
+        left_s = ends - time.monotonic()
+        if left_s <= 0:
+            raise ServiceError("No time was left before the deadline.", hint="Send fewer tasks at once.")
+        for attempt in Retrying(
+            retry=retry_if_exception_type(ServiceError),
+            stop=stop_before_delay(left_s),
+            wait=wait_random_exponential(multiplier=0.2, max=5),
+            reraise=True,
+        ):
+            with attempt:
+                return self._model.complete(prompt, timeout_s=max(0.1, min(self._timeout_s, ends - time.monotonic())))
+        raise AssertionError("tenacity either returns or raises")
+
+    def _read(self, case: Case, task: Task, answer: Completion) -> tuple[Value | None, tuple[Reason, ...]]:
+        try:
+            value = case.labelling.decode(answer.text)
+        except InvalidValue as error:
+            cut = answer.finish_reason == "length"
+            words = f"The answer was cut at {answer.completion_tokens} tokens." if cut else str(error)
+            return None, (Reason("decode", "", words),)
+        return value, case.rules.check(value, task)
+
+
+def draft_status_html(draft: Draft) -> str:
+    """Say in the page why a draft needs a human; empty when there is nothing to say."""
+    if not draft.reasons:
+        return ""
+    title = "The draft breaks its rules" if draft.status == "invalid" else "There is no draft"
+    rows = "".join(f"<li>{html.escape(str(reason))}</li>" for reason in draft.reasons)
+    return f"<b>{title}</b><ul>{rows}</ul>"
+
+
+def _failed(task: Task, version: str, words: str, started: float | None = None) -> Draft:
+    return Draft(
+        task.id,
+        "failed",
+        version,
+        reasons=(Reason("engine", "", words),),
+        ms=0.0 if started is None else _ms(started),
+    )
+
+
+def _ms(started: float) -> float:
+    return round((time.monotonic() - started) * 1000, 1)

@@ -1,0 +1,139 @@
+"""Settings: one section per outside system, read from the environment in this one place.
+
+Only `app` and the scripts import this module; everything below is handed its own section. A variable
+that starts with one of our prefixes but is not known is an error: a typing mistake in a deployment
+must not be silently ignored.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from backend.errors import SetupError
+
+_Section = TypeVar("_Section", bound=BaseSettings)
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class LabelStudioSettings(BaseSettings):
+    """Where Label Studio is, and a token that may read and write the projects."""
+
+    model_config = SettingsConfigDict(env_prefix="LABEL_STUDIO_", extra="ignore")
+
+    url: AnyHttpUrl = Field(AnyHttpUrl("http://127.0.0.1:8080"), description="Address of Label Studio.")
+    api_key: SecretStr = Field(
+        SecretStr(""), description="Legacy token or personal access token (Account & Settings)."
+    )
+
+
+class ModelSettings(BaseSettings):
+    """The OpenAI-compatible vLLM server that drafts."""
+
+    model_config = SettingsConfigDict(env_prefix="MODEL_", extra="ignore", protected_namespaces=())
+
+    url: AnyHttpUrl = Field(
+        AnyHttpUrl("http://127.0.0.1:8000/v1"), description="Address of vLLM, with its /v1."
+    )
+    name: str = Field("tiny-qwen3", min_length=1, description="Name under which vLLM serves the model.")
+    api_key: SecretStr = Field(SecretStr(""), description="vLLM's --api-key, if it has one.")
+    profile: Literal["full", "compact"] = Field(
+        "full",
+        description="Prompt profile: `full` for general models, `compact` for models tuned on our rows.",
+    )
+    temperature: float = Field(0.3, ge=0, le=2, description="Sampling temperature; 0 is greedy.")
+    max_tokens: int = Field(8192, ge=1, description="Upper limit of answer tokens.")
+    context_tokens: int = Field(
+        0, ge=0, description="The model's context length; 0 asks the server (`max_model_len`)."
+    )
+    concurrency: int = Field(64, ge=1, le=4096, description="Requests to vLLM at once, per process.")
+    timeout_s: float = Field(60, gt=0, description="Time limit of one request to vLLM, in seconds.")
+
+
+class BackendSettings(BaseSettings):
+    """Our own server."""
+
+    model_config = SettingsConfigDict(env_prefix="BACKEND_", extra="ignore")
+
+    user: str = Field("", description="User for basic auth; empty switches basic auth off.")
+    password: SecretStr = Field(SecretStr(""), description="Password for basic auth.")
+    deadline_s: float = Field(
+        90, gt=0, description="Time within which /predict answers (Label Studio waits 100 s)."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least log level shown.")
+
+
+class StoreSettings(BaseSettings):
+    """Where state lives that outlives a process."""
+
+    model_config = SettingsConfigDict(extra="ignore")
+
+    ledger_url: str = Field(
+        "sqlite:///draftloop.sqlite3", description="The ledger: `sqlite:///relative` or `sqlite:////absolute`."
+    )
+    cases_dir: Path = Field(ROOT / "label_config", description="Folder with one folder per case.")
+
+
+class Settings:
+    """All sections. Each is read once, when this object is made."""
+
+    def __init__(self) -> None:
+        self.label_studio = _read(LabelStudioSettings)
+        self.model = _read(ModelSettings)
+        self.backend = _read(BackendSettings)
+        self.store = _read(StoreSettings)
+        _refuse_unknown()
+
+
+SECTIONS: tuple[type[BaseSettings], ...] = (
+    LabelStudioSettings,
+    ModelSettings,
+    BackendSettings,
+    StoreSettings,
+)
+
+# Prefixes that are ours alone. LABEL_STUDIO_ is shared with Label Studio's own variables.
+_OWN_PREFIXES = ("MODEL_", "BACKEND_")
+
+
+def variables() -> list[tuple[str, str, str]]:
+    """List every environment variable as (name, default, description); the docs are made from it."""
+    rows = []
+    for section in SECTIONS:
+        prefix = section.model_config.get("env_prefix") or ""
+        for name, field in section.model_fields.items():
+            default: Any = field.default
+            if isinstance(default, SecretStr):
+                default = ""
+            elif isinstance(default, Path):
+                default = default.relative_to(ROOT)
+            rows.append((f"{prefix}{name}".upper(), str(default), field.description or ""))
+    return rows
+
+
+def _read(section: type[_Section]) -> _Section:
+    try:
+        return section()
+    except ValidationError as error:
+        prefix = section.model_config.get("env_prefix") or ""
+        wrong = "; ".join(
+            f"{prefix}{'.'.join(str(part) for part in item['loc'])}".upper() + f": {item['msg']}"
+            for item in error.errors(include_input=False, include_url=False)
+        )
+        raise SetupError(
+            f"Settings are wrong: {wrong}.", hint="See the settings table in README.md."
+        ) from None  # the original may quote a secret
+
+
+def _refuse_unknown() -> None:
+    known = {name for name, _, _ in variables()}
+    unknown = sorted(
+        name for name in os.environ if name.startswith(_OWN_PREFIXES) and name.upper() not in known
+    )
+    if unknown:
+        raise SetupError(
+            f"Unknown settings: {', '.join(unknown)}.",
+            hint="Correct or remove them; the settings table in README.md lists all names.",
+        )

@@ -1,0 +1,1 @@
+"""The Python verbs, run by scripts/launch in the environment that each needs."""
