@@ -22,7 +22,17 @@ from tenacity import Retrying, retry_if_exception_type, stop_before_delay, wait_
 
 from backend.core.controls import Region
 from backend.core.labelling import Task, Value
-from backend.core.prompting import Case, Completion, Message, Model, Profile, Prompt, preamble, render, render_retry
+from backend.core.prompting import (
+    Case,
+    Completion,
+    Message,
+    Model,
+    Profile,
+    Prompt,
+    preamble,
+    render,
+    render_retry,
+)
 from backend.core.rules import Reason
 from backend.core.scoring import score
 from backend.errors import DraftloopError, InvalidValue, ServiceError, SetupError, TaskError
@@ -207,7 +217,9 @@ class Drafter:
             reraise=True,
         ):
             with attempt:
-                return self._model.complete(prompt, timeout_s=max(0.1, min(self._timeout_s, ends - time.monotonic())))
+                return self._model.complete(
+                    prompt, timeout_s=max(0.1, min(self._timeout_s, ends - time.monotonic()))
+                )
         raise AssertionError("tenacity either returns or raises")
 
     def _read(self, case: Case, task: Task, answer: Completion) -> tuple[Value | None, tuple[Reason, ...]]:
@@ -225,7 +237,7 @@ def draft_status_html(draft: Draft) -> str:
     if not draft.reasons:
         return ""
     title = "The draft breaks its rules" if draft.status == "invalid" else "There is no draft"
-    rows = "".join(f"<li>{html.escape(str(reason))}</li>" for reason in draft.reasons)
+    rows = "".join(f"<li>{html.escape(str(reason), quote=False)}</li>" for reason in draft.reasons)
     return f"<b>{title}</b><ul>{rows}</ul>"
 
 

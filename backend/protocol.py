@@ -11,14 +11,15 @@ Source:
 import hmac
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import prometheus_client as prometheus
 import structlog
 from flask import Flask, Response, jsonify, request
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from werkzeug.exceptions import HTTPException
 
 from backend.core.labelling import STATUS_KEY, Task
@@ -61,6 +62,24 @@ class Memory(Protocol):
         ...
 
 
+class _Metrics:
+    """What Prometheus reads."""
+
+    def __init__(self) -> None:
+        self._registry = prometheus.CollectorRegistry()
+        self.drafts = prometheus.Counter(
+            "draftloop_drafts", "Drafts by outcome.", ["case", "status"], registry=self._registry
+        )
+        self.seconds = prometheus.Histogram(
+            "draftloop_predict_seconds", "Time of a /predict call.", registry=self._registry
+        )
+
+    def page(self) -> Response:
+        return Response(
+            prometheus.generate_latest(self._registry), content_type=prometheus.CONTENT_TYPE_LATEST
+        )
+
+
 @dataclass(frozen=True)
 class Server:
     """What the protocol is served from."""
@@ -73,6 +92,7 @@ class Server:
     user: str = ""
     password: str = ""
     deadline_s: float = 90.0
+    _metrics: _Metrics = field(default_factory=_Metrics, repr=False)
     # A patch takes Label Studio 60-90 ms: some at a time, and behind the answer where time is up.
     _patchers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "patch"), repr=False)
 
@@ -80,88 +100,70 @@ class Server:
         """Make the WSGI application."""
         app = Flask("draftloop")
         app.json.ensure_ascii = False  # type: ignore[attr-defined]
-        registry = CollectorRegistry()
-        drafted = Counter("draftloop_drafts", "Drafts by outcome.", ["case", "status"], registry=registry)
-        seconds = Histogram("draftloop_predict_seconds", "Time of a /predict call.", registry=registry)
-
-        @app.before_request
-        def check_auth() -> Response | None:
-            if request.path in ("/", "/health") or not self.user:
-                return None
-            given = request.authorization
-            user, password = (given.username or "", given.password or "") if given and given.type == "basic" else ("", "")
-            same_user = hmac.compare_digest(user.encode(), self.user.encode())
-            if same_user & hmac.compare_digest(password.encode(), self.password.encode()):
-                return None
-            answer = _error("Wrong or missing user and password.", "Give the backend's basic auth.", 401)
-            answer.headers["WWW-Authenticate"] = 'Basic realm="draftloop"'
-            return answer
-
-        @app.errorhandler(DraftloopError)
-        def told(error: DraftloopError) -> Response:
-            return _error(error.message, error.hint, 400)
-
-        @app.errorhandler(HTTPException)
-        def refused(error: HTTPException) -> Response:
-            return _error(error.description or error.name, "", error.code or 500)
-
-        @app.errorhandler(Exception)
-        def broken(error: Exception) -> Response:
-            _log.error("request failed", path=request.path, error=type(error).__name__, exc_info=error)
-            return _error("The backend failed on this request.", "See its log.", 500)
-
-        @app.get("/")
-        @app.get("/health")
-        def health() -> Response:
-            return jsonify(status="UP", model_class="draftloop")
-
-        @app.post("/setup")
-        def setup() -> Response:
-            body = _body()
-            project = _project(body)
-            extra = _extra_params(body.get("extra_params"))
-            xml = body.get("schema")
-            if not isinstance(xml, str):
-                raise SetupError("/setup without a labelling config.", hint="Send it as `schema`.")
-            wanted = extra.get("case")
-            case = self.cases.find(xml, str(wanted) if wanted else None)
-            self.memory.remember_setup(project, extra)
-            version = self.drafter.version(case)
-            self.memory.remember_version(project, version, self.drafter.manifest(case))
-            return jsonify(model_version=version)
-
-        @app.post("/predict")
-        def predict() -> Response:
-            started = time.monotonic()
-            body = _body()
-            tasks = _tasks(body.get("tasks"))
-            project = _project(body)
-            results = self._predict(project, tasks, body.get("label_config"), drafted)
-            seconds.observe(time.monotonic() - started)
-            return jsonify(results=results)
-
-        @app.post("/webhook")
-        def webhook() -> Response:
-            body = _body()
-            # A hint only: what was corrected is read by sync, with `updated_at` as the truth.
-            _log.info("webhook", action=str(body.get("action"))[:40])
-            return jsonify(status="noted")
-
-        @app.get("/versions")
-        def versions() -> Response:
-            project = request.args.get("project", type=int)
-            return jsonify(versions=self.memory.versions(project))
-
-        @app.get("/metrics")
-        def metrics() -> Response:
-            return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
-
+        app.before_request(self._check_auth)
+        app.register_error_handler(DraftloopError, _told)
+        app.register_error_handler(HTTPException, _refused)
+        app.register_error_handler(Exception, _broken)
+        app.add_url_rule("/", "root", self._health)
+        app.add_url_rule("/health", "health", self._health)
+        app.add_url_rule("/setup", "setup", self._setup, methods=["POST"])
+        app.add_url_rule("/predict", "predict", self._predict, methods=["POST"])
+        app.add_url_rule("/webhook", "webhook", self._webhook, methods=["POST"])
+        app.add_url_rule("/versions", "versions", self._versions)
+        app.add_url_rule("/metrics", "metrics", self._metrics.page)
         return app
 
-    def _predict(self, project: int, tasks: list[dict[str, Any]], xml: Any, drafted: Counter) -> list[dict[str, Any]]:
-        """Draft every task; exactly one item per task, in order, whatever fails inside."""
+    def _check_auth(self) -> Response | None:
+        if request.path in ("/", "/health") or not self.user:
+            return None
+        given = request.authorization
+        if given is not None and given.type == "basic":
+            same_user = hmac.compare_digest((given.username or "").encode(), self.user.encode())
+            same_password = hmac.compare_digest((given.password or "").encode(), self.password.encode())
+            if same_user and same_password:
+                return None
+        answer = _error("Wrong or missing user and password.", "Give the backend's basic auth.", 401)
+        answer.headers["WWW-Authenticate"] = 'Basic realm="draftloop"'
+        return answer
+
+    def _health(self) -> Response:
+        return jsonify(status="UP", model_class="draftloop")
+
+    def _setup(self) -> Response:
+        body = _body()
+        project = _project(body)
+        extra = _extra_params(body.get("extra_params"))
+        xml = body.get("schema")
+        if not isinstance(xml, str):
+            raise SetupError("/setup without a labelling config.", hint="Send it as `schema`.")
+        wanted = extra.get("case")
+        case = self.cases.find(xml, str(wanted) if wanted else None)
+        self.memory.remember_setup(project, extra)
+        version = self.drafter.version(case)
+        self.memory.remember_version(project, version, self.drafter.manifest(case))
+        return jsonify(model_version=version)
+
+    def _predict(self) -> Response:
+        body = _body()
+        tasks, xml = body.get("tasks"), body.get("label_config")
+        if not isinstance(tasks, list):
+            raise SetupError("/predict without a list of tasks.", hint="Send them as `tasks`.")
         if not isinstance(xml, str):
             raise SetupError("/predict without a labelling config.", hint="Send it as `label_config`.")
+        with self._metrics.seconds.time():
+            return jsonify(results=self._results(_project(body), tasks, xml))
+
+    def _webhook(self) -> Response:
+        body = _body()
+        # A hint only: what was corrected is read by sync, with `updated_at` as the truth.
+        _log.info("webhook", action=str(body.get("action"))[:40])
+        return jsonify(status="noted")
+
+    def _versions(self) -> Response:
+        return jsonify(versions=self.memory.versions(request.args.get("project", type=int)))
+
+    def _results(self, project: int, tasks: list[Any], xml: str) -> list[dict[str, Any]]:
+        """Draft every task; exactly one item per task, in order, whatever fails inside."""
         started = time.monotonic()
         try:
             wanted = self.memory.setup_of(project).get("case")
@@ -170,35 +172,39 @@ class Server:
             # Label Studio shows no error of /predict and stores nothing: the log is the place to say it.
             _log.error("cannot draft", project=project, tasks=len(tasks), error=str(error))
             return [{} for _ in tasks]
-        readable = [Task(int(task["id"]), task["data"]) for task in tasks if _is_task(task)]
-        drafts = {
-            draft.task_id: draft for draft in self.drafter.draft(case, readable, deadline_s=self.deadline_s)
-        }
-        left_s = self.deadline_s - (time.monotonic() - started)
-        self._tell(project, case, tasks, list(drafts.values()), max(1.0, left_s))
-        for draft in drafts.values():
-            drafted.labels(case.name, draft.status).inc()
+        readable = [Task(task["id"], task["data"]) for task in tasks if _is_task(task)]
+        drafts = self.drafter.draft(case, readable, deadline_s=self.deadline_s)
+        self._tell(project, case, readable, drafts, max(1.0, self.deadline_s - (time.monotonic() - started)))
+        for draft in drafts:
+            self._metrics.drafts.labels(case.name, draft.status).inc()
         _log.info(
             "predict",
             project=project,
             case=case.name,
             version=self.drafter.version(case),
             tasks=len(tasks),
-            ok=sum(draft.status == "ok" for draft in drafts.values()),
-            failed=sum(draft.status == "failed" for draft in drafts.values()),
+            drafts=dict(Counter(draft.status for draft in drafts)),
             ms=round((time.monotonic() - started) * 1000),
         )
-        return [(drafts[int(task["id"])].prediction() or {}) if _is_task(task) else {} for task in tasks]
+        in_order = iter(drafts)
+        return [(next(in_order).prediction() or {}) if _is_task(task) else {} for task in tasks]
 
     def _tell(
-        self, project: int, case: Case, tasks: list[Any], drafts: list[Draft], within_s: float
+        self, project: int, case: Case, tasks: list[Task], drafts: list[Draft], within_s: float
     ) -> None:
         """Keep the reasons in the ledger and show them in the page; a draft is not lost when that fails."""
         try:
             self.memory.remember_version(project, self.drafter.version(case), self.drafter.manifest(case))
             self.memory.remember_reasons(
                 [
-                    (project, draft.task_id, draft.version, draft.status, [str(r) for r in draft.reasons], draft.raw)
+                    (
+                        project,
+                        draft.task_id,
+                        draft.version,
+                        draft.status,
+                        [str(r) for r in draft.reasons],
+                        draft.raw,
+                    )
                     for draft in drafts
                     if draft.reasons
                 ]
@@ -207,13 +213,15 @@ class Server:
             _log.error("reasons not kept", project=project, error=str(error))
         if self.patch_task is None or not case.labelling.shows_status:
             return
-        data = {int(task["id"]): task["data"] for task in tasks if _is_task(task)}
-        changed = [
-            (draft.task_id, {**data[draft.task_id], STATUS_KEY: draft_status_html(draft)})
-            for draft in drafts
-            if draft.status != "failed" and str(data[draft.task_id].get(STATUS_KEY, "")) != draft_status_html(draft)
-        ]
-        wait([self._patchers.submit(self._patch, task_id, patched) for task_id, patched in changed], timeout=within_s)
+        changed = []
+        for task, draft in zip(tasks, drafts, strict=True):
+            words = draft_status_html(draft)
+            if draft.status != "failed" and str(task.data.get(STATUS_KEY, "")) != words:
+                changed.append((task.id, {**task.data, STATUS_KEY: words}))
+        wait(
+            [self._patchers.submit(self._patch, task_id, patched) for task_id, patched in changed],
+            timeout=within_s,
+        )
 
     def _patch(self, task_id: int, data: dict[str, Any]) -> None:
         try:
@@ -227,10 +235,17 @@ def _is_task(task: Any) -> bool:
     return isinstance(task, dict) and isinstance(task.get("data"), dict) and isinstance(task.get("id"), int)
 
 
-def _tasks(tasks: Any) -> list[Any]:
-    if not isinstance(tasks, list):
-        raise SetupError("/predict without a list of tasks.", hint="Send them as `tasks`.")
-    return tasks
+def _told(error: DraftloopError) -> Response:
+    return _error(error.message, error.hint, 400)
+
+
+def _refused(error: HTTPException) -> Response:
+    return _error(error.description or error.name, "", error.code or 500)
+
+
+def _broken(error: Exception) -> Response:
+    _log.error("request failed", path=request.path, error=type(error).__name__, exc_info=error)
+    return _error("The backend failed on this request.", "See its log.", 500)
 
 
 def _body() -> dict[str, Any]:
@@ -252,7 +267,9 @@ def _extra_params(extra: Any) -> dict[str, Any]:
         try:
             extra = json.loads(extra)
         except ValueError as error:
-            raise SetupError(f"extra_params is not JSON: {error}.", hint='Write {"case": "complaint"}.') from error
+            raise SetupError(
+                f"extra_params is not JSON: {error}.", hint='Write {"case": "complaint"}.'
+            ) from error
     if extra is None or extra == "":
         return {}
     if not isinstance(extra, dict):

@@ -210,7 +210,9 @@ class TextArea(Control):
             return text
         limit = int(self.attributes.get("maxSubmissions", "0") or 0)
         # The same text twice is two submissions: legal in the page, so no uniqueItems here.
-        return {key: part for key, part in self.array(text, limit or MAX_TEXTS).items() if key != "uniqueItems"}
+        return {
+            key: part for key, part in self.array(text, limit or MAX_TEXTS).items() if key != "uniqueItems"
+        }
 
     def to_regions(self, value: Json, source: str) -> Placed:
         """Make one region that holds all texts."""
@@ -247,7 +249,13 @@ class Labels(Control):
         key = "label"
         if self.several_labels:
             key = "labels"
-            label = {"type": "array", "items": label, "minItems": 1, "maxItems": len(self.options), "uniqueItems": True}
+            label = {
+                "type": "array",
+                "items": label,
+                "minItems": 1,
+                "maxItems": len(self.options),
+                "uniqueItems": True,
+            }
         quote: Schema = {
             "type": "object",
             "properties": {
@@ -307,11 +315,13 @@ class Labels(Control):
             whole = isinstance(start, int) and isinstance(end, int)
             if not whole or not 0 <= start < end <= len(source):
                 raise InvalidValue(
-                    f"Control '{self.name}': span {start}..{end} is outside its text of {len(source)} characters."
+                    f"Control '{self.name}': span {start}..{end} is outside its {len(source)} characters."
                 )
             labels = [option for option in self.options if option in value.get("labels", [])]
             if not labels or len(labels) != len(value["labels"]):
-                raise InvalidValue(f"Control '{self.name}': labels {value.get('labels')!r} are not in the config.")
+                raise InvalidValue(
+                    f"Control '{self.name}': labels {value.get('labels')!r} are not in the config."
+                )
             if not self.several_labels and len(labels) > 1:
                 raise InvalidValue(f"Control '{self.name}': a span holds one label, found {labels!r}.")
             spans.append((start, end, labels))
@@ -425,10 +435,10 @@ class Taxonomy(Control):
             for child in parent:
                 if child.tag != "Choice":
                     continue
-                own = child.get("alias") or child.get("value", "")
+                own = _name(child)
                 if cls.SEPARATOR in own:
                     raise SetupError(
-                        f"Control '{name}' (Taxonomy): {own!r} holds {cls.SEPARATOR!r}, which separates levels.",
+                        f"Control '{name}' (Taxonomy): {own!r} holds {cls.SEPARATOR!r}, the separator.",
                         hint="Rename the choice.",
                     )
                 path = f"{above}{cls.SEPARATOR}{own}" if above else own
@@ -461,8 +471,12 @@ class Taxonomy(Control):
         return [option for option in self.options if option in picked]
 
 
+def _name(option: Element) -> str:
+    return option.get("alias") or option.get("value") or ""
+
+
 def _names(elements: Iterable[Element], where: str) -> tuple[str, ...]:
-    names = tuple(element.get("alias") or element.get("value", "") for element in elements)
+    names = tuple(_name(element) for element in elements)
     if not names or not all(names):
         raise SetupError(f"{where} has no options, or one without a value.", hint="Give each a value.")
     if len(set(names)) != len(names):

@@ -32,14 +32,13 @@ Value = dict[str, Json]
 STATUS_KEY = "draft_status"
 
 _OBJECTS = ("Text", "HyperText")
-_LAYOUT = (
-    "View", "Header", "Style", "Collapse", "Panel", "Filter", "Label", "Choice", "Shortcut", "Hint",
-)  # fmt: skip
-# Enforced while decoding, and `description`, which models read. `format` only for the values that guidance knows.
+_LAYOUT = ("View", "Header", "Style", "Collapse", "Panel", "Filter", "Label", "Choice", "Shortcut", "Hint")
+# Enforced while decoding, and `description`, which models read. `format` only for what guidance knows.
 _DECODABLE = (
-    "type", "properties", "required", "additionalProperties", "items", "minItems", "maxItems", "enum", "const",
-    "anyOf", "minLength", "maxLength", "pattern", "minimum", "maximum", "multipleOf", "description",
-)  # fmt: skip
+    *("type", "properties", "required", "additionalProperties", "items", "minItems", "maxItems"),
+    *("enum", "const", "anyOf", "minLength", "maxLength", "pattern", "minimum", "maximum", "multipleOf"),
+    "description",
+)
 _DECODABLE_FORMATS = ("date", "uuid")
 
 
@@ -72,7 +71,7 @@ class Source:
                 found = found.get(part) if isinstance(found, Mapping) else None
         if not isinstance(found, str | int | float) or isinstance(found, bool):
             raise TaskError(
-                f"Task {task.id}: key '{self.key}' of its data is {'missing' if found is None else 'not text'}.",
+                f"Task {task.id}: key '{self.key}' is {'missing' if found is None else 'not text'}.",
                 hint=f"The config shows ${self.key}; import the task with this key.",
             )
         text = str(found)
@@ -169,7 +168,9 @@ class Labelling:
                 raise InvalidValue("The annotation holds relations, which the config has no control for.")
             name = region.get("from_name")
             if name not in by_control:
-                raise InvalidValue(f"The annotation has a region of control '{name}', which the config lacks.")
+                raise InvalidValue(
+                    f"The annotation has a region of control '{name}', which the config lacks."
+                )
             by_control[name].append(region)
         value = {}
         for control in self.controls:
@@ -299,7 +300,7 @@ def _overlaid(compiled: Schema, overlay: Mapping[str, Any]) -> Schema:
             f"({', '.join(compiled['properties'])}).",
             hint="Use the names of the controls.",
         )
-    merged = _merge(compiled, {key: part for key, part in overlay.items() if not key.startswith("$")})
+    merged: Schema = _merge(compiled, {key: part for key, part in overlay.items() if not key.startswith("$")})
     required = {*compiled["required"], *overlay.get("required", [])}
     merged["required"] = [name for name in compiled["properties"] if name in required]
     return merged
@@ -319,7 +320,9 @@ def _decoding(validating: Schema, controls: tuple[Control, ...]) -> Schema:
     properties = {}
     for control in controls:
         schema = _decodable(validating["properties"][control.name])
-        properties[control.name] = schema if control.name in required else {"anyOf": [schema, {"type": "null"}]}
+        properties[control.name] = (
+            schema if control.name in required else {"anyOf": [schema, {"type": "null"}]}
+        )
     return {
         "type": "object",
         "properties": properties,
@@ -382,7 +385,9 @@ def _no_constant(name: str) -> Json:
 
 
 class _Text(HTMLParser):
-    _BREAKS = frozenset({"p", "div", "br", "li", "tr", "h1", "h2", "h3", "h4", "h5", "h6", "section", "article"})
+    _BREAKS = frozenset(
+        {"p", "div", "br", "li", "tr", "h1", "h2", "h3", "h4", "h5", "h6", "section", "article"}
+    )
     _HIDDEN = frozenset({"script", "style", "head"})
 
     def __init__(self) -> None:

@@ -21,19 +21,20 @@ from backend.errors import SetupError
 
 Profile = Literal["full", "compact"]
 
-_FULL = {
-    "en": (
-        "Answer with exactly one JSON object that satisfies the JSON Schema below: no explanation, no code "
-        "fence, nothing before or after it. A key for which the text gives nothing is null.",
-        "JSON Schema:",
-        "The answer must also obey:",
-    ),
-    "zh": (
-        "只输出一个满足下面 JSON Schema 的 JSON 对象:不要解释,不要代码块,前后不要有任何其他内容。文本中没有的内容填 null。",
-        "JSON Schema:",
-        "答案还必须遵守:",
-    ),
+# How the full profile orders the answer, and the titles of the schema and of the rules.
+_ORDER = {
+    "en": """\
+Answer with exactly one JSON object that satisfies the JSON Schema below: no explanation, no code fence, \
+nothing before or after it. A key for which the text gives nothing is null.""",
+    "zh": """\
+只输出一个满足下面 JSON Schema 的 JSON 对象:不要解释,不要代码块,前后不要有任何其他内容。\
+文本中没有的内容填 null。""",
 }
+_RULES_TITLE = {"en": "The answer must also obey:", "zh": "答案还必须遵守:"}
+_GENERIC_TASK = """\
+Read the text and fill in the form. Each key of the answer is one field of the form; names and options say \
+what belongs into it. Copy text from the input exactly as it stands. In a quote, `text` is copied from the \
+input and `nth` counts how often the same text occurs before it."""
 _RETRY = {
     "en": "This answer is not acceptable:\n{reasons}\nAnswer again with the corrected JSON object only.",
     "zh": "这个答案不符合要求:\n{reasons}\n请重新作答,只输出改正后的 JSON 对象。",
@@ -136,11 +137,7 @@ def generic_case(labelling: Labelling) -> Case:
         name="generic",
         labelling=labelling,
         role="You are a careful annotator who fills in labelling forms.",
-        task_text=(
-            "Read the text and fill in the form. Each key of the answer is one field of the form; names and "
-            "options say what belongs into it. Copy text from the input exactly as it stands. In a quote, `text` "
-            "is copied from the input and `nth` counts how often the same text occurs before it."
-        ),
+        task_text=_GENERIC_TASK,
         compact=f"Fill in the form as JSON: {keys}.",
     )
 
@@ -152,12 +149,13 @@ def parse_prompt(markdown: str, where: str) -> Mapping[str, str]:
         SetupError: A section is missing or empty, or there is one that nobody reads.
     """
     parts = re.split(r"(?m)^# +(.+?) *$", markdown)
-    sections = {title.strip().lower(): body.strip() for title, body in zip(parts[1::2], parts[2::2], strict=True)}
+    titled = zip(parts[1::2], parts[2::2], strict=True)
+    sections = {title.strip().lower(): body.strip() for title, body in titled}
     expected = {"role", "task", "compact"}
     wrong = sorted(expected ^ {title for title, body in sections.items() if body})
     if wrong:
         raise SetupError(
-            f"{where}: section '{wrong[0]}' is {'missing or empty' if wrong[0] in expected else 'unknown'}.",
+            f"{where}: section '{wrong[0]}' is {'missing' if wrong[0] in expected else 'unknown'}.",
             hint="It has exactly the sections '# Role', '# Task' and '# Compact'.",
         )
     return sections
@@ -167,11 +165,12 @@ def preamble(case: Case, profile: Profile) -> tuple[Message, ...]:
     """Give the messages that are the same for every task of the case."""
     if profile == "compact":
         return (Message("system", case.compact),)
-    order, schema_title, rules_title = _FULL[case.language]
     schema = json.dumps(case.labelling.decoding_schema, ensure_ascii=False, separators=(",", ":"))
-    parts = [case.role, case.task_text, order, f"{schema_title}\n{schema}"]
+    parts = [case.role, case.task_text, _ORDER[case.language], f"JSON Schema:\n{schema}"]
     if case.rules.messages:
-        parts.append("\n".join([rules_title, *(f"- {message}" for message in case.rules.messages)]))
+        parts.append(
+            "\n".join([_RULES_TITLE[case.language], *(f"- {message}" for message in case.rules.messages)])
+        )
     messages = [Message("system", "\n\n".join(parts))]
     for example in case.examples:
         messages.append(Message("user", _question(case, example.task)))

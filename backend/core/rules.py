@@ -58,7 +58,7 @@ class Rules:
             Draft202012Validator.check_schema(schema)
         except SchemaError as error:
             raise SetupError(
-                f"schema.json is not JSON Schema at {_path(error.absolute_path)}: {error.message[:_MESSAGE_CHARS]}.",
+                f"schema.json is not JSON Schema at {_path(error.absolute_path)}: {_shortened(error)}.",
                 hint="Correct it; the dialect is 2020-12.",
             ) from error
         self._labelling = labelling
@@ -79,7 +79,9 @@ class Rules:
         """
         schema_reasons = tuple(
             Reason("schema", _path(error.absolute_path), _shortened(error))
-            for error in sorted(self._validator.iter_errors(value), key=lambda error: list(map(str, error.absolute_path)))
+            for error in sorted(
+                self._validator.iter_errors(value), key=lambda found: _path(found.absolute_path)
+            )
         )
         if schema_reasons:
             return schema_reasons  # rules and regions count on the right types
@@ -90,7 +92,7 @@ class Rules:
             for path, part in _parts(value, validation.path, ()):
                 try:
                     holds = validation.program.execute({"self": part})
-                except (ValueError, TypeError, RuntimeError) as error:
+                except (ValueError, TypeError, RuntimeError, LookupError) as error:
                     # Most often a key that is absent: then the rule cannot be said to hold.
                     yield Reason("rule", _path(path), f"{validation.message} ({str(error)[:80]})")
                     continue
@@ -126,12 +128,14 @@ def _validations(schema: Any, path: tuple[str, ...]) -> Iterator[_Validation]:
             program = cel.compile(rule)
         except ValueError as error:
             raise SetupError(
-                f"x-validations at {_path(path)}: {rule!r} is not CEL ({str(error)[:120]}).", hint="Correct the rule."
+                f"x-validations at {_path(path)}: {rule!r} is not CEL ({str(error)[:120]}).",
+                hint="Correct the rule.",
             ) from error
         foreign = sorted(set(program.variables()) - {"self"})
         if foreign:
             raise SetupError(
-                f"x-validations at {_path(path)}: {rule!r} uses '{foreign[0]}'.", hint="Rules see only `self`."
+                f"x-validations at {_path(path)}: {rule!r} uses '{foreign[0]}'.",
+                hint="Rules see only `self`.",
             )
         yield _Validation(path, program, rule, str(entry.get("message") or f"failed rule: {rule}"))
     for below, inner in _below(schema):
@@ -153,7 +157,9 @@ def _below(schema: Mapping[str, Any]) -> Iterator[tuple[str, Schema]]:
         yield "*", schema["items"]
 
 
-def _parts(value: Json, pattern: tuple[str, ...], at: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Json]]:
+def _parts(
+    value: Json, pattern: tuple[str, ...], at: tuple[str | int, ...]
+) -> Iterator[tuple[tuple[str | int, ...], Json]]:
     if not pattern:
         yield at, value
     elif pattern[0] == "*" and isinstance(value, list):
@@ -175,5 +181,5 @@ def _path(path: Any) -> str:
     return ".".join(str(part) for part in path)
 
 
-def _shortened(error: ValidationError) -> str:
+def _shortened(error: ValidationError | SchemaError) -> str:
     return error.message if len(error.message) <= _MESSAGE_CHARS else error.message[:_MESSAGE_CHARS] + "..."

@@ -28,7 +28,9 @@ class Cases:
         """
         if not folder.is_dir():
             raise SetupError(f"There is no folder of cases at {folder}.", hint="Set CASES_DIR to one.")
-        self._folders = {path.name: path for path in sorted(folder.iterdir()) if (path / "config.xml").is_file()}
+        self._folders = {
+            path.name: path for path in sorted(folder.iterdir()) if (path / "config.xml").is_file()
+        }
         self._configs = {name: read(path / "config.xml") for name, path in self._folders.items()}
         self._by_hash = {hash_config(xml): name for name, xml in self._configs.items()}
         self._compiled: dict[tuple[str, str], Case] = {}
@@ -118,7 +120,9 @@ def read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SetupError(f"{path} cannot be read: {error}.", hint="A case needs this file in UTF-8.") from error
+        raise SetupError(
+            f"{path} cannot be read: {error}.", hint="A case needs this file in UTF-8."
+        ) from error
 
 
 def _json(path: Path) -> Any:
@@ -139,7 +143,8 @@ def _examples(path: Path, labelling: Labelling) -> Iterator[Example]:
             yield Example(Task(0, row["data"]), labelling.decode(json.dumps(row["value"])))
         except (ValueError, KeyError, TypeError, InvalidValue) as error:
             raise SetupError(
-                f"{path} line {number} is no example: {error}.", hint='A line is {"data": {...}, "value": {...}}.'
+                f"{path} line {number} is no example: {error}.",
+                hint='A line is {"data": {...}, "value": {...}}.',
             ) from error
 
 

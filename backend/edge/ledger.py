@@ -53,14 +53,16 @@ class Ledger:
         """Keep what `/setup` said about a project."""
         with self._connection() as connection:
             connection.execute(
-                "INSERT INTO setups VALUES (?, ?) ON CONFLICT (project) DO UPDATE SET extra_params = excluded.extra_params",
+                "INSERT OR REPLACE INTO setups VALUES (?, ?)",
                 (project, json.dumps(extra_params)),
             )
 
     def setup_of(self, project: int) -> dict[str, Any]:
         """Give what `/setup` said about a project; empty if it was never seen."""
         with self._connection() as connection:
-            row = connection.execute("SELECT extra_params FROM setups WHERE project = ?", (project,)).fetchone()
+            row = connection.execute(
+                "SELECT extra_params FROM setups WHERE project = ?", (project,)
+            ).fetchone()
         found: dict[str, Any] = json.loads(row[0]) if row else {}
         return found
 
@@ -82,7 +84,8 @@ class Ledger:
                 rows = connection.execute("SELECT version FROM versions ORDER BY first_used, rowid")
             else:
                 rows = connection.execute(
-                    "SELECT version FROM project_versions WHERE project = ? ORDER BY first_used, rowid", (project,)
+                    "SELECT version FROM project_versions WHERE project = ? ORDER BY first_used, rowid",
+                    (project,),
                 )
             return [row[0] for row in rows]
 
@@ -130,4 +133,6 @@ class Ledger:
             with connection:
                 yield connection
         except sqlite3.Error as error:
-            raise ServiceError(f"The ledger failed: {error}.", hint="Look at its disk and permissions.") from error
+            raise ServiceError(
+                f"The ledger failed: {error}.", hint="Look at its disk and permissions."
+            ) from error

@@ -8,7 +8,7 @@ Source:
 """
 
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import orjson
@@ -22,7 +22,9 @@ _MESSAGE_CHARS = 300
 class VllmModel:
     """A model served by vLLM. Safe to call from several threads."""
 
-    def __init__(self, url: str, name: str, *, api_key: str = "", connections: int = 64, context_tokens: int = 0) -> None:
+    def __init__(
+        self, url: str, name: str, *, api_key: str = "", connections: int = 64, context_tokens: int = 0
+    ) -> None:
         """Prepare a client; nothing is sent before the first call.
 
         Args:
@@ -40,6 +42,16 @@ class VllmModel:
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
             trust_env=False,  # a proxy from the environment must not see the texts
         )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def name(self) -> str:
@@ -62,7 +74,8 @@ class VllmModel:
                 return int(model.get("max_model_len") or 0)
         served = ", ".join(str(model.get("id")) for model in models)
         raise SetupError(
-            f"The model server does not serve '{self._name}'; it serves: {served}.", hint="Set MODEL_NAME to one of them."
+            f"The model server does not serve '{self._name}'; it serves: {served}.",
+            hint="Set MODEL_NAME to one of them.",
         )
 
     def complete(self, prompt: Prompt, *, timeout_s: float) -> Completion:
@@ -100,7 +113,9 @@ class VllmModel:
                 hint="Check that MODEL_URL points at vLLM's /v1.",
             ) from error
 
-    def _call(self, method: str, path: str, body: dict[str, Any] | None, *, timeout_s: float) -> dict[str, Any]:
+    def _call(
+        self, method: str, path: str, body: dict[str, Any] | None, *, timeout_s: float
+    ) -> dict[str, Any]:
         try:
             response = self._client.request(
                 method,
@@ -111,7 +126,8 @@ class VllmModel:
             )
         except httpx.TimeoutException as error:
             raise ServiceError(
-                f"The model server did not answer within {timeout_s:.0f} s.", hint="Look at its load and its log."
+                f"The model server did not answer within {timeout_s:.0f} s.",
+                hint="Look at its load and its log.",
             ) from error
         except httpx.HTTPError as error:
             raise ServiceError(
@@ -153,7 +169,9 @@ def _refused(response: httpx.Response, name: str) -> ServiceError | TaskError | 
         message = response.text[:_MESSAGE_CHARS]
     code = response.status_code
     if code in (401, 403):
-        return SetupError(f"The model server refused the key ({code}).", hint="Set MODEL_API_KEY to its --api-key.")
+        return SetupError(
+            f"The model server refused the key ({code}).", hint="Set MODEL_API_KEY to its --api-key."
+        )
     if code == 404:
         return SetupError(
             f"The model server does not know '{name}' ({message}).",

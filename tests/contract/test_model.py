@@ -1,0 +1,190 @@
+"""What any model server must do for us: the fake in every run, real vLLM beside it where it is installed."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from backend.core.labelling import Task, compile_labelling
+from backend.core.prompting import Message, Prompt, render
+from backend.core.scoring import score
+from backend.edge.cases import Cases
+from backend.edge.vllm import VllmModel
+from backend.errors import ServiceError, SetupError, TaskError
+from tests.fake_vllm import fake_vllm
+
+CASES = Cases(Path(__file__).parents[2] / "label_config")
+
+
+@dataclass(frozen=True)
+class Engine:
+    url: str
+    name: str
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.integration)])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    if request.param == "real":
+        vllm = request.getfixturevalue("vllm")
+        yield Engine(vllm.url, vllm.name)
+        return
+    with fake_vllm(delay_s=0.005) as fake:
+        yield Engine(fake.url, fake.name)
+
+
+@pytest.fixture
+def model(engine: Engine) -> Iterator[VllmModel]:
+    with VllmModel(engine.url, engine.name) as opened:
+        yield opened
+
+
+def ask(case: str, text: str) -> Prompt:
+    found = CASES.get(case)
+    messages = render(found, Task(1, {"text": text}), "compact")
+    return Prompt(messages, schema=found.labelling.decoding_schema, temperature=0, max_tokens=600)
+
+
+@pytest.mark.parametrize("case", CASES.names())
+def test_an_answer_satisfies_the_decoding_schema_and_is_compact(model: VllmModel, case: str) -> None:
+    completion = model.complete(ask(case, "您好,我叫王小明。😀 OK"), timeout_s=60)
+    schema = CASES.get(case).labelling.decoding_schema
+    value = json.loads(completion.text)
+    assert completion.finish_reason == "stop"
+    assert Draft202012Validator(schema).is_valid(value), completion.text
+    assert completion.text == json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    assert list(value) == list(schema["properties"])
+    assert completion.prompt_tokens > 0
+    assert completion.completion_tokens > 0
+
+
+# Every codec's schema in one config: a keyword that the engine refuses is a 400 for a whole project.
+EVERYTHING = compile_labelling(
+    """
+<View><Text name="text" value="$text"/>
+  <Choices name="one" toName="text" required="true"><Choice value="a"/><Choice value="b"/></Choices>
+  <Choices name="several" toName="text" choice="multiple">
+    <Choice value="x"/><Choice value="y"/>
+  </Choices>
+  <TextArea name="line" toName="text" maxSubmissions="1"/>
+  <TextArea name="lines" toName="text" maxSubmissions="2"/>
+  <Labels name="spans" toName="text"><Label value="PER"/><Label value="LOC"/></Labels>
+  <Labels name="multi" toName="text" choice="multiple"><Label value="P"/><Label value="Q"/></Labels>
+  <Rating name="stars" toName="text"/><Number name="count" toName="text" min="1" max="9" step="1"/>
+  <Number name="share" toName="text" min="0" max="1" step="0.01"/><Number name="free" toName="text"/>
+  <DateTime name="day" toName="text" only="date"/><DateTime name="clock" toName="text" only="time"/>
+  <DateTime name="moment" toName="text"/><DateTime name="year" toName="text" only="year"/>
+  <Taxonomy name="tree" toName="text">
+    <Choice value="A"><Choice value="B"/></Choice><Choice value="C"/>
+  </Taxonomy>
+</View>""",
+    {
+        "properties": {
+            "line": {"maxLength": 20},
+            "lines": {"items": {"maxLength": 20}},
+            "spans": {"maxItems": 2, "items": {"properties": {"text": {"maxLength": 9}}}},
+            "multi": {"maxItems": 2, "items": {"properties": {"text": {"maxLength": 9}}}},
+        }
+    },
+)
+
+
+def test_the_schema_of_every_control_is_taken_and_obeyed(model: VllmModel) -> None:
+    schema = EVERYTHING.decoding_schema
+    prompt = Prompt((Message("user", "abc 京"),), schema=schema, max_tokens=1500)
+    completion = model.complete(prompt, timeout_s=120)
+    value = json.loads(completion.text)
+    assert [error.message for error in Draft202012Validator(schema).iter_errors(value)] == []
+
+
+def test_the_tokens_are_those_of_the_answer_and_give_a_score(model: VllmModel) -> None:
+    completion = model.complete(ask("complaint", "我叫王小明😀"), timeout_s=60)
+    assert b"".join(token.content for token in completion.tokens).startswith(completion.text.encode())
+    scored = score(completion.text, completion.tokens)
+    assert 0 < scored.total <= 1
+    assert list(scored.fields) == ["name", "address", "email", "question"]
+
+
+def test_a_greedy_answer_repeats(model: VllmModel) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        answers = pool.map(
+            lambda _: model.complete(ask("complaint", "我叫王小明"), timeout_s=60).text, range(16)
+        )
+    assert len(set(answers)) == 1
+
+
+def test_a_cut_answer_says_so(model: VllmModel) -> None:
+    prompt = ask("complaint", "我叫王小明")
+    cut = Prompt(prompt.messages, schema=prompt.schema, max_tokens=3)
+    completion = model.complete(cut, timeout_s=60)
+    assert completion.finish_reason == "length"
+
+
+def test_a_limit_beyond_the_context_is_left_to_the_server(model: VllmModel) -> None:
+    prompt = ask("complaint", "我叫王小明")
+    long = Prompt(prompt.messages, schema=prompt.schema, max_tokens=100_000)
+    assert model.complete(long, timeout_s=60).finish_reason == "stop"
+
+
+@pytest.mark.parametrize("context_tokens", [0, 2048])
+def test_a_wrong_model_name_stops_with_a_sentence(engine: Engine, context_tokens: int) -> None:
+    with (
+        VllmModel(engine.url, "nobody", context_tokens=context_tokens) as model,
+        pytest.raises(SetupError, match=r"does not (serve|know) 'nobody'"),
+    ):
+        model.complete(ask("sentiment", "a"), timeout_s=60)
+
+
+def test_a_schema_that_the_server_refuses_costs_this_task(model: VllmModel) -> None:
+    schema = {
+        "type": "array",
+        "items": {"type": "string", "maxLength": 2},
+        "maxItems": 2,
+        "uniqueItems": True,
+    }
+    prompt = Prompt((Message("user", "a"),), schema=schema, max_tokens=50)
+    with pytest.raises(TaskError, match=r"refused the prompt \(400\): .*uniqueItems"):
+        model.complete(prompt, timeout_s=60)
+
+
+def test_a_server_that_is_too_slow_may_be_tried_again(model: VllmModel) -> None:
+    assert model.context_tokens == 2048
+    with pytest.raises(ServiceError, match="did not answer within"):
+        model.complete(ask("complaint", "我叫王小明"), timeout_s=0.0001)
+
+
+def test_a_server_that_is_not_there_may_be_tried_again() -> None:
+    with (
+        VllmModel("http://127.0.0.1:9/v1", "x", context_tokens=1) as model,
+        pytest.raises(ServiceError, match="cannot be reached"),
+    ):
+        model.complete(ask("sentiment", "a"), timeout_s=5)
+
+
+# What the tests above cannot provoke on a real server: the codes of the facts, told apart.
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(401, SetupError), (403, SetupError), (422, TaskError), (429, ServiceError), (503, ServiceError)],
+)
+def test_each_refusal_says_its_reaction(status: int, expected: type[Exception]) -> None:
+    with (
+        fake_vllm(fail=lambda _: status) as fake,
+        VllmModel(fake.url, fake.name) as model,
+        pytest.raises(expected),
+    ):
+        model.complete(ask("sentiment", "a"), timeout_s=5)
+
+
+def test_a_key_is_sent_and_never_told() -> None:
+    with fake_vllm(api_key="right-key") as fake:
+        with VllmModel(fake.url, fake.name, api_key="right-key") as model:
+            assert model.complete(ask("sentiment", "a"), timeout_s=5).text
+        with (
+            VllmModel(fake.url, fake.name, api_key="wrong-key") as model,
+            pytest.raises(SetupError) as refused,
+        ):
+            model.complete(ask("sentiment", "a"), timeout_s=5)
+    assert "wrong-key" not in str(refused.value)

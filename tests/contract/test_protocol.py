@@ -1,0 +1,249 @@
+"""Label Studio's wire protocol, as the measured bodies of Label Studio 1.23 ask it."""
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backend.edge.cases import Cases
+from backend.edge.ledger import Ledger
+from backend.edge.vllm import VllmModel
+from backend.predict import Drafter
+from backend.protocol import Server
+from tests.fake_vllm import FakeVllm, fake_vllm
+
+CASES = Cases(Path(__file__).parents[2] / "label_config")
+CONFIG = CASES.config("sentiment")
+UNSUPPORTED = '<View><Image name="i" value="$i"/><Brush name="b" toName="i"/></View>'
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeVllm]:
+    with fake_vllm(context_tokens=4096) as server:
+        yield server
+
+
+@pytest.fixture
+def patched() -> list[tuple[int, dict[str, Any]]]:
+    return []
+
+
+@pytest.fixture
+def server(fake: FakeVllm, tmp_path: Path, patched: list[tuple[int, dict[str, Any]]]) -> Iterator[Server]:
+    model = VllmModel(fake.url, fake.name)
+    drafter = Drafter(model, profile="compact", temperature=0, concurrency=16)
+    yield Server(
+        drafter=drafter,
+        cases=CASES,
+        memory=Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3"),
+        patch_task=lambda task_id, data: patched.append((task_id, data)),
+        user="ann",
+        password="páss",
+        deadline_s=5,
+    )
+    drafter.close()
+    model.close()
+
+
+@pytest.fixture
+def client(server: Server) -> FlaskClient:
+    client = server.wsgi().test_client()
+    client.environ_base["HTTP_AUTHORIZATION"] = "Basic " + base64.b64encode("ann:páss".encode()).decode()
+    return client
+
+
+def task(number: int, text: str = "很好") -> dict[str, Any]:
+    return {"id": number, "data": {"text": text, "draft_status": ""}, "annotations": [], "predictions": []}
+
+
+def predict(
+    client: FlaskClient, tasks: list[Any], config: str = CONFIG, project: str = "7.1700000000"
+) -> list[Any]:
+    body = {
+        "tasks": tasks,
+        "project": project,
+        "label_config": config,
+        "params": {"login": None, "context": None},
+    }
+    answer = client.post("/predict", json=body)
+    assert answer.status_code == 200
+    results: list[Any] = answer.get_json()["results"]
+    return results
+
+
+def setup(client: FlaskClient, extra_params: Any, config: str = CONFIG, project: str = "7.1700000000") -> Any:
+    body = {
+        "project": project,
+        "schema": config,
+        "hostname": "http://ls",
+        "access_token": "t",
+        "extra_params": extra_params,
+    }
+    return client.post("/setup", json=body)
+
+
+def test_health_needs_no_password_and_everything_else_does(client: FlaskClient) -> None:
+    client.environ_base.pop("HTTP_AUTHORIZATION")
+    assert client.get("/health").status_code == 200
+    calls = [
+        ("post", "/setup"),
+        ("post", "/predict"),
+        ("post", "/webhook"),
+        ("get", "/versions"),
+        ("get", "/metrics"),
+    ]
+    for method, path in calls:
+        for header in (
+            {},
+            {"Authorization": "Basic " + base64.b64encode(b"ann:wrong").decode()},
+            {"Authorization": "Bearer x"},
+        ):
+            answer = getattr(client, method)(path, headers=header)
+            assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (
+                401,
+                'Basic realm="draftloop"',
+            )
+
+
+def test_predict_works_without_a_setup_before_it(client: FlaskClient) -> None:
+    results = predict(client, [task(1), task(2)])
+    assert [result["result"][0]["value"] for result in results] == [{"choices": ["positive"]}] * 2
+
+
+@pytest.mark.parametrize("extra", [None, "", {}, {"case": "sentiment"}, '{"case": "sentiment"}'])
+def test_setup_and_predictions_carry_the_same_version(client: FlaskClient, extra: Any) -> None:
+    version = setup(client, extra).get_json()["model_version"]
+    assert {result["model_version"] for result in predict(client, [task(1), task(2)])} == {version}
+    assert client.get("/versions?project=7").get_json() == {"versions": [version]}
+
+
+def test_two_projects_are_served_at_once_each_by_its_own_config(client: FlaskClient) -> None:
+    setup(client, {"case": "sentiment"}, project="7.1")
+    setup(client, {"case": "complaint"}, CASES.config("complaint"), project="8.1")
+    one = predict(client, [task(1)], project="7.1")
+    two = predict(client, [task(1)], CASES.config("complaint"), project="8.1")
+    assert one[0]["result"][0]["from_name"] == "sentiment"
+    assert {region["from_name"] for region in two[0]["result"]} == {"name", "address", "email", "question"}
+    assert one[0]["model_version"] != two[0]["model_version"]
+
+
+def test_an_edited_config_keeps_its_case_and_gets_a_new_version(client: FlaskClient) -> None:
+    edited = CONFIG.replace("neutral", "mixed")
+    version = setup(client, {"case": "sentiment"}).get_json()["model_version"]
+    result = predict(client, [task(1)], edited)[0]
+    assert result["model_version"] != version
+    assert result["result"]
+
+
+def test_there_are_exactly_n_results_in_order_whatever_fails_inside(
+    client: FlaskClient, fake: FakeVllm
+) -> None:
+    fake.fail = lambda body: 400 if "bad" in body["messages"][-1]["content"] else None
+    tasks = [task(5), task(6, "bad"), {"id": 7, "data": {}}, {"id": "x"}, None, task(5), 3, task(8)]
+    results = predict(client, tasks)
+    assert [bool(result.get("result")) for result in results] == [
+        True,
+        False,
+        False,
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
+    assert [("result" in result) for result in results] == [True, True, True, False, False, True, False, True]
+    assert all(isinstance(result["score"], float) for result in results if result)
+
+
+def test_a_model_server_that_is_down_leaves_items_that_are_asked_for_again(
+    client: FlaskClient, fake: FakeVllm
+) -> None:
+    fake.fail = lambda _: 503
+    assert predict(client, [task(1), task(2)]) == [{}, {}]
+
+
+def test_reasons_are_shown_in_the_page_and_cleared_when_they_are_gone(
+    client: FlaskClient, fake: FakeVllm, patched: list[tuple[int, dict[str, Any]]]
+) -> None:
+    fake.answer = lambda _: "no json"
+    predict(client, [task(1), task(2)])
+    assert [task_id for task_id, _ in sorted(patched, key=lambda patch: patch[0])] == [1, 2]
+    assert patched[0][1]["text"] == "很好"
+    assert "There is no draft" in patched[0][1]["draft_status"]
+    fake.answer = None
+    predict(client, [{"id": 1, "data": patched[0][1]}])
+    assert patched[-1] == (1, {"text": "很好", "draft_status": ""})
+    assert len(patched) == 3
+
+
+def test_an_unknown_tag_is_refused_at_setup_and_answered_n_times_at_predict(client: FlaskClient) -> None:
+    answer = setup(client, None, UNSUPPORTED)
+    assert answer.status_code == 400
+    assert "Tag <Image>" in answer.get_json()["error"]
+    assert predict(client, [task(1), task(2)], UNSUPPORTED) == [{}, {}]
+
+
+@pytest.mark.parametrize("action", ["START_TRAINING", "ANNOTATION_CREATED", "ANNOTATIONS_DELETED"])
+def test_webhooks_are_noted(client: FlaskClient, action: str) -> None:
+    assert client.post("/webhook", json={"action": action, "project": {"id": 1}}).status_code == 200
+
+
+def test_metrics_count_drafts_by_case_and_outcome(client: FlaskClient) -> None:
+    predict(client, [task(1), task(2)])
+    assert 'draftloop_drafts_total{case="sentiment",status="ok"} 2.0' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b'"x"', b'{"tasks": 1}', b'{"tasks": [], "label_config": 1}', b"\xff"]
+)
+@pytest.mark.parametrize("path", ["/setup", "/predict"])
+def test_a_bad_body_is_told_in_a_sentence(client: FlaskClient, path: str, body: bytes) -> None:
+    answer = client.post(path, data=body, content_type="application/json")
+    assert answer.status_code == 400
+    assert answer.get_json()["error"]
+    assert answer.get_json()["hint"]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+bodies = st.fixed_dictionaries(
+    {},
+    optional={
+        "tasks": st.lists(
+            st.fixed_dictionaries({}, optional={"id": json_values, "data": json_values}) | json_values,
+            max_size=3,
+        )
+        | json_values,
+        "project": json_values,
+        "label_config": st.just(CONFIG) | json_values,
+        "schema": st.just(CONFIG) | json_values,
+        "extra_params": json_values,
+    },
+)
+
+
+def test_no_body_makes_a_500_or_a_traceback(client: FlaskClient) -> None:
+    @settings(max_examples=200, deadline=None)
+    @given(st.sampled_from(["/setup", "/predict", "/webhook"]), bodies | json_values)
+    def fuzz(path: str, body: Any) -> None:
+        answer = client.post(path, data=json.dumps(body), content_type="application/json")
+        assert answer.status_code in (200, 400), answer.text
+        assert "Traceback" not in answer.text
+        if path == "/predict" and answer.status_code == 200:
+            assert len(answer.get_json()["results"]) == len(body["tasks"])
+
+    fuzz()
+
+
+def test_an_unknown_path_or_method_is_no_traceback(client: FlaskClient) -> None:
+    assert client.get("/nowhere").status_code == 404
+    assert client.get("/predict").status_code == 405

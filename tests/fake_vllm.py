@@ -1,0 +1,149 @@
+"""An HTTP server that answers as vLLM does, without a model; passes tests/contract/test_model.py.
+
+Every answer satisfies the schema of its request, with texts copied from the user's message, unless the
+test says otherwise through `answer`, `fail` or `delay_s`.
+"""
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Body = dict[str, Any]
+_EXAMPLES = ("2026-01-02", "10:30", "2026-01-02T10:30")
+
+
+@dataclass
+class FakeVllm:
+    """What the fake serves and what it was asked; change it while it runs."""
+
+    name: str = "fake"
+    api_key: str = ""
+    context_tokens: int = 2048
+    url: str = ""
+    answer: Callable[[Body], str] | None = None
+    fail: Callable[[Body], int | None] = field(default=lambda _: None)
+    delay_s: float = 0.0
+    asked: list[Body] = field(default_factory=list)
+    most_at_once: int = 0
+    _now: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def complete(self, body: Body) -> tuple[int, Body]:
+        """Answer one chat completion as status and body."""
+        with self._lock:
+            self.asked.append(body)
+            self._now += 1
+            self.most_at_once = max(self.most_at_once, self._now)
+        try:
+            time.sleep(self.delay_s)
+            status = self.fail(body)
+            if status is not None:
+                return status, {"error": {"message": "as the test asked"}}
+            return self._complete(body)
+        finally:
+            with self._lock:
+                self._now -= 1
+
+    def _complete(self, body: Body) -> tuple[int, Body]:
+        if body["model"] != self.name:
+            return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
+        schema = body.get("response_format", {}).get("json_schema", {}).get("schema")
+        if "uniqueItems" in json.dumps(schema):
+            return 400, {"error": {"message": "Unimplemented keys: uniqueItems"}}
+        prompt = "".join(message["content"] for message in body["messages"])
+        limit = body.get("max_tokens")
+        if limit is not None and len(prompt.encode()) // 4 + limit > self.context_tokens:
+            return 400, {"error": {"message": "This model's maximum context length is exceeded."}}
+        text = body["messages"][-1]["content"]
+        value = satisfying(schema, text) if schema else text
+        answer = (
+            self.answer(body) if self.answer else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        )
+        finish = "stop"
+        if limit is not None and len(answer) > limit:
+            answer, finish = answer[:limit], "length"
+        return 200, {
+            "choices": [
+                {
+                    "message": {"role": "assistant", "content": answer},
+                    "finish_reason": finish,
+                    "logprobs": {
+                        "content": [{"token": c, "bytes": list(c.encode()), "logprob": -0.01} for c in answer]
+                    },
+                }
+            ],
+            "usage": {"prompt_tokens": len(prompt), "completion_tokens": len(answer)},
+        }
+
+
+def satisfying(schema: Body, text: str) -> Any:
+    """Make a small value that satisfies a schema, with strings copied from the text."""
+    if "anyOf" in schema:
+        return satisfying(schema["anyOf"][0], text)
+    if "enum" in schema:
+        return schema["enum"][0]
+    kind = schema["type"]
+    if kind == "object":
+        return {key: satisfying(inner, text) for key, inner in schema["properties"].items()}
+    if kind == "array":
+        return [satisfying(schema["items"], text) for _ in range(max(1, schema.get("minItems", 0)))]
+    if kind == "string":
+        if "pattern" in schema:
+            fitting = (example for example in _EXAMPLES if re.search(schema["pattern"], example))
+            return next(fitting)
+        return text[: min(4, schema["maxLength"])]
+    return schema.get("minimum", 0)
+
+
+@contextmanager
+def fake_vllm(**settings: Any) -> Iterator[FakeVllm]:
+    """Serve a fake on a free port of the loopback."""
+    fake = FakeVllm(**settings)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self._send(200, {"data": [{"id": fake.name, "max_model_len": fake.context_tokens}]})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if fake.api_key and self.headers.get("Authorization") != f"Bearer {fake.api_key}":
+                self._send(401, {"error": "Unauthorized"})
+                return
+            self._send(*fake.complete(body))
+
+        def _send(self, status: int, body: Body) -> None:
+            content = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 256
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            pass  # a client that went away is part of some tests
+
+    server = Server(("127.0.0.1", 0), Handler)
+    fake.url = f"http://127.0.0.1:{server.server_port}/v1"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield fake
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

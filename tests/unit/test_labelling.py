@@ -1,0 +1,83 @@
+"""Configs, schemas, the canonical serialization, and what is refused."""
+
+import pytest
+
+from backend.core.labelling import Task, compile_labelling, hash_config
+from backend.errors import InvalidValue, SetupError, TaskError
+
+CONFIG = """<View><HyperText name="why" value="$draft_status"/><Text name="text" value="$text"/>
+<TextArea name="name" toName="text" maxSubmissions="1"/>
+<TextArea name="city" toName="text" maxSubmissions="1"/></View>"""
+
+
+def test_keys_keep_the_order_of_the_config_whatever_the_value_has() -> None:
+    labelling = compile_labelling(CONFIG)
+    assert labelling.encode({"city": "北京", "name": 'a"b\n'}) == '{"name":"a\\"b\\n","city":"北京"}'
+
+
+def test_the_status_is_shown_but_is_no_input() -> None:
+    labelling = compile_labelling(CONFIG)
+    assert labelling.shows_status
+    assert labelling.inputs(Task(1, {"text": "a", "draft_status": "b"})) == {"text": "a"}
+
+
+def test_an_overlay_tightens_both_schemas_and_its_optional_keys_may_be_null() -> None:
+    overlay = {"required": ["city"], "properties": {"name": {"maxLength": 5, "x-grounded": True}}}
+    labelling = compile_labelling(CONFIG, overlay)
+    name = {"type": "string", "minLength": 1, "maxLength": 5}
+    assert labelling.decoding_schema["properties"]["name"] == {"anyOf": [name, {"type": "null"}]}
+    assert labelling.decoding_schema["required"] == ["name", "city"]
+    assert labelling.validating_schema["properties"]["name"] == {**name, "x-grounded": True}
+    assert labelling.validating_schema["required"] == ["city"]
+
+
+def test_an_overlay_for_a_control_that_is_not_there_is_refused() -> None:
+    with pytest.raises(SetupError, match="'nme', which is no control"):
+        compile_labelling(CONFIG, {"properties": {"nme": {}}})
+
+
+def test_the_decoding_schema_holds_no_keyword_that_the_engine_refuses_or_ignores() -> None:
+    overlay = {"properties": {"name": {"not": {"const": "x"}, "format": "email", "uniqueItems": True}}}
+    decoding = str(compile_labelling(CONFIG, overlay).decoding_schema)
+    assert not [word for word in ("not", "format", "uniqueItems") if f"'{word}'" in decoding]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["", "{", "[]", "null", '{"name": NaN}', '{"name":"a","name":"b"}', '```{"name":"a"}```', "[" * 100_000],
+)
+def test_an_answer_that_is_not_one_json_object_is_undecodable(answer: str) -> None:
+    with pytest.raises(InvalidValue):
+        compile_labelling(CONFIG).decode(answer)
+
+
+@pytest.mark.parametrize("data", [{}, {"text": None}, {"text": ["a"]}, {"text": "half \ud83d"}])
+def test_a_task_whose_text_cannot_be_read_is_told(data: dict[str, object]) -> None:
+    with pytest.raises(TaskError, match="Task 5"):
+        compile_labelling(CONFIG).inputs(Task(5, data))
+
+
+def test_a_nested_key_is_found() -> None:
+    config = CONFIG.replace("$text", "$mail.body")
+    assert compile_labelling(config).inputs(Task(1, {"mail": {"body": "a"}})) == {"mail.body": "a"}
+
+
+def test_html_is_read_as_the_text_that_a_browser_shows() -> None:
+    config = CONFIG.replace('<Text name="text"', '<HyperText name="text"')
+    html = "<style>p{}</style><p>One &amp; <b>two</b></p><p>three<br>four</p><script>x()</script>"
+    assert compile_labelling(config).inputs(Task(1, {"text": html})) == {"text": "One & two\nthree\nfour"}
+
+
+def test_the_hash_of_a_config_ignores_white_space_and_attribute_order() -> None:
+    spaced = '<View>\n  <Text value="$t" name="t"/>\n</View>'
+    assert hash_config(spaced) == hash_config('<View><Text name="t" value="$t"></Text></View>')
+    assert hash_config(spaced) != hash_config('<View><Text name="u" value="$t"/></View>')
+
+
+BOMB = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]><View><Text name="t" value="&b;"/></View>'
+
+
+@pytest.mark.parametrize("xml", ["", "no xml", "<View>", BOMB, "<View>\x00</View>"])
+def test_what_is_not_safe_xml_is_refused(xml: str) -> None:
+    with pytest.raises(SetupError, match="not XML"):
+        compile_labelling(xml)

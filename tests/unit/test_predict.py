@@ -1,0 +1,151 @@
+"""The flow: one draft per task, an answer that fails goes back once, nothing is hidden or thrown away."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backend.core.labelling import Task
+from backend.edge.cases import Cases
+from backend.edge.vllm import VllmModel
+from backend.predict import Drafter, draft_status_html
+from tests.fake_vllm import Body, FakeVllm, fake_vllm
+
+CASES = Cases(Path(__file__).parents[2] / "label_config")
+FLIGHT = CASES.get("flight_booking")
+TEXT = "从昆明到哈尔滨"
+RIGHT = {"intent": "book", "departure_city": "昆明", "arrival_city": "哈尔滨"}
+SAME = {**RIGHT, "arrival_city": "昆明"}
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeVllm]:
+    with fake_vllm(context_tokens=4096) as server:
+        yield server
+
+
+@pytest.fixture
+def drafter(fake: FakeVllm) -> Iterator[Drafter]:
+    with VllmModel(fake.url, fake.name) as model:
+        made = Drafter(model, profile="compact", concurrency=8)
+        yield made
+        made.close()
+
+
+def answers(*values: Any) -> Any:
+    """Answer the first question of a task with the first value, the retry with the second."""
+
+    def answer(body: Body) -> str:
+        turn = sum(message["role"] == "assistant" for message in body["messages"])
+        value = values[min(turn, len(values) - 1)]
+        return value if isinstance(value, str) else FLIGHT.labelling.encode(value)
+
+    return answer
+
+
+def flight(drafter: Drafter) -> Any:
+    return drafter.draft(FLIGHT, [Task(1, {"text": TEXT})])[0]
+
+
+def test_a_right_answer_is_prefilled_and_scored(fake: FakeVllm, drafter: Drafter) -> None:
+    fake.answer = answers(RIGHT)
+    draft = flight(drafter)
+    assert (draft.status, draft.value, draft.attempts, draft.reasons) == ("ok", RIGHT, 1, ())
+    assert 0 < draft.score < 1
+    assert draft.prediction()["model_version"] == drafter.version(FLIGHT)
+    assert {region["from_name"] for region in draft.prediction()["result"]} == set(RIGHT)
+    assert draft_status_html(draft) == ""
+
+
+def test_a_wrong_answer_goes_back_once_with_the_validators_words(fake: FakeVllm, drafter: Drafter) -> None:
+    fake.answer = answers(SAME, RIGHT)
+    draft = flight(drafter)
+    assert (draft.status, draft.value, draft.attempts) == ("ok", RIGHT, 2)
+    assert "must differ" in fake.asked[1]["messages"][-1]["content"]
+
+
+def test_what_still_fails_its_rules_stays_prefilled_with_score_0_and_its_reasons(
+    fake: FakeVllm, drafter: Drafter
+) -> None:
+    fake.answer = answers(SAME)
+    draft = flight(drafter)
+    assert (draft.status, draft.value, draft.score, draft.attempts) == ("invalid", SAME, 0.0, 2)
+    assert len(draft.regions) == 3
+    assert "must differ" in draft_status_html(draft)
+
+
+def test_what_cannot_be_decoded_is_empty_with_its_reasons(fake: FakeVllm, drafter: Drafter) -> None:
+    fake.answer = answers("<b>no json")
+    draft = flight(drafter)
+    assert (draft.status, draft.value, draft.score) == ("undecodable", None, 0.0)
+    assert draft.prediction()["result"] == []
+    assert draft.raw == "<b>no json"
+
+
+def test_a_decodable_first_answer_is_kept_when_the_second_is_worse(fake: FakeVllm, drafter: Drafter) -> None:
+    fake.answer = answers(SAME, "no json")
+    draft = flight(drafter)
+    assert (draft.status, draft.value) == ("invalid", SAME)
+    assert json.loads(draft.raw)["arrival_city"] == "昆明"
+
+
+def test_reasons_are_escaped_in_the_page(fake: FakeVllm, drafter: Drafter) -> None:
+    fake.answer = answers({**RIGHT, "arrival_city": "<img src=x>"})
+    assert "&lt;img" in draft_status_html(flight(drafter))
+
+
+def test_a_task_without_its_text_costs_only_itself(fake: FakeVllm, drafter: Drafter) -> None:
+    fake.answer = answers(RIGHT)
+    drafts = drafter.draft(FLIGHT, [Task(1, {"text": TEXT}), Task(2, {}), Task(3, {"text": TEXT})])
+    assert [(draft.task_id, draft.status) for draft in drafts] == [(1, "ok"), (2, "undecodable"), (3, "ok")]
+    assert "key 'text' is missing" in draft_status_html(drafts[1])
+
+
+def test_a_refused_prompt_costs_only_its_task(fake: FakeVllm, drafter: Drafter) -> None:
+    fake.answer = answers(RIGHT)
+    fake.fail = lambda body: 400 if "拒" in body["messages"][-1]["content"] else None
+    drafts = drafter.draft(FLIGHT, [Task(1, {"text": TEXT}), Task(2, {"text": "拒"})])
+    assert [draft.status for draft in drafts] == ["ok", "undecodable"]
+
+
+def test_a_server_that_fails_a_while_is_tried_again(fake: FakeVllm, drafter: Drafter) -> None:
+    fake.answer = answers(RIGHT)
+    fake.fail = lambda _: 503 if len(fake.asked) < 3 else None
+    assert flight(drafter).status == "ok"
+    assert len(fake.asked) == 3
+
+
+def test_what_is_not_ready_at_the_deadline_is_asked_for_again(fake: FakeVllm, drafter: Drafter) -> None:
+    fake.delay_s = 2
+    drafts = drafter.draft(FLIGHT, [Task(number, {"text": TEXT}) for number in range(20)], deadline_s=0.3)
+    assert len(drafts) == 20
+    assert {draft.status for draft in drafts} == {"failed"}
+    assert {draft.prediction() for draft in drafts} == {None}
+
+
+def test_tasks_run_side_by_side_but_never_more_than_stated(fake: FakeVllm, drafter: Drafter) -> None:
+    fake.answer, fake.delay_s = answers(RIGHT), 0.05
+    drafts = list(drafter.stream(FLIGHT, (Task(number, {"text": TEXT}) for number in range(40))))
+    assert sorted(draft.task_id for draft in drafts) == list(range(40))
+    assert fake.most_at_once == 8
+
+
+def test_the_version_says_all_that_decides_a_draft(fake: FakeVllm) -> None:
+    model = VllmModel(fake.url, fake.name)
+    edited = CASES.find(CASES.config("flight_booking").replace("Intent", "Wish"), "flight_booking")
+    versions = [
+        Drafter(model, profile="compact", temperature=0).version(FLIGHT),
+        Drafter(model, profile="full", temperature=0).version(FLIGHT),
+        Drafter(model, profile="compact", temperature=0.3).version(FLIGHT),
+        Drafter(VllmModel(fake.url, "other"), profile="compact", temperature=0).version(FLIGHT),
+        Drafter(model, profile="compact", temperature=0).version(edited),
+        Drafter(model, profile="compact", temperature=0).version(CASES.get("sentiment")),
+    ]
+    assert len(set(versions)) == 6
+    assert versions[0] == Drafter(
+        VllmModel("http://elsewhere/v1", fake.name), profile="compact", temperature=0
+    ).version(FLIGHT)
+    assert versions[0].startswith("fake-")
+    assert len(versions[0]) == len("fake-") + 10

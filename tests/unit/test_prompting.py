@@ -1,0 +1,130 @@
+"""Cases and prompts: the shipped ones are right, the shared part comes first; scores."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from label_studio_sdk.label_interface.interface import LabelInterface
+
+from backend.core.labelling import Task, compile_labelling
+from backend.core.prompting import Token, generic_case, parse_prompt, render, render_retry
+from backend.core.rules import Reason
+from backend.core.scoring import score
+from backend.edge.cases import Cases
+from backend.errors import SetupError
+
+FOLDER = Path(__file__).parents[2] / "label_config"
+CASES = Cases(FOLDER)
+
+
+@pytest.mark.parametrize("name", CASES.names())
+def test_a_shipped_case_is_right_by_its_own_task_and_value(name: str) -> None:
+    case = CASES.get(name)
+    task = Task(1, json.loads((FOLDER / name / "task.json").read_text(encoding="utf-8")))
+    value = json.loads((FOLDER / name / "value.json").read_text(encoding="utf-8"))
+    assert case.rules.check(value, task) == ()
+    placed = case.labelling.to_regions(value, task)
+    assert case.labelling.from_regions(placed.regions, task) == value
+    prediction = {"result": placed.regions, "score": 1.0, "model_version": "v"}
+    assert LabelInterface(CASES.config(name)).validate_prediction(prediction, return_errors=True) == []
+    assert case.labelling.shows_status
+    assert case.examples
+
+
+@pytest.mark.parametrize("name", CASES.names())
+def test_prompts_of_two_tasks_differ_only_in_the_last_message(name: str) -> None:
+    case = CASES.get(name)
+    for profile in ("full", "compact"):
+        one = render(case, Task(1, {"text": "甲"}), profile)
+        two = render(case, Task(2, {"text": "乙"}), profile)
+        assert one[:-1] == two[:-1]
+        assert (one[-1].content, two[-1].content) == ("甲", "乙")
+
+
+def test_the_full_profile_tells_role_task_schema_rules_and_examples() -> None:
+    case = CASES.get("flight_booking")
+    messages = render(case, Task(1, {"text": "x"}), "full")
+    system = messages[0].content
+    schema = json.dumps(case.labelling.decoding_schema, ensure_ascii=False, separators=(",", ":"))
+    assert all(part in system for part in (case.role, case.task_text, schema, "must differ"))
+    assert [message.role for message in messages[1:]] == ["user", "assistant", "user", "assistant", "user"]
+    assert messages[2].content == case.labelling.encode(case.examples[0].value)
+
+
+def test_a_chinese_case_is_asked_in_chinese() -> None:
+    assert "只输出" in render(CASES.get("complaint"), Task(1, {"text": "x"}), "full")[0].content
+
+
+def test_the_compact_profile_is_the_one_line_and_the_text() -> None:
+    messages = render(CASES.get("sentiment"), Task(1, {"text": "x"}), "compact")
+    assert [(message.role, message.content) for message in messages] == [
+        ("system", "Classify the sentiment as JSON: sentiment (positive, negative, neutral)."),
+        ("user", "x"),
+    ]
+
+
+def test_an_answer_is_sent_back_with_the_words_of_its_reasons() -> None:
+    case = CASES.get("flight_booking")
+    asked = render(case, Task(1, {"text": "x"}), "full")
+    again = render_retry(case, asked, "{}", [Reason("schema", "time", "too short")])
+    assert again[: len(asked)] == asked
+    assert again[-2].content == "{}"
+    assert "- time: too short" in again[-1].content
+
+
+def test_several_texts_are_told_apart() -> None:
+    config = """<View><Text name="q" value="$question"/><Text name="a" value="$answer"/>
+    <Rating name="r" toName="a"/></View>"""
+    case = generic_case(compile_labelling(config))
+    asked = render(case, Task(1, {"question": "Q", "answer": "A"}), "compact")[-1].content
+    assert asked == "## question\nQ\n\n## answer\nA"
+
+
+def test_a_project_finds_its_case_by_name_then_by_config_then_by_xml_alone() -> None:
+    xml = CASES.config("sentiment")
+    assert CASES.find(xml).name == "sentiment"
+    assert CASES.find(xml.replace("neutral", "mixed"), "sentiment").name == "sentiment"
+    assert CASES.find(xml.replace("neutral", "mixed")).name == "generic"
+    assert CASES.find(xml, "sentiment") is CASES.find(xml)
+
+
+def test_examples_that_an_edited_config_outgrew_are_left_out() -> None:
+    edited = CASES.find(CASES.config("sentiment").replace("neutral", "mixed"), "sentiment")
+    assert [example.value for example in edited.examples] == [{"sentiment": "positive"}]
+
+
+@pytest.mark.parametrize(
+    ("markdown", "words"),
+    [("# Role\na\n# Task\nb", "compact"), ("# Role\na\n# Task\nb\n# Compact\nc\n# Extra\nd", "extra")],
+)
+def test_a_prompt_file_with_other_sections_is_refused(markdown: str, words: str) -> None:
+    with pytest.raises(SetupError, match=words):
+        parse_prompt(markdown, "x/prompt.md")
+
+
+def tokens(*parts: tuple[str, float]) -> list[Token]:
+    return [Token(text.encode(), math.log(probability)) for text, probability in parts]
+
+
+def test_the_score_is_the_probability_of_the_value_and_of_each_field() -> None:
+    answer = '{"a":"北","b":null}'
+    scored = score(answer, tokens(('{"a":"', 1.0), ("北", 0.5), ('","b":', 0.8), ("null", 0.25), ("}", 1.0)))
+    assert scored.total == pytest.approx(0.5 * 0.8 * 0.25)
+    assert scored.fields["a"] == pytest.approx(0.5)
+    assert scored.fields["b"] == pytest.approx(0.8 * 0.25)
+
+
+def test_half_characters_in_tokens_do_not_disturb_the_score() -> None:
+    north = "北".encode()
+    split = [Token(b'{"a":"', 0.0), Token(north[:1], math.log(0.5)), Token(north[1:], 0.0), Token(b'"}', 0.0)]
+    assert score('{"a":"北"}', split).fields == {"a": pytest.approx(0.5)}
+
+
+@pytest.mark.parametrize("answer", ["", "x", "[1]", '{"a":', '{"a" 1}'])
+def test_what_is_no_object_scores_zero(answer: str) -> None:
+    assert score(answer, [Token(answer.encode(), 0.0)]).total == 0.0
+
+
+def test_tokens_of_another_answer_score_zero() -> None:
+    assert score('{"a":1}', [Token(b"{}", 0.0)]).total == 0.0
