@@ -237,8 +237,8 @@ def draft_status_html(draft: Draft) -> str:
     if not draft.reasons:
         return ""
     title = "The draft breaks its rules" if draft.status == "invalid" else "There is no draft"
-    rows = "".join(f"<li>{html.escape(str(reason), quote=False)}</li>" for reason in draft.reasons)
-    return f"<b>{title}</b><ul>{rows}</ul>"
+    rows = "".join(f"<br>• {html.escape(str(reason), quote=False)}" for reason in draft.reasons)
+    return f"<b>{title}</b>{rows}"
 
 
 def _failed(task: Task, version: str, words: str, started: float | None = None) -> Draft:

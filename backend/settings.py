@@ -62,7 +62,9 @@ class BackendSettings(BaseSettings):
     deadline_s: float = Field(
         90, gt=0, description="Time within which /predict answers (Label Studio waits 100 s)."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least log level shown.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least log level shown."
+    )
 
 
 class StoreSettings(BaseSettings):
@@ -71,7 +73,8 @@ class StoreSettings(BaseSettings):
     model_config = SettingsConfigDict(extra="ignore")
 
     ledger_url: str = Field(
-        "sqlite:///draftloop.sqlite3", description="The ledger: `sqlite:///relative` or `sqlite:////absolute`."
+        "sqlite:///draftloop.sqlite3",
+        description="The ledger: `sqlite:///relative` or `sqlite:////absolute`.",
     )
     cases_dir: Path = Field(ROOT / "label_config", description="Folder with one folder per case.")
 

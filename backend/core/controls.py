@@ -385,18 +385,17 @@ class DateTime(Control):
     _TIME: ClassVar[str] = "([01][0-9]|2[0-3]):[0-5][0-9]"
 
     def schema(self) -> Schema:
-        """Give a string with an anchored pattern: date, time, year, or date and time."""
+        """Give a string with an anchored pattern: date, time, or date and time."""
+        # only="year" is left out: the page takes no number there and does not show a string.
         only = {part.strip() for part in self.attributes.get("only", "").split(",")} - {""}
         if only == {"date"}:
             return {"type": "string", "pattern": f"^{self._DATE}$", "format": "date", "maxLength": 10}
         if only == {"time"}:
             return {"type": "string", "pattern": f"^{self._TIME}$", "maxLength": 5}
-        if only == {"year"}:
-            return {"type": "integer", "minimum": 1000, "maximum": 9999}
         if only:
             raise SetupError(
                 f"Control '{self.name}' (DateTime): only=\"{self.attributes['only']}\" is not supported.",
-                hint='Use only="date", "time" or "year", or leave it out for date and time.',
+                hint='Use only="date" or only="time", or leave it out for date and time.',
             )
         return {"type": "string", "pattern": f"^{self._DATE}T{self._TIME}$", "maxLength": 16}
 

@@ -76,7 +76,7 @@ EVERYTHING = compile_labelling(
   <Rating name="stars" toName="text"/><Number name="count" toName="text" min="1" max="9" step="1"/>
   <Number name="share" toName="text" min="0" max="1" step="0.01"/><Number name="free" toName="text"/>
   <DateTime name="day" toName="text" only="date"/><DateTime name="clock" toName="text" only="time"/>
-  <DateTime name="moment" toName="text"/><DateTime name="year" toName="text" only="year"/>
+  <DateTime name="moment" toName="text"/>
   <Taxonomy name="tree" toName="text">
     <Choice value="A"><Choice value="B"/></Choice><Choice value="C"/>
   </Taxonomy>

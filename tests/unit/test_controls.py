@@ -195,7 +195,7 @@ def test_a_trailing_newline_from_the_editor_is_dropped_and_empty_texts_are_nothi
         ),
         ('<Choices name="c" toName="text"><Choice value="a"/><Choice value="a"/></Choices>', "twice"),
         ('<Choices name="c" toName="text" perRegion="true"><Choice value="a"/></Choices>', "perRegion"),
-        ('<DateTime name="d" toName="text" only="month"/>', "month"),
+        ('<DateTime name="d" toName="text" only="year"/>', "year"),
         ('<Taxonomy name="t" toName="text"><Choice value="a > b"/></Taxonomy>', "separator"),
         ('<Text name="u" value="$u" valueType="url"/>', "valueType"),
         ("", "no control"),

@@ -1,0 +1,671 @@
+"""The door to Label Studio: projects, connections, tabs, tasks and predictions over its API.
+
+Knows addresses, tokens, pages, retries and what Label Studio answers when something is wrong. Does not
+know labelling, drafts or datasets: tasks and predictions pass through as Label Studio writes them.
+The only file that imports label_studio_sdk. The SDK does what it does well; tasks and predictions go
+through its HTTP client directly, because its models make listings several times slower.
+
+Whatever creates something is sent again only if it never arrived; everything else also after a 5xx.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Self, TypeVar
+
+import httpx
+import orjson
+from label_studio_sdk.client import LabelStudio as Sdk
+from label_studio_sdk.core.api_error import ApiError
+from label_studio_sdk.types import ViewDataRequestRequest
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+
+from backend.errors import DraftloopError, ServiceError, SetupError
+
+Outcome = Literal["made", "updated", "already there"]
+Json = Any
+_T = TypeVar("_T")
+
+TITLE = "draftloop"  # of the backend connection, so that it is found again when the address moves
+EVENTS = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED")  # the last one is plural there
+TABS = ("All tasks", "Needs a human", "Passed the rules")
+
+_PAGE = 500  # tasks a listing page: 0.2 s without, 0.6 s with annotations and predictions
+_IMPORT_TASKS = 2000
+_IMPORT_BYTES = 20_000_000  # Label Studio takes 250 MB a body; this keeps both sides' memory small
+_PREDICTIONS = 500
+_ATTEMPTS = 6  # 0.5 + 1 + 2 + 4 + 8 s of waiting: longer than a restart of Label Studio
+_DETAIL_CHARS = 300
+_SECRET_CHARS = 4  # what is shorter would blot out half of a message
+_HOW_TO_LOG_IN = (
+    "Make one in Label Studio under Account & Settings: a Personal Access Token, or a Legacy Token. If the "
+    "page does not offer legacy tokens, an owner enables them under Organization > API Tokens Settings. "
+    "Put it in LABEL_STUDIO_API_KEY or pass --api-key."
+)
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project of Label Studio. `case` is what its backend connection was told to use, if anything."""
+
+    id: int
+    title: str
+    created_at: str
+    label_config: str
+    model_version: str
+    case: str | None = None
+
+
+class LabelStudio:
+    """A Label Studio server and a token for it; legacy and personal access tokens both work."""
+
+    def __init__(self, url: str, api_key: str, *, timeout_s: float = 120) -> None:
+        """Remember server and token; nothing is sent yet.
+
+        Args:
+            url: Address, with the path where Label Studio is mounted below one.
+            api_key: Legacy token, or personal access token (a refresh JWT).
+            timeout_s: Limit of one request; an import of 2000 tasks takes a few seconds.
+        Raises:
+            SetupError: There is no token, or it has expired.
+        """
+        self.url = url.rstrip("/")
+        api_key = api_key.strip()
+        self._secrets = [api_key]
+        if not re.fullmatch(r"[!-~]+", api_key):
+            found = "something that is no token" if api_key else "no token"
+            raise SetupError(f"There is {found} for Label Studio at {self.url}.", hint=_HOW_TO_LOG_IN)
+        # The SDK joins the refresh path to this address: without the slash a mount path is lost.
+        self._sdk = self._ask(
+            "the token",
+            partial(_sdk, base_url=f"{self.url}/", api_key=api_key, timeout_s=timeout_s),
+        )
+        self._http = self._sdk._client_wrapper.httpx_client  # noqa: SLF001  # SDK: no public way to it
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.httpx_client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------------ projects
+
+    def check(self) -> str:
+        """Ask who we are, once, without waiting for a server that is down; returns the user's name.
+
+        Raises:
+            SetupError: The token is not accepted, or this is not Label Studio.
+            ServiceError: Nobody answers.
+        """
+        user = self._ask("the token", self._sdk.users.whoami, attempts=1)
+        if not user.id:
+            raise SetupError(
+                f"What answers at {self.url} is not Label Studio.", hint="Correct LABEL_STUDIO_URL."
+            )
+        return str(user.email or user.username or user.id)
+
+    def project(self, project_id: int) -> Project:
+        """Read a project and the case that its backend connection names.
+
+        Raises:
+            SetupError: There is no such project, or the token may not see it.
+        """
+        found = self._get(f"project {project_id}", f"api/projects/{project_id}/")
+        return Project(
+            id=found["id"],
+            title=found["title"],
+            created_at=found["created_at"],
+            label_config=found["label_config"],
+            model_version=found["model_version"] or "",
+            case=_named_case(self._get("ML backends", "api/ml/", {"project": project_id})),
+        )
+
+    def find_project(self, title: str) -> Project | None:
+        """Find the project that has exactly this title.
+
+        Raises:
+            SetupError: Several projects have it.
+        """
+
+        def exactly() -> list[int]:
+            found: Iterator[Json] = iter(self._sdk.projects.list(title=title))
+            return [project.id for project in found if project.title == title]
+
+        ids = self._ask("the list of projects", exactly)
+        if len(ids) > 1:
+            raise SetupError(
+                f"Projects {', '.join(map(str, sorted(ids)))} are all called '{title}'.",
+                hint="Say which one with --project ID.",
+            )
+        return self.project(ids[0]) if ids else None
+
+    def create_project(self, title: str, label_config: str) -> Project:
+        """Make a project.
+
+        Raises:
+            SetupError: Label Studio refuses the title (at least 3 characters) or the config.
+        """
+        made = self._ask(
+            f"project '{title}'",
+            partial(self._sdk.projects.create, title=title, label_config=label_config),
+            creates=True,
+        )
+        return self.project(int(made.id or 0))
+
+    def set_label_config(self, project: Project, label_config: str) -> None:
+        """Replace a project's labelling config.
+
+        Raises:
+            SetupError: Label Studio refuses it, for example because annotations use what it removes.
+        """
+        self._ask(
+            f"the labelling config of project {project.id}",
+            partial(self._sdk.projects.update, project.id, label_config=label_config),
+        )
+
+    def set_model_version(self, project: Project, version: str) -> None:
+        """Make a version the one whose scores the tabs show; predictions of it must exist already."""
+        self._ask(
+            f"model version {version} of project {project.id}",
+            partial(self._sdk.projects.update, project.id, model_version=version),
+        )
+
+    # ------------------------------------------------------------------------------ connections, tabs
+
+    def connect_backend(
+        self,
+        project: Project,
+        url: str,
+        *,
+        user: str = "",
+        password: str = "",
+        extra_params: Mapping[str, Json],
+    ) -> dict[str, Outcome]:
+        """Connect an ML backend and its webhook, both with basic auth if there is a user.
+
+        Label Studio makes a webhook for every backend, without the backend's auth and for every event;
+        that one is given the header and only the events of annotations.
+
+        Returns:
+            What happened to the "backend" and to the "webhook".
+        Raises:
+            SetupError: Label Studio cannot reach the backend, or the backend refuses config or auth.
+        """
+        if password:
+            self._secrets += [password, _basic(user, password)]
+        url = url.rstrip("/")
+        known = self._get("ML backends", "api/ml/", {"project": project.id})
+        same = [backend for backend in known if backend["url"].rstrip("/") == url]
+        old = next(iter(same or [backend for backend in known if backend["title"] == TITLE]), None)
+        wanted: dict[str, Json] = {
+            "project": project.id,
+            "url": url,
+            "title": TITLE,
+            # A string, because Label Studio's form shows and edits one.
+            "extra_params": json.dumps(dict(extra_params), ensure_ascii=False, sort_keys=True),
+            "auth_method": "BASIC_AUTH" if user else "NONE",
+            **({"basic_auth_user": user} if user else {}),
+        }
+        secret = {"basic_auth_pass": password} if user else {}
+        what = f"the ML backend at {url}"
+        outcome: Outcome
+        if old is None:
+            self._ask(what, partial(self._sdk.ml.create, **wanted, **secret), creates=True)
+            outcome = "made"
+        else:
+            # Sent even if nothing seems to differ: the password cannot be read back.
+            self._ask(what, partial(self._sdk.ml.update, old["id"], **wanted, **secret))
+            outcome = (
+                "already there" if all(old.get(key) == part for key, part in wanted.items()) else "updated"
+            )
+        old_url = old["url"].rstrip("/") if old else url
+        header = {"Authorization": _basic(user, password)} if user else {}
+        return {
+            "backend": outcome,
+            "webhook": self._connect_webhook(project, url, old_url, header, made=old is None),
+        }
+
+    def _connect_webhook(
+        self, project: Project, url: str, old_url: str, header: Mapping[str, str], *, made: bool
+    ) -> Outcome:
+        hooks = self._get("webhooks", "api/webhooks/", {"project": project.id})
+        at = {hook["url"]: hook for hook in hooks if hook["project"] == project.id}
+        hook = at.get(f"{url}/webhook") or at.get(f"{old_url}/webhook")
+        wanted: dict[str, Json] = {
+            "url": f"{url}/webhook",
+            "headers": dict(header),
+            "send_payload": True,
+            "send_for_all_actions": False,
+            "actions": sorted(EVENTS),
+            "is_active": True,
+        }
+        what = f"the webhook to {url}"
+        if hook is None:
+            self._ask(what, partial(self._sdk.webhooks.create, project=project.id, **wanted), creates=True)
+            return "made"
+        found = {**hook, "actions": sorted(hook["actions"])}
+        if all(found[key] == part for key, part in wanted.items()):
+            return "already there"
+        self._ask(what, partial(self._sdk.webhooks.update, hook["id"], **wanted))
+        return "made" if made else "updated"
+
+    def keep_tabs(self, project: Project, *, shows_status: bool) -> dict[str, Outcome]:
+        """Make the saved tabs, or mend their filters; columns and order that people chose stay.
+
+        Args:
+            project: The project.
+            shows_status: Whether tasks carry `draft_status`, which says why a draft needs a human.
+                Without it the tabs go by score, and a draft that broke a rule has score 0.
+        Returns:
+            What happened to each tab, by title.
+        """
+        known = {
+            view["data"].get("title"): view
+            for view in self._get("tabs", "api/dm/views/", {"project": project.id})
+        }
+        outcomes: dict[str, Outcome] = {}
+        for title in TABS:
+            if title == TABS[0] and known and title not in known:
+                continue  # people's own tabs are there: they have one that shows everything
+            items = _tab_filters(title, shows_status=shows_status)
+            filters = {"conjunction": "and", "items": items}
+            view = known.get(title)
+            if view is not None and view["data"].get("filters") == filters:
+                outcomes[title] = "already there"
+                continue
+            fresh = {
+                "title": title,
+                "type": "list",
+                "target": "tasks",
+                "ordering": ["tasks:predictions_score"],
+            }
+            chosen = {**(view["data"] if view else fresh), "filters": filters}
+            if not items:
+                chosen["ordering"] = []
+            tab = {"project": project.id, "data": ViewDataRequestRequest(**chosen)}
+            if view is None:
+                self._ask(f"tab '{title}'", partial(self._sdk.views.create, **tab), creates=True)
+            else:
+                self._ask(f"tab '{title}'", partial(self._sdk.views.update, str(view["id"]), **tab))
+            outcomes[title] = "updated" if view else "made"
+        return outcomes
+
+    # ------------------------------------------------------------------------------ tasks
+
+    def import_tasks(self, project: Project, rows: Iterable[Mapping[str, Json]]) -> Iterator[list[int]]:
+        """Import rows of task data in bounded chunks; yields each chunk's ids, in the order of the rows.
+
+        Raises:
+            SetupError: Label Studio refuses a chunk, for example because the config shows a missing key.
+            ServiceError: It is not known whether the last chunk arrived; what was yielded before did.
+        """
+        for chunk in _chunks(orjson.dumps({"data": dict(row)}) for row in rows):
+            answer = self._send(
+                f"{len(chunk)} tasks for project {project.id}",
+                "POST",
+                f"api/projects/{project.id}/import",
+                b"[" + b",".join(chunk) + b"]",
+                params={"return_task_ids": "true", "commit_to_project": "true"},
+                creates=True,
+            )
+            ids = answer.get("task_ids") or []
+            if answer.get("task_count") != len(chunk) or len(ids) != len(chunk):
+                raise ServiceError(
+                    f"Label Studio made {len(ids)} of {len(chunk)} tasks in project {project.id}.",
+                    hint="Run the same import again: what is there already is skipped.",
+                )
+            yield ids
+
+    def tasks(
+        self, project: Project, *, full: bool = False, since: str | None = None, lacking: str | None = None
+    ) -> Iterator[dict[str, Json]]:
+        """List tasks by rising id, page by page; memory holds one page.
+
+        Args:
+            project: The project.
+            full: With annotations and predictions, results included; else id, data and times.
+            since: Only tasks changed after this moment, in the form of Label Studio's `updated_at`.
+            lacking: Only tasks without a prediction of this model version.
+        """
+        filters = []
+        if since is not None:
+            filters.append(_filter("updated_at", "greater", "Datetime", since))
+        if lacking is not None:
+            filters.append(_lacking(lacking))
+        fields = {"fields": "all"} if full else {"include": "id,data,created_at,updated_at"}
+        return self._pages(project, filters, fields)
+
+    def task_ids(self, project: Project) -> set[int]:
+        """List the ids of all tasks; about 10 s for 25,000."""
+        return {task["id"] for task in self._pages(project, [], {"include": "id"})}
+
+    def count_tasks(self, project: Project, *, lacking: str | None = None) -> int:
+        """Count a project's tasks, or those without a prediction of this model version; one request."""
+        return self._total(project, [] if lacking is None else [_lacking(lacking)])
+
+    def count_annotated(self, project: Project) -> int:
+        """Count the tasks that have an annotation, submitted or skipped; one request."""
+        kinds = ("total", "cancelled")
+        filters = [_filter(f"{kind}_annotations", "greater", "Number", 0) for kind in kinds]
+        return self._total(project, filters, conjunction="or")
+
+    def newest_change(self, project: Project) -> str | None:
+        """Give the latest `updated_at` of the project's tasks; None when it has none."""
+        page = self._page(
+            project, [], {"include": "updated_at", "page_size": 1}, ordering="-tasks:updated_at"
+        )
+        return str(page["tasks"][0]["updated_at"]) if page["tasks"] else None
+
+    def set_task_data(self, task_id: int, data: Mapping[str, Json]) -> None:
+        """Replace a task's whole data; Label Studio has no way to change one key."""
+        body = orjson.dumps({"data": dict(data)})
+        self._send(f"task {task_id}", "PATCH", f"api/tasks/{task_id}/", body)
+
+    def _pages(
+        self, project: Project, filters: Sequence[Mapping[str, Json]], fields: Mapping[str, Json]
+    ) -> Iterator[dict[str, Json]]:
+        """List page by page; a page starts after the last id of the one before.
+
+        So a task that comes or goes meanwhile moves no other task across a page's edge.
+        """
+        last = 0
+        while True:
+            after = _filter("id", "greater", "Number", last)
+            page = self._page(project, [*filters, after], fields)["tasks"]
+            yield from page
+            if len(page) < _PAGE:
+                return
+            last = page[-1]["id"]
+
+    def _total(
+        self,
+        project: Project,
+        filters: Sequence[Mapping[str, Json]],
+        *,
+        conjunction: Literal["and", "or"] = "and",
+    ) -> int:
+        fields = {"include": "id", "page_size": 1}
+        return int(self._page(project, filters, fields, conjunction=conjunction)["total"])
+
+    def _page(
+        self,
+        project: Project,
+        filters: Sequence[Mapping[str, Json]],
+        fields: Mapping[str, Json],
+        *,
+        conjunction: Literal["and", "or"] = "and",
+        ordering: str = "tasks:id",
+    ) -> dict[str, Json]:
+        query = {"filters": {"conjunction": conjunction, "items": list(filters)}, "ordering": [ordering]}
+        params = {
+            "project": project.id,
+            "page_size": _PAGE,
+            # A listing would sign the URLs in a task's data, and they would be written back so.
+            "resolve_uri": "false",
+            "query": json.dumps(query, separators=(",", ":")),
+            **fields,
+        }
+        page: dict[str, Json] = self._get(f"tasks of project {project.id}", "api/tasks/", params)
+        return page
+
+    # ------------------------------------------------------------------------------ predictions
+
+    def import_predictions(self, project: Project, predictions: Sequence[Mapping[str, Json]]) -> list[int]:
+        """Store predictions of one model version where a task has none of it yet.
+
+        What is there is read before anything is sent, and read again after an answer that leaves open
+        what was stored: no prediction is lost or stored twice.
+
+        Args:
+            project: The project.
+            predictions: `task`, `result`, `score` and `model_version` each; one per task.
+        Returns:
+            Ids of the tasks whose prediction Label Studio does not take.
+        Raises:
+            ServiceError: Label Studio stays away.
+        """
+        refused: list[int] = []
+        for start in range(0, len(predictions), _PREDICTIONS):
+            batch = predictions[start : start + _PREDICTIONS]
+            refused += self._import_batch(project, {prediction["task"]: prediction for prediction in batch})
+        return refused
+
+    def _import_batch(self, project: Project, batch: Mapping[int, Mapping[str, Json]]) -> list[int]:
+        path = f"api/projects/{project.id}/import/predictions"
+        version = next(iter(batch.values()))["model_version"]
+        among = _filter("id", "in", "Number", {"min": min(batch), "max": max(batch)})
+        problem: DraftloopError | None = None
+        answered = False
+        for _ in range(3):
+            lacking = {
+                task["id"] for task in self._pages(project, [among, _lacking(version)], {"include": "id"})
+            }
+            waiting = [prediction for task_id, prediction in batch.items() if task_id in lacking]
+            if answered or not waiting:
+                return [prediction["task"] for prediction in waiting]
+            what = f"{len(waiting)} predictions for project {project.id}"
+            try:
+                answer = self._send(what, "POST", path, orjson.dumps(waiting), creates=True)
+            except DraftloopError as error:
+                # A task deleted meanwhile makes a 400 of the whole batch; a lost answer says nothing.
+                problem = error
+            else:
+                # Label Studio leaves out what it does not take and answers 201 all the same.
+                answered = True
+                if answer.get("created") == len(waiting):
+                    return []
+        raise problem or ServiceError("Label Studio did not say what became of the predictions.")
+
+    def retrieve_predictions(self, project: Project, task_ids: Sequence[int]) -> None:
+        """Have Label Studio itself ask its ML backend for predictions, as the menu of its pages does.
+
+        Label Studio answers 200 also when the backend failed: look at the tasks afterwards.
+        """
+        body = orjson.dumps({"selectedItems": {"all": False, "included": list(task_ids)}})
+        params = {"project": project.id, "id": "retrieve_tasks_predictions"}
+        self._send(f"predictions of project {project.id}", "POST", "api/dm/actions", body, params=params)
+
+    def submit_annotation(
+        self,
+        task_id: int,
+        regions: Sequence[Mapping[str, Json]],
+        *,
+        parent_prediction: int | None = None,
+        lead_time_s: float | None = None,
+    ) -> int:
+        """Submit an annotation as the labelling page does; gives its id."""
+        body = {"result": list(regions), "parent_prediction": parent_prediction, "lead_time": lead_time_s}
+        path = f"api/tasks/{task_id}/annotations/"
+        return int(self._send(f"task {task_id}", "POST", path, orjson.dumps(body), creates=True)["id"])
+
+    # ------------------------------------------------------------------------------ requests
+
+    def _get(self, what: str, path: str, params: Mapping[str, Json] | None = None) -> Json:
+        return self._send(what, "GET", path, None, params=params)
+
+    def _send(
+        self,
+        what: str,
+        method: str,
+        path: str,
+        content: bytes | None,
+        *,
+        params: Mapping[str, Json] | None = None,
+        creates: bool = False,
+    ) -> Json:
+        def request() -> Json:
+            response = self._http.request(
+                path,
+                method=method,
+                params=dict(params or {}),
+                content=content,
+                headers={"Content-Type": "application/json"} if content is not None else None,
+            )
+            try:
+                body = json.loads(response.content)  # orjson refuses the half characters that SQLite keeps
+            except ValueError:
+                body = response.text
+            if not response.is_success or isinstance(body, str):
+                raise ApiError(status_code=response.status_code, body=body)
+            return body
+
+        return self._ask(what, request, creates=creates)
+
+    def _ask(
+        self, what: str, request: Callable[[], _T], *, creates: bool = False, attempts: int = _ATTEMPTS
+    ) -> _T:
+        retrying = Retrying(
+            stop=stop_after_attempt(attempts),
+            wait=wait_exponential_jitter(multiplier=0.5, max=8),
+            retry=retry_if_exception(_never_arrived if creates else _passing),
+            reraise=True,
+        )
+        try:
+            return retrying(request)
+        except (ApiError, httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            raise self._ours(what, error) from error
+
+    def _ours(self, what: str, error: Exception) -> DraftloopError:
+        """Translate what the SDK and httpx raise; the class says the reaction."""
+        if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
+            return SetupError(f"'{self.url}' is no address.", hint="Correct LABEL_STUDIO_URL.")
+        if isinstance(error, httpx.HTTPError):
+            reason = type(error).__name__
+            return ServiceError(
+                f"Label Studio at {self.url} does not answer ({reason}).",
+                hint="Start it, or correct LABEL_STUDIO_URL.",
+            )
+        status = (error.status_code if isinstance(error, ApiError) else None) or 0
+        detail = self._detail(error.body) if isinstance(error, ApiError) else ""
+        if status < 400:
+            refusal = (
+                f"What answers at {self.url} is not Label Studio ({what}).",
+                "Correct LABEL_STUDIO_URL.",
+            )
+        elif status == 401:
+            refusal = (f"Label Studio at {self.url} does not accept the token ({detail}).", _HOW_TO_LOG_IN)
+        elif status == 404:
+            refusal = (f"Label Studio at {self.url} has no {what}.", "Check the number and the address.")
+        elif _passing(error):
+            return ServiceError(
+                f"Label Studio answers {status} to {what}: {detail}.", hint="Its log says why."
+            )
+        else:
+            refusal = (f"Label Studio refuses {what}: {detail}.", _hint_for(status, detail))
+        return SetupError(refusal[0], hint=refusal[1])
+
+    def _detail(self, body: Json) -> str:
+        """Give what an error's body says, short and without secrets."""
+        if isinstance(body, Mapping):
+            body = body.get("validation_errors") or body.get("detail") or body
+        text = " ".join(_sentences(body))
+        if "<html" in text[:500].lower():
+            text = "an HTML page"
+        for secret in self._secrets:
+            if len(secret) >= _SECRET_CHARS:
+                text = text.replace(secret, "***")
+        # What follows in the one about the backend is advice on firewalls and a Python object.
+        text = " ".join(re.sub(r"<[^>]*>", "", text).split()).split(" Make sure it is up")[0]
+        return (text[:_DETAIL_CHARS] + ("..." if len(text) > _DETAIL_CHARS else "")).rstrip(".")
+
+
+def _sentences(body: Json) -> Iterator[str]:
+    """Take the sentences out of an error's nested lists and objects; a field's name goes before its own."""
+    if isinstance(body, Mapping):
+        for name, part in body.items():
+            words = " ".join(_sentences(part))
+            yield words if name == "non_field_errors" else f"{name}: {words}"
+    elif isinstance(body, list):
+        for part in body:
+            yield from _sentences(part)
+    else:
+        yield str(body)
+
+
+def _sdk(base_url: str, api_key: str, timeout_s: float) -> Sdk:
+    # No proxy from the environment sees the texts; trying again is `_ask`'s business.
+    client = httpx.Client(timeout=timeout_s, follow_redirects=True, trust_env=False)
+    return Sdk(base_url=base_url, api_key=api_key, httpx_client=client, timeout=timeout_s, max_retries=0)
+
+
+def _passing(error: BaseException) -> bool:
+    """Tell whether asking the same again may help and cannot harm."""
+    if isinstance(error, ApiError):
+        return error.status_code is not None and (error.status_code >= 500 or error.status_code in {408, 429})
+    return isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
+
+
+def _never_arrived(error: BaseException) -> bool:
+    return isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+
+
+def _hint_for(status: int, detail: str) -> str:
+    if "reserved network address" in detail:
+        return (
+            "Label Studio blocks private addresses: start it with ML_BLOCK_LOCAL_IP=false and "
+            "SSRF_PROTECTION_ENABLED=false."
+        )
+    if "connect to ML" in detail:
+        return "Start the backend (scripts/serve), or correct its address and basic auth."
+    if status == 403:
+        return "Use the token of a user who may do this."
+    return "Correct what it names and run this again."
+
+
+def _named_case(backends: Sequence[Mapping[str, Json]]) -> str | None:
+    """Read the case from a backend connection's extra_params: an object, or a string that holds one."""
+    for backend in backends:
+        extra = backend.get("extra_params")
+        if isinstance(extra, str):
+            try:
+                extra = json.loads(extra)
+            except ValueError:
+                continue
+        if isinstance(extra, Mapping) and isinstance(extra.get("case"), str):
+            return str(extra["case"])
+    return None
+
+
+def _basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def _filter(column: str, operator: str, kind: str, value: Json) -> dict[str, Json]:
+    return {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
+
+
+def _lacking(version: str) -> dict[str, Json]:
+    return _filter("predictions_model_versions", "not_contains", "List", [version])
+
+
+def _tab_filters(title: str, *, shows_status: bool) -> list[dict[str, Json]]:
+    drafted = _filter("total_predictions", "greater", "Number", 0)
+    if title == "Needs a human":
+        if shows_status:
+            return [_filter("data.draft_status", "empty", "String", "false")]
+        return [_filter("predictions_score", "in", "Number", {"min": 0, "max": 0})]
+    if title == "Passed the rules":
+        if shows_status:
+            return [_filter("data.draft_status", "empty", "String", "true"), drafted]
+        return [_filter("predictions_score", "greater", "Number", 0)]
+    return []
+
+
+def _chunks(rows: Iterator[bytes]) -> Iterator[list[bytes]]:
+    chunk: list[bytes] = []
+    size = 0
+    for row in rows:
+        if chunk and (len(chunk) >= _IMPORT_TASKS or size + len(row) > _IMPORT_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(row)
+        size += len(row)
+    if chunk:
+        yield chunk

@@ -1,0 +1,116 @@
+"""Build the embedded model's tokenizer: one character one token, and the pieces of its JSON as tokens.
+
+Byte-level BPE without merges: what is not in the vocabulary falls apart into bytes, so nothing is
+un-encodable. A split pattern keeps the JSON pieces whole; they are cut so that a training target
+is tokenised exactly as a decoder that sees only the grammar would most likely emit it: the closing quote of
+one value and the key of the next are one token, for each of string -> string, null -> string, ...
+"""
+
+import re
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from models.corpus import INSTRUCTIONS
+from models.corpus.words import SYMBOLS, alphabet
+
+MAX_TOKENS = 2048
+_PUNCTUATION = "，。！？；：、“”‘’（）【】《》〔〕「」『』—…·／～　＃＠＆｜－＝＋％￥×→℃①②③④⑤⑥⑦⑧⑨⑩０１２３４５６７８９" + SYMBOLS
+_CABINS = ("economy", "premium_economy", "business", "first")
+_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_MARKUP = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+_ESCAPES = ('\\"', "\\\\", "\\n", "\\t", "\\r")
+
+
+def _nullable(key: str) -> list[str]:
+    """List the ways into the value of a key: after a string or a null, to a string or a null."""
+    return [f'{close},"{key}":{value}' for close in ('"', "") for value in ('"', "null")]
+
+
+def json_pieces() -> list[str]:
+    """List the pieces of JSON structure that are single tokens.
+
+    Returns:
+        The pieces; no two can start at the same place of a text unless one continues the other.
+    """
+    pieces = ['{"name":"', '{"name":null', '"}', '","question":"', ',"question":"']
+    pieces += [*_nullable("address"), *_nullable("email")]
+    pieces += [f'{{"intent":"{intent}","departure_city":"' for intent in ("book", "change", "cancel", "query")]
+    pieces += ['","arrival_city":"', '","date":"', '","date":null', *_nullable("time")]
+    pieces += [f'{close},"class":null' for close in ('"', "")]
+    pieces += [f'{close},"class":"{cabin}"' for close in ('"', "") for cabin in _CABINS]
+    pieces += [',"passenger_count":', ',"passenger_count":null']
+    pieces += ['{"entities":[{"text":"', '{"entities":[]}', '","nth":', ',{"text":"', "]}"]
+    pieces += [f',"label":"{label}"}}' for label in ("PER", "LOC", "ORG")]
+    pieces += [f'{{"sentiment":"{polarity}"}}' for polarity in ("positive", "negative", "neutral")]
+    return pieces
+
+
+def _byte_letters() -> dict[int, str]:
+    """Map bytes to the printable letters that byte-level BPE writes them with."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = {byte: chr(byte) for byte in printable}
+    spare = (byte for byte in range(256) if byte not in letters)
+    letters |= {byte: chr(256 + index) for index, byte in enumerate(spare)}
+    return letters
+
+
+def build_tokenizer(chat_template: str) -> PreTrainedTokenizerFast:
+    """Build the tokenizer.
+
+    Args:
+        chat_template: Qwen3's template, unchanged.
+    Returns:
+        The tokenizer; its length is a multiple of 64.
+    """
+    letters = _byte_letters()
+
+    def encoded(text: str) -> str:
+        return "".join(letters[byte] for byte in text.encode())
+
+    instructions = [part for line in INSTRUCTIONS.values() for part in re.split(r"(?=: )", line, maxsplit=1)]
+    roles = ["system\n", "user\n", "assistant\n"]
+    whole = sorted([*json_pieces(), *instructions, *_ESCAPES], key=len, reverse=True)
+    characters = dict.fromkeys(alphabet() + _PUNCTUATION)
+    vocabulary: dict[str, int] = {}
+    for text in [*(letters[byte] for byte in range(256)), *map(encoded, [*characters, *whole, *roles])]:
+        vocabulary.setdefault(text, len(vocabulary))
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
+    # A role is one only at the start of a stretch, that is right after <|im_start|>.
+    pattern = "|".join([*(rf"\A{role}" for role in roles), *map(re.escape, whole), r"[\s\S]"])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in _SPECIAL])
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in _MARKUP])
+    while size := tokenizer.get_vocab_size() % 64:
+        spare = AddedToken(f"<|reserved_{63 - size}|>", special=True, normalized=False)
+        tokenizer.add_special_tokens([spare])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=MAX_TOKENS,
+    )
+    fast.chat_template = chat_template
+    return fast
+
+
+def shipped_chat_template() -> str:
+    """Read Qwen3's chat template as TRL ships it.
+
+    Returns:
+        The template, byte for byte.
+    Raises:
+        FileNotFoundError: The installed TRL has no such template.
+    """
+    import trl
+
+    path = Path(trl.__file__).with_name("chat_templates") / "qwen3.jinja"
+    return path.read_text(encoding="utf-8")

@@ -1,0 +1,31 @@
+"""Measures of drafts against known answers, shared by the demo and the model's evaluation."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Value = Mapping[str, Any]
+
+
+def field_exact_match(values: Sequence[Value | None], truths: Sequence[Value], keys: Sequence[str]) -> float:
+    """Give the share of fields, over all rows and keys, that equal the truth; null is missing."""
+    right = sum(
+        (value or {}).get(key) == truth.get(key) if value is not None else False
+        for value, truth in zip(values, truths, strict=True)
+        for key in keys
+    )
+    return right / (len(truths) * len(keys)) if truths else 0.0
+
+
+def span_f1(values: Sequence[Value | None], truths: Sequence[Value], key: str) -> float:
+    """Give the F1 over all quotes: one counts as right when text, `nth` and label are."""
+    found = right = expected = 0
+    for value, truth in zip(values, truths, strict=True):
+        ours, theirs = (
+            Counter((quote["text"], quote["nth"], quote["label"]) for quote in (row or {}).get(key) or [])
+            for row in (value, truth)
+        )
+        found += ours.total()
+        expected += theirs.total()
+        right += (ours & theirs).total()
+    return 2 * right / (found + expected) if found + expected else 1.0

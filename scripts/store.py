@@ -1,0 +1,177 @@
+"""Where bulk drafts go: a record file, the ledger, the task's page, Label Studio's predictions.
+
+In this order, because a task that has a prediction is not drafted again: whatever a crash leaves undone
+is done by the next run, and nothing is done twice.
+"""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import orjson
+
+from backend.core.labelling import STATUS_KEY, Task
+from backend.core.prompting import Case
+from backend.edge.labelstudio import LabelStudio, Project
+from backend.edge.ledger import Ledger
+from backend.errors import ServiceError, SetupError, TaskError
+from backend.predict import Draft, draft_status_html
+
+_BATCH = 200  # drafts stored at once; what a crash may cost is drafted again
+_BATCH_S = 15.0
+
+
+class Records:
+    """A JSONL file with one line per task: the last one that was written for it."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file for appending; what a crash left of a line is dropped.
+
+        Raises:
+            ServiceError: It cannot be written.
+        """
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            self.keep_last()
+        except OSError as error:
+            raise ServiceError(
+                f"{path} cannot be written: {error.strerror}.", hint="Choose another --out."
+            ) from error
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write lines so that they survive a crash."""
+        with self._path.open("ab") as stream:
+            stream.write(b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows))
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def keep_last(self) -> None:
+        """Keep the last line of every task; memory holds a number per task."""
+        last: dict[int, int] = {}
+        lines = 0
+        with self._path.open("rb") as stream:
+            for number, line in enumerate(stream):
+                lines = number + 1
+                task = _task(line)
+                if task is not None:
+                    last[task] = number
+        kept = set(last.values())
+        if len(kept) == lines:
+            return
+        aside = self._path.with_name(f".{self._path.name}.part")
+        with self._path.open("rb") as stream, aside.open("wb") as copy:
+            copy.writelines(line for number, line in enumerate(stream) if number in kept)
+            copy.flush()
+            os.fsync(copy.fileno())
+        aside.replace(self._path)
+
+
+class Store:
+    """Stores drafts in batches, one in the background while the next is drafted."""
+
+    def __init__(
+        self, label_studio: LabelStudio, project: Project, case: Case, records: Records, ledger: Ledger
+    ) -> None:
+        self._label_studio = label_studio
+        self._project = project
+        self._case = case
+        self._records = records
+        self._ledger = ledger
+        self._batch: list[tuple[Task, Draft]] = []
+        self._begun = time.monotonic()
+        self._saver = ThreadPoolExecutor(1, "store")
+        self._saving: Future[list[int]] | None = None
+        self.refused: list[int] = []  # tasks whose prediction Label Studio did not take
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Store the rest, unless a person wants out."""
+        try:
+            if kind is None or issubclass(kind, Exception):
+                self._save()
+                self._wait()
+                self._records.keep_last()
+        finally:
+            self._saver.shutdown(cancel_futures=True)
+
+    def add(self, task: Task, draft: Draft) -> None:
+        """Take a draft; it is stored with its batch.
+
+        Raises:
+            ServiceError: An earlier batch could not be stored.
+        """
+        self._batch.append((task, draft))
+        if len(self._batch) >= _BATCH or time.monotonic() - self._begun > _BATCH_S:
+            self._save()
+
+    def _save(self) -> None:
+        self._wait()
+        if self._batch:
+            self._saving = self._saver.submit(self._store, self._batch)
+        self._batch, self._begun = [], time.monotonic()
+
+    def _wait(self) -> None:
+        if self._saving is not None:
+            self.refused += self._saving.result()
+            self._saving = None
+
+    def _store(self, batch: list[tuple[Task, Draft]]) -> list[int]:
+        project = self._project.id
+        self._records.append([record(project, self._case, task, draft) for task, draft in batch])
+        told = [draft for _, draft in batch if draft.reasons]
+        self._ledger.remember_reasons(
+            [(project, d.task_id, d.version, d.status, [str(r) for r in d.reasons], d.raw) for d in told]
+        )
+        for task, draft in batch:
+            words = draft_status_html(draft)
+            same = not self._case.labelling.shows_status or task.data.get(STATUS_KEY, "") == words
+            if same or draft.status == "failed":
+                continue
+            try:
+                self._label_studio.set_task_data(task.id, {**task.data, STATUS_KEY: words})
+            except SetupError:
+                continue  # deleted meanwhile
+        predictions = [{"task": task.id, **found} for task, draft in batch if (found := draft.prediction())]
+        return self._label_studio.import_predictions(self._project, predictions)
+
+
+def record(project: int, case: Case, task: Task, draft: Draft) -> dict[str, Any]:
+    """Say what was asked and what came of it; a draft without a value has no key `value`."""
+    try:
+        texts = case.labelling.inputs(task)
+    except TaskError:
+        texts = {}
+    return {
+        "project": project,
+        "task": task.id,
+        "case": case.name,
+        "input": texts,
+        **({} if draft.value is None else {"value": draft.value}),
+        "status": draft.status,
+        "reasons": [{"kind": r.kind, "path": r.path, "message": r.message} for r in draft.reasons],
+        "score": draft.score,
+        "raw": draft.raw,
+        "attempts": draft.attempts,
+        "prompt_tokens": draft.prompt_tokens,
+        "completion_tokens": draft.completion_tokens,
+        "cached_tokens": draft.cached_tokens,
+        "ms": draft.ms,
+        "version": draft.version,
+    }
+
+
+def _task(line: bytes) -> int | None:
+    try:
+        return int(orjson.loads(line)["task"]) if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError):
+        return None

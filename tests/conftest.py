@@ -1,0 +1,177 @@
+"""Real servers for the tests: each starts when the first test asks for it, once per session.
+
+A server that is not installed fails the test in CI and skips it, with the reason, elsewhere. One that
+is installed but does not start always fails.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import httpx
+import pytest
+from label_studio_sdk import LabelStudio
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from scripts import servers
+
+CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM_FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+MODEL = servers.ROOT / "models" / "tiny-qwen3"
+
+
+@dataclass(frozen=True)
+class LabelStudioServer:
+    """A running Label Studio and the one user it has."""
+
+    url: str
+    username: str
+    password: str = field(repr=False)
+    token: str = field(repr=False)
+    sdk: LabelStudio = field(repr=False)
+
+    @contextmanager
+    def session(self) -> Iterator[httpx.Client]:
+        """Log in as a browser does; the client carries the cookies and the CSRF header."""
+        with httpx.Client(base_url=self.url, follow_redirects=True, trust_env=False, timeout=30) as client:
+            client.get("/user/login/").raise_for_status()
+            form = {"email": self.username, "password": self.password}
+            form["csrfmiddlewaretoken"] = client.cookies["csrftoken"]
+            client.post("/user/login/", data=form).raise_for_status()
+            client.headers.update({"X-CSRFToken": client.cookies["csrftoken"], "Referer": self.url})
+            yield client
+
+    def personal_access_token(self) -> str:
+        """Make a new personal access token, as the account page does."""
+        with self.session() as client:
+            return str(client.post("/api/token/").raise_for_status().json()["token"])
+
+
+@dataclass(frozen=True)
+class ModelServer:
+    """A running vLLM; `url` ends with /v1."""
+
+    url: str
+    name: str
+    profile: str = "compact"
+
+
+@dataclass(frozen=True)
+class BackendServer:
+    """A running backend, wired to the Label Studio and the model of this session."""
+
+    url: str
+    user: str
+    password: str = field(repr=False)
+    ledger: Path
+    log: Path
+
+
+@contextmanager
+def sdk_client(url: str, api_key: str) -> Iterator[LabelStudio]:
+    """Make an SDK client whose connections are closed at the end, as the SDK itself never does."""
+    with httpx.Client(follow_redirects=True, timeout=60, trust_env=False) as client:
+        yield LabelStudio(base_url=url, api_key=api_key, httpx_client=client)
+
+
+@pytest.fixture(scope="session")
+def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudioServer]:
+    """Start a Label Studio with an empty database."""
+    username, password, token = "admin@example.com", "draftloop-tests", "draftloop-tests-legacy-token"
+    folder = tmp_path_factory.mktemp("label-studio")
+    with _installed(), ExitStack() as stack:
+        server = servers.start_label_studio(folder, username=username, password=password, token=token)
+        stack.callback(server.stop)
+        sdk = stack.enter_context(sdk_client(server.url, token))
+        yield LabelStudioServer(server.url, username, password, token, sdk)
+
+
+@pytest.fixture(scope="session")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
+    """Start a vLLM that serves the embedded model."""
+    log = tmp_path_factory.mktemp("vllm") / "vllm.log"
+    with _installed(), servers.start_vllm(MODEL, served_name=MODEL.name, log=log) as server:
+        yield ModelServer(f"{server.url}/v1", MODEL.name)
+
+
+@pytest.fixture(scope="session")
+def backend(
+    label_studio: LabelStudioServer, vllm: ModelServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[BackendServer]:
+    """Start the backend under gunicorn, with basic auth and a ledger of its own."""
+    folder = tmp_path_factory.mktemp("backend")
+    ledger, user, password = folder / "ledger.sqlite3", "drafts", "draftloop-tests"
+    settings = {
+        "BACKEND_DEADLINE_S": "60",
+        "BACKEND_PASSWORD": password,
+        "BACKEND_USER": user,
+        "CASES_DIR": str(servers.ROOT / "label_config"),
+        "LABEL_STUDIO_API_KEY": label_studio.token,
+        "LABEL_STUDIO_URL": label_studio.url,
+        "LEDGER_URL": f"sqlite:///{ledger}",
+        "MODEL_NAME": vllm.name,
+        "MODEL_PROFILE": vllm.profile,
+        "MODEL_URL": vllm.url,
+    }
+    with _installed(), servers.start_backend(settings, log=folder / "backend.log") as server:
+        yield BackendServer(server.url, user, password, ledger, server.log)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Start Debian's Chromium."""
+    if not CHROMIUM.exists():
+        _missing(f"{CHROMIUM} is missing. Run: scripts/setup --browser")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Browser, label_studio: LabelStudioServer) -> Iterator[Page]:
+    """Open a page in a fresh profile, logged in to Label Studio."""
+    context = browser.new_context(
+        base_url=label_studio.url, viewport={"width": 1440, "height": 900}, locale="en-US"
+    )
+    opened = context.new_page()
+    opened.goto("/user/login/")
+    opened.locator("input[name=email]").fill(label_studio.username)
+    opened.locator("input[name=password]").fill(label_studio.password)
+    opened.locator("form button[type=submit]").first.click()
+    opened.wait_for_url(lambda url: "/user/login" not in url)
+    yield opened
+    context.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by their folder, and leave those that need servers to the end."""
+    order = {"unit": 0, "contract": 1, "integration": 2, "browser": 3}
+
+    def kind(item: pytest.Item) -> str:
+        return item.path.relative_to(Path(__file__).parent).parts[0]
+
+    for item in items:
+        if kind(item) in {"integration", "browser"}:
+            item.add_marker(kind(item))
+    items.sort(key=lambda item: order.get(kind(item), 9))
+
+
+@contextmanager
+def _installed() -> Iterator[None]:
+    try:
+        yield
+    except servers.NotInstalledError as error:
+        _missing(str(error))
+
+
+def _missing(reason: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
