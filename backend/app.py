@@ -9,13 +9,15 @@ from flask import Flask
 
 from backend.answers import Answers
 from backend.core.labelling import Task
+from backend.edge.cache import SqliteCache
 from backend.edge.cases import Cases
 from backend.edge.labelstudio import LabelStudio
 from backend.edge.ledger import Ledger
+from backend.edge.rediscache import RedisCache
 from backend.edge.vllm import VllmModel
-from backend.predict import Drafter
+from backend.predict import Cache, Drafter
 from backend.protocol import Server
-from backend.settings import LabelStudioSettings, ModelSettings, Settings
+from backend.settings import LabelStudioSettings, ModelSettings, Settings, StoreSettings
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -26,7 +28,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     """
     settings = settings or Settings()
     _log_as_json(settings.backend.log_level)
-    drafter, cases = make_drafter(settings.model), Cases(settings.store.cases_dir)
+    drafter, cases = make_drafter(settings.model, make_cache(settings.store)), Cases(settings.store.cases_dir)
     ledger = Ledger(settings.store.ledger_url)
     token = settings.label_studio.api_key.get_secret_value()
     board = LabelStudioBoard(make_label_studio(settings.label_studio)) if token else None
@@ -61,7 +63,20 @@ class LabelStudioBoard:
         return found.label_config, found.case, [Task(row["id"], row["data"]) for row in rows]
 
 
-def make_drafter(settings: ModelSettings) -> Drafter:
+def make_cache(settings: StoreSettings) -> Cache | None:
+    """Make the configured cache of answers.
+
+    Raises:
+        SetupError: Its address is wrong.
+    """
+    if not settings.cache_url:
+        return None
+    if settings.cache_url.startswith(("redis://", "rediss://", "unix://")):
+        return RedisCache(settings.cache_url)
+    return SqliteCache(settings.cache_url, max_rows=settings.cache_rows)
+
+
+def make_drafter(settings: ModelSettings, cache: Cache | None = None) -> Drafter:
     """Make the drafter that talks to the configured model."""
     model = VllmModel(
         str(settings.url),
@@ -77,6 +92,7 @@ def make_drafter(settings: ModelSettings) -> Drafter:
         max_tokens=settings.max_tokens,
         concurrency=settings.concurrency,
         timeout_s=settings.timeout_s,
+        cache=cache,
     )
 
 

@@ -17,8 +17,9 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
+import orjson
 from tenacity import (
     Retrying,
     retry_if_exception_type,
@@ -71,12 +72,25 @@ class Draft:
     completion_tokens: int = 0
     cached_tokens: int = 0
     ms: float = 0.0
+    from_cache: bool = False
 
     def prediction(self) -> dict[str, Any] | None:
         """Give the prediction that Label Studio stores; None where it should ask again later."""
         if self.status == "failed":
             return None
         return {"result": self.regions, "score": self.score, "model_version": self.version}
+
+
+class Cache(Protocol):
+    """Keeps answers by key; never fails, at worst it forgets."""
+
+    def get(self, key: str) -> bytes | None:
+        """Give what was put under a key, or None."""
+        ...
+
+    def put(self, key: str, value: bytes) -> None:
+        """Keep a value under a key."""
+        ...
 
 
 class Drafter:
@@ -91,8 +105,10 @@ class Drafter:
         max_tokens: int = 8192,
         concurrency: int = 64,
         timeout_s: float = 60.0,
+        cache: Cache | None = None,
     ) -> None:
         self._model = model
+        self._cache = cache
         self._profile: Profile = profile
         self._temperature = temperature
         self._max_tokens = max_tokens
@@ -185,6 +201,10 @@ class Drafter:
         started = time.monotonic()
         try:
             messages = render(case, task, self._profile)
+            key = _cache_key(version, messages)
+            known = self._known(case, task, version, key)
+            if known is not None:
+                return known
             first = self._ask(case, messages, ends)
             value, reasons = self._read(case, task, first)
             answers = [first]
@@ -205,7 +225,7 @@ class Drafter:
             )
         kept = answers[-1]
         total = score(kept.text, kept.tokens)
-        return Draft(
+        draft = Draft(
             task_id=task.id,
             status="undecodable" if value is None else "invalid" if reasons else "ok",
             version=version,
@@ -221,6 +241,35 @@ class Drafter:
             cached_tokens=sum(answer.cached_tokens for answer in answers),
             ms=_ms(started),
         )
+        self._keep(key, draft)
+        return draft
+
+    def _known(self, case: Case, task: Task, version: str, key: str) -> Draft | None:
+        """Give the draft of an equal task from the cache, if there is one."""
+        found = self._cache.get(key) if self._cache else None
+        if found is None:
+            return None
+        started = time.monotonic()
+        kept = orjson.loads(found)
+        value = case.labelling.decode(kept["raw"])
+        return Draft(
+            task_id=task.id,
+            status="ok",
+            version=version,
+            value=value,
+            regions=case.labelling.to_regions(value, task).regions,
+            score=kept["score"],
+            field_scores=kept["field_scores"],
+            raw=kept["raw"],
+            ms=_ms(started),
+            from_cache=True,
+        )
+
+    def _keep(self, key: str, draft: Draft) -> None:
+        """Cache what passed every rule; a failure is asked again, it may have been bad luck."""
+        if self._cache and draft.status == "ok":
+            kept = {"raw": draft.raw, "score": draft.score, "field_scores": draft.field_scores}
+            self._cache.put(key, orjson.dumps(kept))
 
     def _ask(self, case: Case, messages: tuple[Message, ...], ends: float) -> Completion:
         prompt = Prompt(
@@ -259,6 +308,12 @@ class Drafter:
             words = f"The answer was cut at {answer.completion_tokens} tokens." if cut else str(error)
             return None, (Reason("decode", "", words),)
         return value, case.rules.check(value, task)
+
+
+def _cache_key(version: str, messages: Sequence[Message]) -> str:
+    """Name an answer by everything that decides it: the version, and the prompt with the task's text."""
+    parts = [version, *(part for message in messages for part in (message.role, message.content))]
+    return hashlib.sha256(orjson.dumps(parts)).hexdigest()
 
 
 def draft_status_html(draft: Draft) -> str:

@@ -76,6 +76,13 @@ class StoreSettings(BaseSettings):
         "sqlite:///draftloop.sqlite3",
         description="The ledger: `sqlite:///relative` or `sqlite:////absolute`.",
     )
+    cache_url: str = Field(
+        "sqlite:///draftloop-cache.sqlite3",
+        description="The exact cache of answers: `sqlite:///...`, `redis://host:port/db`, or empty for none.",
+    )
+    cache_rows: int = Field(
+        100_000, ge=1, description="Answers that the SQLite cache keeps; the least recently used go."
+    )
     cases_dir: Path = Field(ROOT / "label_config", description="Folder with one folder per case.")
 
 

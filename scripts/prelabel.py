@@ -20,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from backend.app import make_drafter
+from backend.app import make_cache, make_drafter
 from backend.core.labelling import Task
 from backend.edge.cases import Cases
 from backend.edge.ledger import Ledger
@@ -64,7 +64,7 @@ def main(
         target = label_studio.project(project)
         chosen = Cases(settings.store.cases_dir).find(target.label_config, case or target.case)
         check_model(settings.model)
-        drafter = make_drafter(settings.model)
+        drafter = make_drafter(settings.model, make_cache(settings.store))
         version = drafter.version(chosen)
         ledger = Ledger(settings.store.ledger_url)
         ledger.remember_version(project, version, drafter.manifest(chosen))

@@ -1,0 +1,123 @@
+"""What any cache must do: SQLite in every run, a real Redis beside it."""
+
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import redis
+
+from backend.core.labelling import Task
+from backend.edge.cache import SqliteCache
+from backend.edge.cases import Cases
+from backend.edge.rediscache import RedisCache
+from backend.edge.vllm import VllmModel
+from backend.errors import SetupError
+from backend.predict import Cache, Drafter
+from scripts.servers import ROOT, free_port
+from tests.fake_vllm import fake_vllm
+
+CASES = Cases(ROOT / "label_config")
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    port = free_port()
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    folder = tmp_path_factory.mktemp("redis")
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL) as server:
+        url = f"redis://127.0.0.1:{port}/0"
+        with redis.Redis.from_url(url) as client:
+            for _ in range(100):
+                try:
+                    client.ping()
+                    break
+                except redis.ConnectionError:
+                    time.sleep(0.05)
+        yield url
+        server.terminate()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.integration)])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Cache]:
+    """Give a way to open the same cache again, as another worker would."""
+    if request.param == "redis":
+        url = request.getfixturevalue("redis_url")
+        return lambda: RedisCache(url)
+    return lambda: SqliteCache(f"sqlite:///{tmp_path}/cache.sqlite3", max_rows=1000)
+
+
+def test_what_is_put_is_got_by_every_worker(opened: Callable[[], Cache]) -> None:
+    one, two = opened(), opened()
+    assert one.get("k") is None
+    one.put("k", "北京\x00".encode())
+    one.put("k", b"newer")
+    assert two.get("k") == b"newer"
+
+
+def test_many_threads_use_it_at_once(opened: Callable[[], Cache]) -> None:
+    cache = opened()
+
+    def both(number: int) -> bool:
+        cache.put(f"n{number}", str(number).encode())
+        return cache.get(f"n{number}") == str(number).encode()
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(both, range(200)))
+
+
+def test_the_second_equal_task_costs_no_model_call_and_gets_the_same_draft(
+    opened: Callable[[], Cache],
+) -> None:
+    case = CASES.get("sentiment")
+    with fake_vllm() as fake, VllmModel(fake.url, fake.name) as model:
+        first, second = (
+            Drafter(model, profile="compact", cache=opened()).draft(
+                case, [Task(number, {"text": f"好{fake.url}"})]
+            )[0]
+            for number in (1, 2)
+        )
+        other = Drafter(model, profile="full", cache=opened()).draft(
+            case, [Task(3, {"text": f"好{fake.url}"})]
+        )[0]
+    assert len(fake.asked) == 2, "another version asks again"
+    assert (first.from_cache, second.from_cache, other.from_cache) == (False, True, False)
+    assert (first.value, first.regions, first.score) == (second.value, second.regions, second.score)
+
+
+def test_a_failure_is_never_cached(opened: Callable[[], Cache]) -> None:
+    case = CASES.get("sentiment")
+    with fake_vllm(answer=lambda _: "no json") as fake, VllmModel(fake.url, fake.name) as model:
+        drafter = Drafter(model, profile="compact", cache=opened())
+        task = Task(1, {"text": f"坏{fake.url}"})
+        assert drafter.draft(case, [task])[0].status == "undecodable"
+        fake.answer = None
+        assert drafter.draft(case, [task])[0].status == "ok"
+
+
+def test_the_sqlite_cache_is_bounded_and_keeps_what_was_used_last(tmp_path: Path) -> None:
+    cache = SqliteCache(f"sqlite:///{tmp_path}/cache.sqlite3", max_rows=100)
+    for number in range(600):
+        cache.put(f"n{number}", b"x")
+    held = [number for number in range(600) if cache.get(f"n{number}")]
+    assert 100 <= len(held) <= 100 + 256
+    assert held == list(range(600 - len(held), 600))
+
+
+def test_a_cache_that_is_gone_costs_a_model_call_and_no_draft(tmp_path: Path) -> None:
+    sqlite = SqliteCache(f"sqlite:///{tmp_path}/cache.sqlite3", max_rows=100)
+    with sqlite3.connect(tmp_path / "cache.sqlite3") as other:
+        other.execute("DROP TABLE cache")
+    other.close()
+    for cache in (sqlite, RedisCache("redis://127.0.0.1:9/0")):
+        cache.put("k", b"x")
+        assert cache.get("k") is None
+
+
+@pytest.mark.parametrize("url", ["mysql://x", "sqlite:///", "sqlite:////nowhere/at/all/cache"])
+def test_an_address_that_cannot_work_is_refused_at_start(url: str) -> None:
+    with pytest.raises(SetupError, match=r"CACHE_URL|cannot be opened"):
+        SqliteCache(url, max_rows=1)
