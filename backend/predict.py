@@ -92,6 +92,11 @@ class Drafter:
         self._timeout_s = timeout_s
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="draft")
 
+    @property
+    def model(self) -> str:
+        """Name of the model that drafts."""
+        return self._model.name
+
     def manifest(self, case: Case) -> dict[str, Any]:
         """Give everything that decides what a draft looks like; the version is its hash."""
         return {

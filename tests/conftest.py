@@ -85,7 +85,7 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStud
     """Start a Label Studio with an empty database."""
     username, password, token = "admin@example.com", "draftloop-tests", "draftloop-tests-legacy-token"
     folder = tmp_path_factory.mktemp("label-studio")
-    with _installed(), ExitStack() as stack:
+    with installed(), ExitStack() as stack:
         server = servers.start_label_studio(folder, username=username, password=password, token=token)
         stack.callback(server.stop)
         sdk = stack.enter_context(sdk_client(server.url, token))
@@ -96,7 +96,7 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStud
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
     """Start a vLLM that serves the embedded model."""
     log = tmp_path_factory.mktemp("vllm") / "vllm.log"
-    with _installed(), servers.start_vllm(MODEL, served_name=MODEL.name, log=log) as server:
+    with installed(), servers.start_vllm(MODEL, served_name=MODEL.name, log=log) as server:
         yield ModelServer(f"{server.url}/v1", MODEL.name)
 
 
@@ -119,7 +119,7 @@ def backend(
         "MODEL_PROFILE": vllm.profile,
         "MODEL_URL": vllm.url,
     }
-    with _installed(), servers.start_backend(settings, log=folder / "backend.log") as server:
+    with installed(), servers.start_backend(settings, log=folder / "backend.log") as server:
         yield BackendServer(server.url, user, password, ledger, server.log)
 
 
@@ -164,7 +164,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @contextmanager
-def _installed() -> Iterator[None]:
+def installed() -> Iterator[None]:
+    """Skip, or fail in CI, when an environment of the code inside is missing."""
     try:
         yield
     except servers.NotInstalledError as error:
