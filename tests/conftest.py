@@ -127,7 +127,7 @@ def backend(
 def browser() -> Iterator[Browser]:
     """Start Debian's Chromium."""
     if not CHROMIUM.exists():
-        _missing(f"{CHROMIUM} is missing. Run: scripts/setup --browser")
+        missing(f"{CHROMIUM} is missing. Run: scripts/setup --browser")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
         yield chromium
@@ -152,13 +152,13 @@ def page(browser: Browser, label_studio: LabelStudioServer) -> Iterator[Page]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by their folder, and leave those that need servers to the end."""
-    order = {"unit": 0, "contract": 1, "integration": 2, "browser": 3}
+    order = {"unit": 0, "contract": 1, "integration": 2, "browser": 3, "containers": 4}
 
     def kind(item: pytest.Item) -> str:
         return item.path.relative_to(Path(__file__).parent).parts[0]
 
     for item in items:
-        if kind(item) in {"integration", "browser"}:
+        if kind(item) in {"integration", "browser", "containers"}:
             item.add_marker(kind(item))
     items.sort(key=lambda item: order.get(kind(item), 9))
 
@@ -169,10 +169,11 @@ def installed() -> Iterator[None]:
     try:
         yield
     except servers.NotInstalledError as error:
-        _missing(str(error))
+        missing(str(error))
 
 
-def _missing(reason: str) -> NoReturn:
+def missing(reason: str) -> NoReturn:
+    """Fail in CI, skip elsewhere, with the reason."""
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)

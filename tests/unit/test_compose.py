@@ -43,7 +43,8 @@ def stages() -> dict[str, Stage]:
             before = found.get(base, Stage(base))
             stage = found[name] = Stage(base, list(before.instructions), dict(before.environment))
         elif instruction == "ENV":
-            stage.environment.update(word.split("=", 1) for word in shlex.split(words))  # type: ignore[arg-type]
+            pairs = (word.partition("=") for word in shlex.split(words))
+            stage.environment.update((name, value) for name, _, value in pairs)
         elif instruction:
             stage.instructions.append((instruction, words.strip()))
     return found
