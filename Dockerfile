@@ -5,7 +5,7 @@
 # What they write goes to /data and /tmp. scripts/test --containers builds and runs all three.
 
 FROM debian:bookworm-slim AS python
-ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
+ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin \
     PIP_NO_CACHE_DIR=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
@@ -23,8 +23,8 @@ WORKDIR /srv
 FROM python AS backend
 COPY requirements/backend.txt requirements/
 RUN python3 -m venv /opt/venv \
-    && pip install --no-deps --requirement requirements/backend.txt \
-    && pip check
+    && pip install --no-deps --requirement requirements/backend.txt
+RUN pip check
 COPY backend backend
 COPY scripts scripts
 COPY label_config label_config
@@ -42,8 +42,8 @@ CMD ["gunicorn", "backend.app:create_app()", "--workers=1", "--threads=64", "--w
 FROM python AS label-studio
 COPY requirements/label-studio.txt requirements/
 RUN python3 -m venv /opt/venv \
-    && pip install --no-deps --requirement requirements/label-studio.txt \
-    && pip check
+    && pip install --no-deps --requirement requirements/label-studio.txt
+RUN pip check
 # Empty, not absent, where absent means its maker's Sentry.
 ENV LABEL_STUDIO_COLLECT_ANALYTICS=false \
     LABEL_STUDIO_FEATURE_FLAGS_OFFLINE=true \

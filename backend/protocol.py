@@ -14,8 +14,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,11 +22,12 @@ import structlog
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from backend.core.labelling import STATUS_KEY, Task
+from backend.answers import Answers
+from backend.core.labelling import Task
 from backend.core.prompting import Case
 from backend.edge.metrics import Metrics
 from backend.errors import DraftloopError, SetupError
-from backend.predict import Draft, Drafter, draft_status_html
+from backend.predict import Drafter
 
 _log = structlog.get_logger("backend")
 _READY_S = 5.0  # how long an answer of the readiness probe is good for
@@ -61,10 +61,6 @@ class Memory(Protocol):
         """List versions."""
         ...
 
-    def remember_reasons(self, rows: Sequence[tuple[int, int, str, str, list[str], str]]) -> None:
-        """Keep why drafts needed a human."""
-        ...
-
 
 class _Readiness:
     """Asks the probe again after a few seconds, one caller at a time, however many ask."""
@@ -94,20 +90,17 @@ class Server:
     drafter: Drafter
     cases: CaseFinder
     memory: Memory
-    # Writes changed task data back to Label Studio; None when the backend has no token for it.
-    patch_task: Callable[[int, dict[str, Any]], None] | None = None
+    answers: Answers
     user: str = ""
     password: str = ""
-    deadline_s: float = 90.0
     # Raises while the model cannot draft; None when there is nothing to ask.
     probe: Callable[[], None] | None = None
     metrics: Metrics = field(default_factory=Metrics, repr=False)
     _readiness: _Readiness = field(default_factory=_Readiness, repr=False)
-    # A patch takes Label Studio 60-90 ms: some at a time, and behind the answer where time is up.
-    _patchers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "patch"), repr=False)
 
     def wsgi(self) -> Flask:
         """Make the WSGI application."""
+        self.metrics.late.set_function(self._late)
         app = Flask("draftloop")
         app.json.ensure_ascii = False  # type: ignore[attr-defined]
         app.before_request(self._check_auth)
@@ -207,82 +200,26 @@ class Server:
             _log.error("cannot draft", project=project, tasks=len(tasks), error=str(error))
             return [{} for _ in tasks]
         readable = [Task(task["id"], task["data"]) for task in tasks if _is_task(task)]
-        drafts = self.drafter.draft(case, readable, deadline_s=self.deadline_s)
-        self._tell(project, case, readable, drafts, max(1.0, self.deadline_s - (time.monotonic() - started)))
-        for draft in drafts:
-            self._note(project, case, draft)
+        drafts = self.answers.answer(project, case, readable)
+        statuses = Counter(draft.status if draft else "elsewhere" for draft in drafts)
         _log.info(
             "predict",
             project=project,
             case=case.name,
             version=self.drafter.version(case),
             tasks=len(tasks),
-            drafts=dict(Counter(draft.status for draft in drafts)),
+            drafts=dict(statuses),
             ms=round((time.monotonic() - started) * 1000),
         )
         in_order = iter(drafts)
-        return [(next(in_order).prediction() or {}) if _is_task(task) else {} for task in tasks]
+        items = [next(in_order) if _is_task(task) else None for task in tasks]
+        return [(draft.prediction() if draft else None) or {} for draft in items]
 
-    def _note(self, project: int, case: Case, draft: Draft) -> None:
-        """Count a draft and log it: numbers and names, never the task's text or the model's."""
-        self.metrics.drafts.labels(case.name, draft.status).inc()
-        for reason in draft.reasons:
-            self.metrics.reasons.labels(case.name, reason.kind).inc()
-        _log.info(
-            "draft",
-            project=project,
-            task=draft.task_id,
-            case=case.name,
-            version=draft.version,
-            status=draft.status,
-            reasons=[reason.kind for reason in draft.reasons],
-            attempts=draft.attempts,
-            ms=draft.ms,
-            prompt_tokens=draft.prompt_tokens,
-            cached_tokens=draft.cached_tokens,
-            completion_tokens=draft.completion_tokens,
-        )
-
-    def _tell(
-        self, project: int, case: Case, tasks: list[Task], drafts: list[Draft], within_s: float
-    ) -> None:
-        """Keep the reasons in the ledger and show them in the page; a draft is not lost when that fails."""
+    def _late(self) -> float:
         try:
-            self.memory.remember_version(project, self.drafter.version(case), self.drafter.manifest(case))
-            self.memory.remember_reasons(
-                [
-                    (
-                        project,
-                        draft.task_id,
-                        draft.version,
-                        draft.status,
-                        [str(r) for r in draft.reasons],
-                        draft.raw,
-                    )
-                    for draft in drafts
-                    if draft.reasons
-                ]
-            )
-        except DraftloopError as error:
-            _log.error("reasons not kept", project=project, error=str(error))
-        if self.patch_task is None or not case.labelling.shows_status:
-            return
-        changed = []
-        for task, draft in zip(tasks, drafts, strict=True):
-            words = draft_status_html(draft)
-            if draft.status != "failed" and str(task.data.get(STATUS_KEY, "")) != words:
-                changed.append((task.id, {**task.data, STATUS_KEY: words}))
-        wait(
-            [self._patchers.submit(self._patch, task_id, patched) for task_id, patched in changed],
-            timeout=within_s,
-        )
-
-    def _patch(self, task_id: int, data: dict[str, Any]) -> None:
-        try:
-            if self.patch_task is not None:
-                self.patch_task(task_id, data)
-        except DraftloopError as error:
-            _log.error("reasons not shown", task=task_id, error=str(error))
+            return self.answers.late()
+        except DraftloopError:
+            return float("nan")  # the ledger does not answer: unknown, which is not none
 
 
 def _is_task(task: Any) -> bool:

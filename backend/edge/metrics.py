@@ -33,6 +33,11 @@ class Metrics:
             ["case", "kind"],
             registry=registry,
         )
+        self.late = prometheus.Gauge(
+            "draftloop_late_tasks",
+            "Tasks promised to Label Studio and not written yet, by any process of this ledger.",
+            registry=registry,
+        )
         self.predict_seconds = prometheus.Histogram(
             "draftloop_predict_seconds",
             "Time of a /predict call, whatever its number of tasks.",

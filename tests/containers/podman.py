@@ -22,8 +22,10 @@ from typing import Any
 from scripts import servers
 
 BASE = "docker.io/library/debian:bookworm-slim"
-CERTIFICATES = Path("/etc/ssl/certs")
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")  # this machine's, for pip inside a build
 TOOLS = ("podman", "buildah", "runc", "debootstrap")
+
+_INSIDE = "/etc/pip-certificates.crt"
 
 CONTAINERS_CONF = """
 [containers]
@@ -73,7 +75,7 @@ class Podman:
             check=False,
         )
         if check and done.returncode:
-            words = f"{done.stdout[-4000:]}{done.stderr[-6000:]}"
+            words = f"{done.stderr[-4000:]}\n{done.stdout[-4000:]}"
             raise AssertionError(f"{' '.join(command)} ended with {done.returncode}:\n{words}")
         return done.stdout
 
@@ -119,7 +121,7 @@ class Podman:
 
     def build(self, tag: str, *options: str, context: Path = servers.ROOT) -> None:
         """Build an image; layers of earlier builds are used again."""
-        mounts = [f"{CERTIFICATES}:{CERTIFICATES}:ro"]
+        mounts = [f"{CERTIFICATES}:{_INSIDE}:ro"]
         with tempfile.NamedTemporaryFile("w", dir=self.root, suffix=".conf") as pip_conf:
             config, folders = _pip()
             pip_conf.write(config)
@@ -180,6 +182,6 @@ def _pip() -> tuple[str, list[Path]]:
             folders.add(
                 path.parent if word.startswith("file://") else path
             )  # an index links to its neighbours
-    settings["cert"] = str(CERTIFICATES / "ca-certificates.crt")
+    settings["cert"] = _INSIDE
     lines = ["[global]", *(f"{key} = {value}" for key, value in settings.items())]
     return "\n".join(lines) + "\n", sorted(folders)

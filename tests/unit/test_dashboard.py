@@ -57,7 +57,7 @@ def test_every_metric_of_ours_is_on_the_dashboard() -> None:
 
 
 def test_names_end_in_their_unit_and_counters_in_total() -> None:
-    units = ("_total", "_seconds", "_bytes", "_in_flight")
+    units = ("_total", "_seconds", "_bytes", "_in_flight", "_tasks")
     for family in text_string_to_metric_families(Metrics().page().decode()):
         if family.name.endswith("_created"):  # the library's own, beside every counter
             continue
