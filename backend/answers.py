@@ -24,6 +24,7 @@ import structlog
 
 from backend.core.labelling import STATUS_KEY, Task
 from backend.core.prompting import Case
+from backend.edge.metrics import Metrics
 from backend.errors import DraftloopError, ServiceError, SetupError
 from backend.predict import BATCH_LIMIT_S, Draft, Drafter, draft_status_html
 
@@ -114,6 +115,7 @@ class Answers:
         board: Board | None = None,
         *,
         deadline_s: float = 90.0,
+        metrics: Metrics | None = None,
     ) -> None:
         """Prepare; `start` begins with what an earlier process promised.
 
@@ -123,12 +125,14 @@ class Answers:
             find_case: Finds a case by config and name.
             board: Label Studio, if it may be written to.
             deadline_s: Time within which a call is answered.
+            metrics: Where drafts are counted.
         """
         self._drafter = drafter
         self._memory = memory
         self._find_case = find_case
         self._board = board
         self._deadline_s = deadline_s
+        self._metrics = metrics or Metrics()
         self._late: queue.SimpleQueue[_Late] = queue.SimpleQueue()
         self._patchers = ThreadPoolExecutor(_PATCHES, "patch")
 
@@ -227,6 +231,8 @@ class Answers:
         self, project: int, case: Case, tasks: Sequence[Task], drafts: Sequence[Draft]
     ) -> list[Future[None]]:
         """Keep reasons in the ledger, begin to show them in the page; no draft is lost if that fails."""
+        for draft in drafts:
+            self._note(project, case, draft)
         try:
             self._memory.remember_reasons(
                 [
@@ -252,6 +258,26 @@ class Answers:
             if draft.status != "failed" and str(task.data.get(STATUS_KEY, "")) != words:
                 patches.append(self._patchers.submit(self._patch, task.id, {**task.data, STATUS_KEY: words}))
         return patches
+
+    def _note(self, project: int, case: Case, draft: Draft) -> None:
+        """Count a draft and log it: numbers and names, never the task's text or the model's."""
+        self._metrics.drafts.labels(case.name, draft.status).inc()
+        for reason in draft.reasons:
+            self._metrics.reasons.labels(case.name, reason.kind).inc()
+        _log.info(
+            "draft",
+            project=project,
+            task=draft.task_id,
+            case=case.name,
+            version=draft.version,
+            status=draft.status,
+            reasons=[reason.kind for reason in draft.reasons],
+            attempts=draft.attempts,
+            ms=draft.ms,
+            prompt_tokens=draft.prompt_tokens,
+            cached_tokens=draft.cached_tokens,
+            completion_tokens=draft.completion_tokens,
+        )
 
     def _patch(self, task_id: int, data: dict[str, Any]) -> None:
         try:

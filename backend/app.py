@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from threading import Thread
 from typing import Any
 
 import structlog
@@ -9,15 +10,20 @@ from flask import Flask
 
 from backend.answers import Answers
 from backend.core.labelling import Task
+from backend.core.prompting import Model
 from backend.edge.cache import SqliteCache
 from backend.edge.cases import Cases
 from backend.edge.labelstudio import LabelStudio
 from backend.edge.ledger import Ledger
+from backend.edge.metrics import Metrics
 from backend.edge.rediscache import RedisCache
 from backend.edge.vllm import VllmModel
+from backend.errors import DraftloopError
 from backend.predict import Cache, Drafter
 from backend.protocol import Server
 from backend.settings import LabelStudioSettings, ModelSettings, Settings, StoreSettings
+
+_log = structlog.get_logger("backend")
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -26,22 +32,62 @@ def create_app(settings: Settings | None = None) -> Flask:
     Raises:
         SetupError: A setting or a case is wrong; nothing is served then.
     """
-    settings = settings or Settings()
-    _log_as_json(settings.backend.log_level)
-    drafter, cases = make_drafter(settings.model, make_cache(settings.store)), Cases(settings.store.cases_dir)
+    return make_server(settings or Settings()).wsgi()
+
+
+def create_plugin_app() -> Flask:
+    """Make label-studio-ml's own application with our flow in it, ready before the first `/setup`.
+
+    Raises:
+        SetupError: A setting or a case is wrong; nothing is served then.
+    """
+    # The package is installed only where somebody runs its server.
+    from backend.plugin import mount  # noqa: PLC0415
+
+    return mount(make_server(Settings()))
+
+
+def make_plugin() -> type:
+    """Make the model class that label-studio-ml's generated `_wsgi.py` wants.
+
+    Raises:
+        SetupError: A setting or a case is wrong.
+    """
+    from backend.plugin import model_class  # noqa: PLC0415
+
+    return model_class(make_server(Settings()))
+
+
+def make_server(settings: Settings) -> Server:
+    """Make what is served, and say in the log if its model cannot draft yet.
+
+    Raises:
+        SetupError: A setting or a case is wrong.
+    """
+    log_as_json(settings.backend.log_level)
+    model, metrics = make_model(settings.model), Metrics()
+    drafter = _drafter(metrics.metered(model), settings.model, make_cache(settings.store))
+    cases = Cases(settings.store.cases_dir)
     ledger = Ledger(settings.store.ledger_url)
     token = settings.label_studio.api_key.get_secret_value()
     board = LabelStudioBoard(make_label_studio(settings.label_studio)) if token else None
-    answers = Answers(drafter, ledger, cases.find, board, deadline_s=settings.backend.deadline_s)
+    answers = Answers(
+        drafter, ledger, cases.find, board, deadline_s=settings.backend.deadline_s, metrics=metrics
+    )
     answers.start()
-    return Server(
+    server = Server(
         drafter=drafter,
         cases=cases,
         memory=ledger,
         answers=answers,
         user=settings.backend.user,
         password=settings.backend.password.get_secret_value(),
-    ).wsgi()
+        probe=model.probe,
+        metrics=metrics,
+    )
+    # Behind the start: the model may come up later than we do, and health must answer meanwhile.
+    Thread(target=_warn_unless_ready, args=[model], daemon=True, name="probe").start()
+    return server
 
 
 class LabelStudioBoard:
@@ -78,13 +124,21 @@ def make_cache(settings: StoreSettings) -> Cache | None:
 
 def make_drafter(settings: ModelSettings, cache: Cache | None = None) -> Drafter:
     """Make the drafter that talks to the configured model."""
-    model = VllmModel(
+    return _drafter(make_model(settings), settings, cache)
+
+
+def make_model(settings: ModelSettings) -> VllmModel:
+    """Make the client of the configured model; nothing is sent yet."""
+    return VllmModel(
         str(settings.url),
         settings.name,
         api_key=settings.api_key.get_secret_value(),
         connections=settings.concurrency,
         context_tokens=settings.context_tokens,
     )
+
+
+def _drafter(model: Model, settings: ModelSettings, cache: Cache | None) -> Drafter:
     return Drafter(
         model,
         profile=settings.profile,
@@ -96,12 +150,19 @@ def make_drafter(settings: ModelSettings, cache: Cache | None = None) -> Drafter
     )
 
 
+def _warn_unless_ready(model: VllmModel) -> None:
+    try:
+        model.probe()
+    except DraftloopError as error:
+        _log.warning("the model cannot draft yet", model=model.name, error=error.message, hint=error.hint)
+
+
 def make_label_studio(settings: LabelStudioSettings) -> LabelStudio:
     """Make the client of the configured Label Studio."""
     return LabelStudio(str(settings.url), settings.api_key.get_secret_value())
 
 
-def _log_as_json(level: str) -> None:
+def log_as_json(level: str) -> None:
     """Write one JSON object per line, without task text, prompts or keys."""
     processors: list[Any] = [
         structlog.contextvars.merge_contextvars,

@@ -118,6 +118,11 @@ class Drafter:
         self._closed = threading.Event()
         self._unreachable_since: float | None = None
 
+    @property
+    def model(self) -> str:
+        """Name of the model that drafts."""
+        return self._model.name
+
     def manifest(self, case: Case) -> dict[str, Any]:
         """Give everything that decides what a draft looks like; the version is its hash."""
         return {

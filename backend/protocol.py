@@ -10,12 +10,14 @@ Source:
 
 import hmac
 import json
+import threading
 import time
+import traceback
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import prometheus_client as prometheus
 import structlog
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
@@ -23,10 +25,13 @@ from werkzeug.exceptions import HTTPException
 from backend.answers import Answers
 from backend.core.labelling import Task
 from backend.core.prompting import Case
+from backend.edge.metrics import Metrics
 from backend.errors import DraftloopError, SetupError
 from backend.predict import Drafter
 
 _log = structlog.get_logger("backend")
+_READY_S = 5.0  # how long an answer of the readiness probe is good for
+_OPEN = frozenset({"/", "/health", "/ready"})  # what an orchestrator asks without a password
 
 
 class CaseFinder(Protocol):
@@ -57,28 +62,25 @@ class Memory(Protocol):
         ...
 
 
-class _Metrics:
-    """What Prometheus reads."""
+class _Readiness:
+    """Asks the probe again after a few seconds, one caller at a time, however many ask."""
 
     def __init__(self) -> None:
-        self._registry = prometheus.CollectorRegistry()
-        self.drafts = prometheus.Counter(
-            "draftloop_drafts", "Drafts by outcome.", ["case", "status"], registry=self._registry
-        )
-        self.seconds = prometheus.Histogram(
-            "draftloop_predict_seconds", "Time of a /predict call.", registry=self._registry
-        )
+        self._lock = threading.Lock()
+        self._until = 0.0
+        self._trouble: DraftloopError | None = None
 
-        self.late = prometheus.Gauge(
-            "draftloop_late_tasks",
-            "Tasks promised to Label Studio and not written yet.",
-            registry=self._registry,
-        )
-
-    def page(self) -> Response:
-        return Response(
-            prometheus.generate_latest(self._registry), content_type=prometheus.CONTENT_TYPE_LATEST
-        )
+    def trouble(self, probe: Callable[[], None]) -> DraftloopError | None:
+        """Say what keeps the model from drafting; None when nothing does."""
+        with self._lock:
+            if time.monotonic() >= self._until:
+                try:
+                    probe()
+                    self._trouble = None
+                except DraftloopError as error:
+                    self._trouble = error
+                self._until = time.monotonic() + _READY_S
+            return self._trouble
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,14 @@ class Server:
     answers: Answers
     user: str = ""
     password: str = ""
-    _metrics: _Metrics = field(default_factory=_Metrics, repr=False)
+    # Raises while the model cannot draft; None when there is nothing to ask.
+    probe: Callable[[], None] | None = None
+    metrics: Metrics = field(default_factory=Metrics, repr=False)
+    _readiness: _Readiness = field(default_factory=_Readiness, repr=False)
 
     def wsgi(self) -> Flask:
         """Make the WSGI application."""
-        self._metrics.late.set_function(self._late)
+        self.metrics.late.set_function(self._late)
         app = Flask("draftloop")
         app.json.ensure_ascii = False  # type: ignore[attr-defined]
         app.before_request(self._check_auth)
@@ -104,15 +109,48 @@ class Server:
         app.register_error_handler(Exception, _broken)
         app.add_url_rule("/", "root", self._health)
         app.add_url_rule("/health", "health", self._health)
+        app.add_url_rule("/ready", "ready", self._ready)
         app.add_url_rule("/setup", "setup", self._setup, methods=["POST"])
         app.add_url_rule("/predict", "predict", self._predict, methods=["POST"])
         app.add_url_rule("/webhook", "webhook", self._webhook, methods=["POST"])
         app.add_url_rule("/versions", "versions", self._versions)
-        app.add_url_rule("/metrics", "metrics", self._metrics.page)
+        app.add_url_rule("/metrics", "metrics", self._metrics)
         return app
 
+    def setup(self, body: dict[str, Any]) -> str:
+        """Take in what `/setup` says of a project; give the version that its drafts will have.
+
+        Raises:
+            SetupError: The config is not supported, or the body is none that Label Studio sends.
+        """
+        project = _project(body)
+        extra = _extra_params(body.get("extra_params"))
+        xml = body.get("schema")
+        if not isinstance(xml, str):
+            raise SetupError("/setup without a labelling config.", hint="Send it as `schema`.")
+        wanted = extra.get("case")
+        case = self.cases.find(xml, str(wanted) if wanted else None)
+        self.memory.remember_setup(project, extra)
+        version = self.drafter.version(case)
+        self.memory.remember_version(project, version, self.drafter.manifest(case))
+        return version
+
+    def predict(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """Draft the tasks of a `/predict` body: exactly one item per task, in order.
+
+        Raises:
+            SetupError: The body is none that Label Studio sends.
+        """
+        tasks, xml = body.get("tasks"), body.get("label_config")
+        if not isinstance(tasks, list):
+            raise SetupError("/predict without a list of tasks.", hint="Send them as `tasks`.")
+        if not isinstance(xml, str):
+            raise SetupError("/predict without a labelling config.", hint="Send it as `label_config`.")
+        with self.metrics.predicts_in_flight.track_inprogress(), self.metrics.predict_seconds.time():
+            return self._results(_project(body), tasks, xml)
+
     def _check_auth(self) -> Response | None:
-        if request.path in ("/", "/health") or not self.user:
+        if request.path in _OPEN or not self.user:
             return None
         given = request.authorization
         if given is not None and given.type == "basic":
@@ -127,29 +165,20 @@ class Server:
     def _health(self) -> Response:
         return jsonify(status="UP", model_class="draftloop")
 
+    def _ready(self) -> Response:
+        trouble = None if self.probe is None else self._readiness.trouble(self.probe)
+        if trouble is None:
+            return jsonify(status="ready", model=self.drafter.model)
+        return _error(trouble.message, trouble.hint, 503)
+
     def _setup(self) -> Response:
-        body = _body()
-        project = _project(body)
-        extra = _extra_params(body.get("extra_params"))
-        xml = body.get("schema")
-        if not isinstance(xml, str):
-            raise SetupError("/setup without a labelling config.", hint="Send it as `schema`.")
-        wanted = extra.get("case")
-        case = self.cases.find(xml, str(wanted) if wanted else None)
-        self.memory.remember_setup(project, extra)
-        version = self.drafter.version(case)
-        self.memory.remember_version(project, version, self.drafter.manifest(case))
-        return jsonify(model_version=version)
+        return jsonify(model_version=self.setup(_body()))
 
     def _predict(self) -> Response:
-        body = _body()
-        tasks, xml = body.get("tasks"), body.get("label_config")
-        if not isinstance(tasks, list):
-            raise SetupError("/predict without a list of tasks.", hint="Send them as `tasks`.")
-        if not isinstance(xml, str):
-            raise SetupError("/predict without a labelling config.", hint="Send it as `label_config`.")
-        with self._metrics.seconds.time():
-            return jsonify(results=self._results(_project(body), tasks, xml))
+        return jsonify(results=self.predict(_body()))
+
+    def _metrics(self) -> Response:
+        return Response(self.metrics.page(), content_type=self.metrics.content_type)
 
     def _webhook(self) -> Response:
         body = _body()
@@ -173,8 +202,6 @@ class Server:
         readable = [Task(task["id"], task["data"]) for task in tasks if _is_task(task)]
         drafts = self.answers.answer(project, case, readable)
         statuses = Counter(draft.status if draft else "elsewhere" for draft in drafts)
-        for status, count in statuses.items():
-            self._metrics.drafts.labels(case.name, status).inc(count)
         _log.info(
             "predict",
             project=project,
@@ -208,7 +235,10 @@ def _refused(error: HTTPException) -> Response:
 
 
 def _broken(error: Exception) -> Response:
-    _log.error("request failed", path=request.path, error=type(error).__name__, exc_info=error)
+    # Where, not what: the words of a foreign exception may quote a task.
+    frames = traceback.extract_tb(error.__traceback__)[-5:]
+    where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+    _log.error("request failed", path=request.path, error=type(error).__name__, where=where)
     return _error("The backend failed on this request.", "See its log.", 500)
 
 

@@ -202,21 +202,32 @@ def start_vllm(
     return server
 
 
-def start_backend(settings: Mapping[str, str], *, port: int | None = None, log: Path | None = None) -> Server:
+def start_backend(
+    settings: Mapping[str, str],
+    *,
+    port: int | None = None,
+    log: Path | None = None,
+    application: str = "backend.app:create_app()",
+    folder: Path = ROOT,
+    installed: str = "backend",
+) -> Server:
     """Start the backend under gunicorn: one process, 64 threads.
 
     Args:
         settings: Environment variables of `backend.settings`.
         port: Wanted port; another free one is taken where it is not free.
         log: Where the log goes; a temporary file if not given.
+        application: What gunicorn serves, in another form than our own server where that is wanted.
+        folder: Where it is served from; modules there are found.
+        installed: The environment that it runs in.
     Raises:
         ServerError: It ended or did not answer within a minute.
     """
     port = free_port(port)
     command = (
-        *(str(environment("backend") / "bin" / "python"), "-m", "gunicorn", "backend.app:create_app()"),
+        *(str(environment(installed) / "bin" / "python"), "-m", "gunicorn", application),
         *("--workers", "1", "--threads", "64", "--worker-class", "gthread", "--timeout", "120"),
-        *("--bind", f"{LOCALHOST}:{port}", "--chdir", str(ROOT)),
+        *("--bind", f"{LOCALHOST}:{port}", "--chdir", str(folder)),
     )
     server = _start(
         "backend", f"http://{LOCALHOST}:{port}", command, {**settings, "PYTHONPATH": str(ROOT)}, log=log

@@ -85,7 +85,7 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStud
     """Start a Label Studio with an empty database."""
     username, password, token = "admin@example.com", "draftloop-tests", "draftloop-tests-legacy-token"
     folder = tmp_path_factory.mktemp("label-studio")
-    with _installed(), ExitStack() as stack:
+    with installed(), ExitStack() as stack:
         server = servers.start_label_studio(folder, username=username, password=password, token=token)
         stack.callback(server.stop)
         sdk = stack.enter_context(sdk_client(server.url, token))
@@ -96,9 +96,9 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStud
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
     """Start a vLLM that serves the embedded model."""
     if not (MODEL / "config.json").exists():
-        _missing(f"{MODEL} is missing. Run: scripts/train_tiny_model")
+        missing(f"{MODEL} is missing. Run: scripts/train_tiny_model")
     log = tmp_path_factory.mktemp("vllm") / "vllm.log"
-    with _installed(), servers.start_vllm(MODEL, served_name=MODEL.name, log=log) as server:
+    with installed(), servers.start_vllm(MODEL, served_name=MODEL.name, log=log) as server:
         yield ModelServer(f"{server.url}/v1", MODEL.name)
 
 
@@ -121,7 +121,7 @@ def backend(
         "MODEL_PROFILE": vllm.profile,
         "MODEL_URL": vllm.url,
     }
-    with _installed(), servers.start_backend(settings, log=folder / "backend.log") as server:
+    with installed(), servers.start_backend(settings, log=folder / "backend.log") as server:
         yield BackendServer(server.url, user, password, ledger, server.log)
 
 
@@ -129,7 +129,7 @@ def backend(
 def browser() -> Iterator[Browser]:
     """Start Debian's Chromium."""
     if not CHROMIUM.exists():
-        _missing(f"{CHROMIUM} is missing. Run: scripts/setup --browser")
+        missing(f"{CHROMIUM} is missing. Run: scripts/setup --browser")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
         yield chromium
@@ -154,26 +154,28 @@ def page(browser: Browser, label_studio: LabelStudioServer) -> Iterator[Page]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by their folder, and leave those that need servers to the end."""
-    order = {"unit": 0, "contract": 1, "integration": 2, "browser": 3}
+    order = {"unit": 0, "contract": 1, "integration": 2, "browser": 3, "containers": 4}
 
     def kind(item: pytest.Item) -> str:
         return item.path.relative_to(Path(__file__).parent).parts[0]
 
     for item in items:
-        if kind(item) in {"integration", "browser"}:
+        if kind(item) in {"integration", "browser", "containers"}:
             item.add_marker(kind(item))
     items.sort(key=lambda item: order.get(kind(item), 9))
 
 
 @contextmanager
-def _installed() -> Iterator[None]:
+def installed() -> Iterator[None]:
+    """Skip, or fail in CI, when an environment of the code inside is missing."""
     try:
         yield
     except servers.NotInstalledError as error:
-        _missing(str(error))
+        missing(str(error))
 
 
-def _missing(reason: str) -> NoReturn:
+def missing(reason: str) -> NoReturn:
+    """Fail in CI, skip elsewhere, with the reason."""
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Body = dict[str, Any]
+_REFUSED = {"guidance": ("uniqueItems", "minProperties"), "xgrammar": ("uniqueItems", "multipleOf")}
 _EXAMPLES = ("2026-01-02", "10:30", "2026-01-02T10:30")
 
 
@@ -25,6 +26,8 @@ class FakeVllm:
     name: str = "fake"
     api_key: str = ""
     context_tokens: int = 2048
+    structured_outputs: str = "guidance"  # or "xgrammar", or "" for a server that ignores schemas
+    any_whitespace: bool = False  # started without disable_any_whitespace
     url: str = ""
     answer: Callable[[Body], str] | None = None
     fail: Callable[[Body], int | None] = field(default=lambda _: None)
@@ -54,8 +57,11 @@ class FakeVllm:
         if body["model"] != self.name:
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
         schema = body.get("response_format", {}).get("json_schema", {}).get("schema")
-        if "uniqueItems" in json.dumps(schema):
-            return 400, {"error": {"message": "Unimplemented keys: uniqueItems"}}
+        if not self.structured_outputs:
+            schema = None
+        for keyword in _REFUSED.get(self.structured_outputs, ()):
+            if keyword in json.dumps(schema):
+                return 400, {"error": {"message": f"Unimplemented keys: {keyword}"}}
         prompt = "".join(message["content"] for message in body["messages"])
         limit = body.get("max_tokens")
         if limit is not None and len(prompt.encode()) // 4 + limit > self.context_tokens:
@@ -74,12 +80,22 @@ class FakeVllm:
                     "message": {"role": "assistant", "content": answer},
                     "finish_reason": finish,
                     "logprobs": {
-                        "content": [{"token": c, "bytes": list(c.encode()), "logprob": -0.01} for c in answer]
+                        "content": [
+                            {**entry, "top_logprobs": self._alternatives(entry, body)}
+                            for c in answer
+                            for entry in [{"token": c, "bytes": list(c.encode()), "logprob": -0.01}]
+                        ]
                     },
                 }
             ],
             "usage": {"prompt_tokens": len(prompt), "completion_tokens": len(answer)},
         }
+
+    def _alternatives(self, entry: Body, body: Body) -> list[Body]:
+        if not body.get("top_logprobs"):
+            return []
+        blank = {"token": "\n  ", "bytes": [10, 32, 32], "logprob": -5.0 if self.any_whitespace else -9999.0}
+        return [entry, blank]
 
 
 def satisfying(schema: Body, text: str) -> Any:

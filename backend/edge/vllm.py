@@ -18,6 +18,17 @@ from backend.errors import ServiceError, SetupError, TaskError, Unreachable
 
 _MESSAGE_CHARS = 300
 
+# The probe: nobody answers a greeting with this unless a schema binds him.
+_PROBE_ANSWER = '{"probe":"violet-otter-7"}'
+_PROBE_SCHEMA = {
+    "type": "object",
+    "properties": {"probe": {"enum": ["violet-otter-7"]}},
+    "required": ["probe"],
+    "additionalProperties": False,
+}
+_PROBE_S = 10.0
+_NEEDED = """--structured-outputs-config '{"backend":"guidance","disable_any_whitespace":true}'"""
+
 
 class VllmModel:
     """A model served by vLLM. Safe to call from several threads."""
@@ -66,9 +77,10 @@ class VllmModel:
             ServiceError: The server does not answer.
             SetupError: It does not serve this model.
         """
-        if self._context_tokens:
-            return self._context_tokens
-        models = self._call("GET", "/models", None, timeout_s=10).get("data", [])
+        return self._context_tokens or self._max_model_len(10)
+
+    def _max_model_len(self, timeout_s: float) -> int:
+        models = self._call("GET", "/models", None, timeout_s=timeout_s).get("data", [])
         for model in models:
             if model.get("id") == self._name:
                 return int(model.get("max_model_len") or 0)
@@ -108,10 +120,60 @@ class VllmModel:
         try:
             return _completion(answer)
         except (KeyError, IndexError, TypeError) as error:
-            raise ServiceError(
-                "The model server answered with something that is no chat completion.",
-                hint="Check that MODEL_URL points at vLLM's /v1.",
-            ) from error
+            raise _no_completion() from error
+
+    def probe(self) -> None:
+        """Check that the server serves this model and binds its answers as we need it.
+
+        Two small requests. The first schema is one that free text would break; what the grammar would
+        have allowed besides shows in the tokens' alternatives, so a blank that the model happened not to
+        write is found too. The second is one that guidance refuses and xgrammar takes.
+
+        Raises:
+            ServiceError: The server does not answer.
+            SetupError: It does not serve this model, refuses the key, or runs without a flag that we need.
+        """
+        self._max_model_len(_PROBE_S)
+        choice = self._ask_probe(_PROBE_SCHEMA)
+        text = choice["message"]["content"] or ""
+        if not _PROBE_ANSWER.startswith("".join(text.split())):
+            raise SetupError(
+                "The model server does not enforce JSON Schemas: it answered a schema with free text.",
+                hint=f"Serve the model with vLLM and {_NEEDED}.",
+            )
+        if text != _PROBE_ANSWER or _allows_blanks(choice):
+            raise SetupError(
+                "The model server lets answers fill with blanks: disable_any_whitespace is missing.",
+                hint=f"Start vLLM with {_NEEDED}.",
+            )
+        try:
+            self._ask_probe(_PROBE_SCHEMA | {"minProperties": 1})
+        except TaskError:
+            return
+        raise SetupError(
+            "The model server's structured output is not pinned to the backend guidance.",
+            hint=f"Start vLLM with {_NEEDED}.",
+        )
+
+    def _ask_probe(self, schema: dict[str, Any]) -> dict[str, Any]:
+        body = {
+            "model": self._name,
+            "messages": [{"role": "user", "content": "Hello! How are you?"}],
+            "temperature": 0,
+            "seed": 0,
+            "max_tokens": 48,
+            "logprobs": True,
+            "top_logprobs": 20,
+            "chat_template_kwargs": {"enable_thinking": False},
+            "response_format": {"type": "json_schema", "json_schema": {"name": "probe", "schema": schema}},
+        }
+        answer = self._call("POST", "/chat/completions", body, timeout_s=_PROBE_S)
+        try:
+            choice: dict[str, Any] = answer["choices"][0]
+            choice["message"]["content"]
+        except (KeyError, IndexError, TypeError) as error:
+            raise _no_completion() from error
+        return choice
 
     def _call(
         self, method: str, path: str, body: dict[str, Any] | None, *, timeout_s: float
@@ -158,6 +220,23 @@ def _completion(answer: dict[str, Any]) -> Completion:
         prompt_tokens=usage.get("prompt_tokens", 0),
         completion_tokens=usage.get("completion_tokens", 0),
         cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+    )
+
+
+def _no_completion() -> ServiceError:
+    return ServiceError(
+        "The model server answered with something that is no chat completion.",
+        hint="Check that MODEL_URL points at vLLM's /v1.",
+    )
+
+
+def _allows_blanks(choice: dict[str, Any]) -> bool:
+    """Say whether a blank was among what the grammar allowed; vLLM shows a masked token at -9999."""
+    entries = (choice.get("logprobs") or {}).get("content") or []
+    return any(
+        any(character.isspace() for character in other["token"]) and other["logprob"] > -9000
+        for entry in entries
+        for other in entry.get("top_logprobs") or []
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -188,3 +189,40 @@ def test_a_key_is_sent_and_never_told() -> None:
         ):
             model.complete(ask("sentiment", "a"), timeout_s=5)
     assert "wrong-key" not in str(refused.value)
+
+
+def test_the_probe_finds_nothing_wrong(model: VllmModel) -> None:
+    model.probe()
+
+
+def test_the_probe_names_a_wrong_model(engine: Engine) -> None:
+    with VllmModel(engine.url, "nobody") as model, pytest.raises(SetupError, match="does not serve 'nobody'"):
+        model.probe()
+
+
+@pytest.mark.parametrize(
+    ("started_with", "found"),
+    [
+        ({"structured_outputs": ""}, "does not enforce JSON Schemas"),
+        ({"any_whitespace": True}, "disable_any_whitespace is missing"),
+        ({"structured_outputs": "xgrammar"}, "not pinned to the backend guidance"),
+        ({"answer": lambda _: "Fine, thank you!"}, "does not enforce JSON Schemas"),
+        ({"answer": lambda _: '{\n   "probe"'}, "disable_any_whitespace is missing"),
+    ],
+)
+def test_the_probe_says_which_flag_is_missing(started_with: dict[str, Any], found: str) -> None:
+    with (
+        fake_vllm(**started_with) as fake,
+        VllmModel(fake.url, fake.name) as model,
+        pytest.raises(SetupError, match=found) as refused,
+    ):
+        model.probe()
+    assert "--structured-outputs-config" in refused.value.hint
+
+
+def test_the_probe_of_a_server_that_is_not_there_may_be_tried_again() -> None:
+    with (
+        VllmModel("http://127.0.0.1:9/v1", "x", context_tokens=1) as model,
+        pytest.raises(ServiceError, match="cannot be reached"),
+    ):
+        model.probe()

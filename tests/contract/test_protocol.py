@@ -2,18 +2,23 @@
 
 import base64
 import json
+import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from flask.testing import FlaskClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backend.answers import Answers
+from backend.app import log_as_json
 from backend.edge.cases import Cases
 from backend.edge.ledger import Ledger
+from backend.edge.metrics import Metrics
 from backend.edge.vllm import VllmModel
 from backend.predict import Drafter
 from backend.protocol import Server
@@ -25,6 +30,13 @@ CONFIG = CASES.config("sentiment")
 UNSUPPORTED = '<View><Image name="i" value="$i"/><Brush name="b" toName="i"/></View>'
 
 
+@pytest.fixture(autouse=True)
+def json_log() -> Iterator[None]:
+    log_as_json("debug")
+    yield
+    structlog.reset_defaults()
+
+
 @pytest.fixture
 def fake() -> Iterator[FakeVllm]:
     with fake_vllm(context_tokens=4096) as server:
@@ -33,10 +45,11 @@ def fake() -> Iterator[FakeVllm]:
 
 def serve(fake: FakeVllm, folder: Path, board: FakeBoard | None = None) -> Iterator[Server]:
     with VllmModel(fake.url, fake.name) as model:
-        drafter = Drafter(model, profile="compact", temperature=0, concurrency=16)
+        metrics = Metrics()
+        drafter = Drafter(metrics.metered(model), profile="compact", temperature=0, concurrency=16)
         ledger = Ledger(f"sqlite:///{folder}/ledger.sqlite3")
-        answers = Answers(drafter, ledger, CASES.find, board, deadline_s=5)
-        yield Server(drafter, CASES, ledger, answers, user="ann", password="páss")
+        answers = Answers(drafter, ledger, CASES.find, board, deadline_s=5, metrics=metrics)
+        yield Server(drafter, CASES, ledger, answers, "ann", "páss", model.probe, metrics)
         drafter.close()
 
 
@@ -86,9 +99,10 @@ def setup(client: FlaskClient, extra_params: Any, config: str = CONFIG, project:
     return client.post("/setup", json=body)
 
 
-def test_health_needs_no_password_and_everything_else_does(client: FlaskClient) -> None:
+def test_health_and_readiness_need_no_password_and_everything_else_does(client: FlaskClient) -> None:
     client.environ_base.pop("HTTP_AUTHORIZATION")
     assert client.get("/health").status_code == 200
+    assert client.get("/ready").status_code == 200
     calls = [
         ("post", "/setup"),
         ("post", "/predict"),
@@ -193,9 +207,84 @@ def test_webhooks_are_noted(client: FlaskClient, action: str) -> None:
     assert client.post("/webhook", json={"action": action, "project": {"id": 1}}).status_code == 200
 
 
-def test_metrics_count_drafts_by_case_and_outcome(client: FlaskClient) -> None:
+def test_alive_is_not_ready(client: FlaskClient, fake: FakeVllm) -> None:
+    fake.any_whitespace = True
+    assert client.get("/health").get_json()["status"] == "UP"
+    answer = client.get("/ready")
+    assert answer.status_code == 503
+    assert "disable_any_whitespace" in answer.get_json()["error"]
+    assert "--structured-outputs-config" in answer.get_json()["hint"]
+
+
+def test_readiness_is_asked_of_the_model_once_in_a_while(client: FlaskClient, fake: FakeVllm) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        codes = list(
+            pool.map(lambda _: client.application.test_client().get("/ready").status_code, range(16))
+        )
+    assert codes == [200] * 16
+    assert len(fake.asked) == 2  # the probe's two requests
+
+
+def test_metrics_count_what_was_drafted(client: FlaskClient, fake: FakeVllm) -> None:
     predict(client, [task(1), task(2)])
-    assert 'draftloop_drafts_total{case="sentiment",status="ok"} 2.0' in client.get("/metrics").text
+    fake.answer = lambda _: "no json"
+    predict(client, [task(3)])
+    page = client.get("/metrics").text
+    for line in (
+        'draftloop_drafts_total{case="sentiment",status="ok"} 2.0',
+        'draftloop_drafts_total{case="sentiment",status="undecodable"} 1.0',
+        'draftloop_reasons_total{case="sentiment",kind="decode"} 1.0',
+        'draftloop_model_request_seconds_count{outcome="answered"} 4.0',
+        "draftloop_model_requests_in_flight 0.0",
+        "draftloop_predicts_in_flight 0.0",
+        "draftloop_predict_seconds_count 2.0",
+        "draftloop_prompt_cached_tokens_total 0.0",
+    ):
+        assert line in page
+    fake.fail = lambda _: 400
+    predict(client, [task(4)])
+    page = client.get("/metrics").text
+    assert 'draftloop_model_request_seconds_count{outcome="refused"} 1.0' in page
+    assert re.search(r"^draftloop_completion_tokens_total [1-9]", page, re.MULTILINE)
+
+
+def test_the_log_says_what_was_done_and_never_what_was_read_or_written(
+    client: FlaskClient, fake: FakeVllm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = "投诉人林志远"
+    replies = iter([None, lambda _: f"no json {secret}", None])
+    fake.api_key = "sk-of-the-server"
+    predict(client, [task(1, secret)])  # the key is refused
+    fake.api_key = ""
+    for fake.answer in replies:
+        predict(client, [task(2, secret), {"id": 3, "data": {"other": secret}}])
+    fake.answer, fake.fail = None, lambda _: 400
+    predict(client, [task(4, secret)])
+    client.post("/webhook", json={"action": "ANNOTATION_CREATED", "task": task(5, secret)})
+    predict(client, [task(6, secret)], UNSUPPORTED)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    drafts = [line for line in lines if line["event"] == "draft"]
+    assert [line["task"] for line in drafts] == [1, *(2, 3) * 3, 4]
+    assert {line["status"] for line in drafts} == {"ok", "undecodable", "failed"}
+    assert {"project", "version", "case", "ms", "attempts", "prompt_tokens", "timestamp"} <= set(drafts[1])
+    assert next(line for line in lines if line["event"] == "predict")["ms"] >= 0
+    everything = json.dumps(lines, ensure_ascii=False)
+    for unwanted in (secret, "no json", "sk-of-the-server", CASES.get("sentiment").compact[:12], "páss"):
+        assert unwanted not in everything
+
+
+def test_a_defect_is_logged_by_place_without_the_words_of_the_exception(
+    client: FlaskClient, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.drafter.close()  # what is drafted now is a RuntimeError of the thread pool
+    body = {"tasks": [task(1, "投诉人林志远")], "label_config": CONFIG}
+    answer = client.post("/predict", json=body)
+    assert answer.status_code == 500
+    assert "Traceback" not in answer.text
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (line["event"], line["error"]) == ("request failed", "RuntimeError")
+    assert any("predict.py" in place for place in line["where"])
+    assert "cannot schedule" not in json.dumps(line)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+# Three servers, each from Debian and PyPI alone, each as an unprivileged user on a read-only root.
+#   docker build --target backend -t draftloop/backend .
+#   docker build --target label-studio -t draftloop/label-studio .
+#   docker build --target vllm-cpu -t draftloop/vllm-cpu .
+# What they write goes to /data and /tmp. scripts/test --containers builds and runs all three.
+
+FROM debian:bookworm-slim AS python
+ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin \
+    PIP_NO_CACHE_DIR=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    PYTHONNOUSERSITE=1
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates python3 python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+RUN groupadd --gid 10001 draftloop \
+    && useradd --uid 10001 --gid 10001 --home-dir /data --no-create-home --shell /usr/sbin/nologin draftloop \
+    && install --directory --owner draftloop --group draftloop --mode 0700 /data
+ENV HOME=/data
+WORKDIR /srv
+
+# ---------------------------------------------------------------- the backend, and the verbs that work on it
+FROM python AS backend
+COPY requirements/backend.txt requirements/
+RUN python3 -m venv /opt/venv \
+    && pip install --no-deps --requirement requirements/backend.txt
+RUN pip check
+COPY backend backend
+COPY scripts scripts
+COPY label_config label_config
+ENV PYTHONPATH=/srv LEDGER_URL=sqlite:////data/draftloop.sqlite3
+USER 10001:10001
+WORKDIR /data
+VOLUME /data
+EXPOSE 9090
+HEALTHCHECK --interval=15s --timeout=5s --start-period=30s \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:9090/health', timeout=4)"]
+CMD ["gunicorn", "backend.app:create_app()", "--workers=1", "--threads=64", "--worker-class=gthread", \
+     "--timeout=120", "--worker-tmp-dir=/tmp", "--bind=0.0.0.0:9090"]
+
+# ---------------------------------------------------------------- Label Studio, nothing of which phones home
+FROM python AS label-studio
+COPY requirements/label-studio.txt requirements/
+RUN python3 -m venv /opt/venv \
+    && pip install --no-deps --requirement requirements/label-studio.txt
+RUN pip check
+# Empty, not absent, where absent means its maker's Sentry.
+ENV LABEL_STUDIO_COLLECT_ANALYTICS=false \
+    LABEL_STUDIO_FEATURE_FLAGS_OFFLINE=true \
+    LABEL_STUDIO_FRONTEND_SENTRY_DSN="" \
+    LABEL_STUDIO_LATEST_VERSION_CHECK=false \
+    LABEL_STUDIO_SENTRY_DSN="" \
+    LABEL_STUDIO_BASE_DATA_DIR=/data
+USER 10001:10001
+WORKDIR /data
+VOLUME /data
+EXPOSE 8080
+HEALTHCHECK --interval=15s --timeout=5s --start-period=240s \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8080/health', timeout=4)"]
+CMD ["label-studio", "start", "--internal-host=0.0.0.0", "--port=8080", "--enable-legacy-api-token", "--no-browser"]
+
+# ---------------------------------------------------------------- real vLLM on the CPU, for the embedded model
+FROM python AS vllm-cpu
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libnuma1 \
+    && rm -rf /var/lib/apt/lists/*
+# scripts/setup knows what the CPU build needs besides its pins, and where its torch comes from.
+ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+COPY scripts/setup scripts/
+COPY requirements/vllm.txt requirements/
+RUN export DRAFTLOOP_HOME=/opt/draftloop \
+    && scripts/setup vllm \
+    && ln -s "$(scripts/setup --print vllm)" /opt/venv \
+    && rm -rf /opt/draftloop/log
+ENV DO_NOT_TRACK=1 \
+    HF_HUB_DISABLE_TELEMETRY=1 \
+    HF_HUB_OFFLINE=1 \
+    TRANSFORMERS_OFFLINE=1 \
+    VLLM_DO_NOT_TRACK=1 \
+    VLLM_NO_USAGE_STATS=1 \
+    VLLM_CPU_KVCACHE_SPACE=1 \
+    HOME=/tmp
+USER 10001:10001
+WORKDIR /tmp
+EXPOSE 8000
+HEALTHCHECK --interval=15s --timeout=5s --start-period=240s \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+ENTRYPOINT ["vllm", "serve"]

@@ -1,0 +1,203 @@
+"""docker-compose.yml, really built and run: the profile `cpu`, from importing tasks to the dataset.
+
+Needs root, podman and the network (Debian, PyPI) the first time: scripts/test --containers.
+"""
+
+import json
+import secrets
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from jsonschema import Draft7Validator
+
+from backend.edge.labelstudio import LabelStudio
+from models.corpus import generate
+from scripts import servers
+from tests.conftest import installed, missing
+from tests.containers.podman import Podman, open_podman
+from tests.containers.podman import missing as missing_tools
+
+HERE = Path(__file__).parent
+NAME = "draftloop-test"
+SERVICES = ("database", "label-studio", "vllm-cpu", "backend-cpu")
+TASKS = 12
+COMPOSE: dict[str, Any] = yaml.safe_load((servers.ROOT / "docker-compose.yml").read_text("utf-8"))
+READY = (
+    "import urllib.request as u;print(u.urlopen('http://127.0.0.1:9090/ready', timeout=30).read().decode())"
+)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The running services."""
+
+    podman: Podman
+    url: str
+    token: str = field(repr=False)
+
+    def container(self, service: str) -> str:
+        return f"{NAME}_{service}_1"
+
+    def verb(self, name: str, *arguments: str) -> str:
+        """Run one of the scripts inside the backend's container, as docker-compose.yml says."""
+        command = ("python", "-m", f"scripts.{name}", *arguments)
+        return self.podman.execute(self.container("backend-cpu"), *command, limit_s=300)
+
+
+@pytest.fixture(scope="module")
+def podman() -> Podman:
+    if reason := missing_tools():
+        missing(reason)
+    return open_podman()
+
+
+@pytest.fixture(scope="module")
+def images(podman: Podman) -> None:
+    podman.base_image()
+    for target in ("backend", "label-studio", "vllm-cpu"):
+        podman.build(f"draftloop/{target}", "--target", target)
+    podman.build("draftloop/postgres-test", "--file", str(HERE / "postgres.Dockerfile"), context=HERE)
+
+
+@pytest.fixture(scope="module")
+def stack(podman: Podman, images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    token = secrets.token_hex(20)
+    port = servers.free_port()
+    settings = {
+        "LABEL_STUDIO_USERNAME": "admin@example.com",
+        "LABEL_STUDIO_PASSWORD": secrets.token_urlsafe(16),
+        "LABEL_STUDIO_USER_TOKEN": token,
+        "LABEL_STUDIO_HOST": f"http://127.0.0.1:{port}",
+        "LABEL_STUDIO_PUBLISHED_PORT": str(port),
+        "POSTGRES_PASSWORD": secrets.token_urlsafe(16),
+        "BACKEND_PASSWORD": secrets.token_urlsafe(16),
+        "MODEL_API_KEY": secrets.token_urlsafe(16),
+    }
+    with installed():
+        verb = servers.environment("containers") / "bin" / "podman-compose"
+    environment = tmp_path_factory.mktemp("compose") / "env"
+    environment.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+    compose = [str(verb), "--project-name", NAME, "--env-file", str(environment), "--profile", "cpu"]
+    compose += ["--in-pod", "false"]
+    for file in (servers.ROOT / "docker-compose.yml", HERE / "compose.override.yml"):
+        compose += ["--file", str(file)]
+    podman.run(*compose, "down", "--volumes", check=False)  # what a killed run left
+    stack = Stack(podman, f"http://127.0.0.1:{port}", token)
+    try:
+        # One after the other: podman 4.3 does not wait for a dependency's health by itself.
+        for service, limit_s in (
+            ("database", 60),
+            ("label-studio", 300),
+            ("vllm-cpu", 300),
+            ("backend-cpu", 60),
+        ):
+            podman.run(*compose, "up", "--detach", "--no-build", "--no-deps", service)
+            podman.wait_until_healthy(stack.container(service), limit_s)
+        yield stack
+    finally:
+        podman.run(*compose, "down", "--volumes", "--timeout", "15", limit_s=300)
+    assert podman.run("podman", "ps", "--all", "--quiet") == ""
+    assert podman.run("podman", "volume", "ls", "--quiet") == ""
+
+
+def test_compose_is_what_its_published_schema_allows(podman: Podman) -> None:
+    """Two copies of the schema: the JSON Schema of 2021, and today's as the models made from it."""
+    with installed():
+        environment = servers.environment("containers")
+    (schema,) = environment.glob("lib/*/site-packages/compose/config/compose_spec.json")
+    found = {key: value for key, value in COMPOSE.items() if not key.startswith("x-")}
+    read = "import json, sys; from compose_viz.spec import compose_spec as c"
+    read += "; c.ComposeSpecification.model_validate(json.load(sys.stdin))"
+    reader = [str(environment / "bin" / "python"), "-c", read]
+    done = subprocess.run(reader, input=json.dumps(found), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = {**COMPOSE}
+    del found["name"]  # younger than the older copy
+    errors = Draft7Validator(json.loads(schema.read_text())).iter_errors(found)
+    assert [f"{'/'.join(map(str, error.absolute_path))}: {error.message[:200]}" for error in errors] == []
+
+
+def test_each_service_is_healthy_and_the_backend_is_ready(stack: Stack) -> None:
+    answer = json.loads(stack.podman.execute(stack.container("backend-cpu"), "python", "-c", READY))
+    assert answer == {"status": "ready", "model": "tiny-qwen3"}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_each_service_is_an_unprivileged_user_on_a_root_that_it_cannot_write(
+    stack: Stack, service: str
+) -> None:
+    container = stack.container(service)
+    assert stack.podman.execute(container, "id", "-u").strip() != "0"
+    status = stack.podman.execute(container, "cat", "/proc/1/status")
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert int(fields["CapEff"], 16) == 0
+    assert fields["NoNewPrivs"] == "1"
+    tried = stack.podman.execute(container, "sh", "-c", "touch /etc/x /opt/x /srv/x 2>&1 || true")
+    assert tried.count("Read-only file system") == 3, tried
+
+
+def test_only_label_studio_is_published(stack: Stack) -> None:
+    for service in SERVICES:
+        ports = stack.podman.inspect(stack.container(service))["NetworkSettings"]["Ports"] or {}
+        assert any(ports.values()) == (service == "label-studio"), (service, ports)
+    ask = "import socket; socket.create_connection(('deb.debian.org', 80), 5)"
+    reached = stack.podman.run(
+        *("podman", "exec", stack.container("backend-cpu"), "sh", "-c"),
+        f'python -c "{ask}" >/dev/null 2>&1 && echo reached || echo none',
+    )
+    assert reached.strip() == "none"
+
+
+def test_label_studio_keeps_its_tables_in_postgresql(stack: Stack) -> None:
+    database = stack.container("database")
+    query = "SELECT count(*) FROM django_migrations"
+    counted = stack.podman.execute(
+        database, "psql", "-h", "/tmp", "-U", "labelstudio", "-d", "labelstudio", "-Atc", query
+    )
+    assert int(counted) > 100
+
+
+def test_a_project_is_drafted_corrected_and_synced_through_the_containers(stack: Stack) -> None:
+    said = stack.verb("setup_project", "--case", "complaint", "--backend-url", "http://backend:9090")
+    project_id = int(said.split("project   ")[1].split()[0])
+    rows = [
+        {"text": row.text, "draft_status": ""} for row in generate("complaint", "held_out", TASKS, seed=7)
+    ]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    backend = stack.container("backend-cpu")
+    stack.podman.execute(backend, "sh", "-c", "cat > /data/tasks.jsonl", stdin=lines)
+    stack.verb("import_tasks", "--project", str(project_id), "/data/tasks.jsonl")
+
+    with LabelStudio(stack.url, stack.token) as label_studio:
+        project = label_studio.project(project_id)
+        ids = sorted(task["id"] for task in label_studio.tasks(project))
+        label_studio.retrieve_predictions(project, ids[:3])  # Label Studio asks the backend by itself
+        told = stack.verb("prelabel", "--project", str(project_id), "--out", "/data/prelabel.jsonl")
+        assert f"{TASKS} tasks, 3 drafted already" in told
+        tasks = {task["id"]: task for task in label_studio.tasks(project, full=True)}
+        assert [len(tasks[number]["predictions"]) for number in ids] == [1] * TASKS
+        for number in ids[:6]:
+            label_studio.submit_annotation(number, tasks[number]["predictions"][0]["result"])
+
+    stack.verb("sync", "--project", str(project_id), "--out", "/data/dataset")
+    manifest: dict[str, Any] = json.loads(stack.podman.execute(backend, "cat", "/data/dataset/manifest.json"))
+    kept = stack.podman.execute(
+        backend, "sh", "-c", "cat /data/dataset/samples*.jsonl /data/dataset/rejected.jsonl"
+    )
+    assert len(kept.splitlines()) == 6, manifest
+    logs = stack.podman.logs(backend)
+    assert '"event": "draft"' in logs
+    assert not any(row["text"][:12] in logs for row in rows)
+
+
+def test_the_page_is_served(stack: Stack) -> None:
+    page = httpx.get(f"{stack.url}/user/login/", trust_env=False, timeout=30)
+    assert page.status_code == 200
+    style = next(part for part in page.text.split('"') if part.startswith("/static/") and ".css" in part)
+    assert httpx.get(stack.url + style, trust_env=False, timeout=30).status_code == 200
