@@ -1,0 +1,39 @@
+"""The embedded model's tokens, held against the decoder that it is served with."""
+
+import json
+import subprocess
+
+from backend.core.labelling import compile_labelling
+from backend.edge.cases import Cases
+from models.corpus import CASES, generate
+from scripts import servers
+
+SHIPPED = Cases(servers.ROOT / "label_config")
+
+
+def refused(rows: list[dict[str, object]]) -> list[dict[str, str]]:
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    python = servers.environment("vllm") / "bin" / "python"
+    command = [python, "tests/guidance_tokens.py", "models/tiny-qwen3"]
+    told = subprocess.run(
+        command, cwd=servers.ROOT, input=lines, text=True, stdout=subprocess.PIPE, check=True
+    )
+    return [json.loads(line) for line in told.stdout.splitlines()]
+
+
+def test_the_decoder_allows_every_token_of_every_training_target_where_it_stands() -> None:
+    rows = []
+    for name in CASES:
+        labelling = SHIPPED.get(name).labelling
+        for row in generate(name, "train", 60, seed=5):
+            value = {key: part for key, part in row.value.items() if part is not None}
+            target = labelling.encode(value)
+            assert labelling.decode(target) == value
+            rows.append({"schema": labelling.decoding_schema, "target": target})
+    assert refused(rows) == []
+
+
+def test_a_target_that_the_schema_forbids_is_found() -> None:
+    config = '<View><Text name="t" value="$t"/><Rating name="r" toName="t" required="true"/></View>'
+    schema = compile_labelling(config).decoding_schema
+    assert refused([{"schema": schema, "target": '{"r": 3}'}]) == [{"written": '{"r":', "refused": " "}]
