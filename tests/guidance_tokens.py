@@ -31,7 +31,7 @@ def main(folder: str) -> None:
             llguidance.numpy.fill_next_token_bitmask(matcher, mask, 0)
             if not int(mask[0][token // 32]) >> (token % 32) & 1:
                 refused = {"written": tokenizer.decode(ids[:at]), "refused": tokenizer.decode([token])}
-                print(json.dumps(refused, ensure_ascii=False))
+                sys.stdout.write(json.dumps(refused, ensure_ascii=False) + "\n")
                 break
             matcher.consume_token(token)
 

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Mapping, Sequence
 
 from backend.core.labelling import compile_labelling
 from backend.edge.cases import Cases
@@ -11,10 +12,10 @@ from scripts import servers
 SHIPPED = Cases(servers.ROOT / "label_config")
 
 
-def refused(rows: list[dict[str, object]]) -> list[dict[str, str]]:
+def refused(rows: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
     lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     python = servers.environment("vllm") / "bin" / "python"
-    command = [python, "tests/guidance_tokens.py", "models/tiny-qwen3"]
+    command = [str(python), "tests/guidance_tokens.py", "models/tiny-qwen3"]
     told = subprocess.run(
         command, cwd=servers.ROOT, input=lines, text=True, stdout=subprocess.PIPE, check=True
     )
