@@ -161,6 +161,7 @@ class Drafter:
     def _draft_one(self, case: Case, task: Task, version: str, ends: float) -> Draft:
         started = time.monotonic()
         try:
+            case = case.for_task(task)
             messages = render(case, task, self._profile)
             first = self._ask(case, messages, ends)
             value, reasons = self._read(case, task, first)
