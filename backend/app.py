@@ -1,11 +1,14 @@
 """Composition root: settings -> edges -> flows -> WSGI. The one file that knows everything."""
 
 import logging
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import structlog
 from flask import Flask
 
+from backend.answers import Answers
+from backend.core.labelling import Task
 from backend.edge.cases import Cases
 from backend.edge.labelstudio import LabelStudio
 from backend.edge.ledger import Ledger
@@ -23,16 +26,39 @@ def create_app(settings: Settings | None = None) -> Flask:
     """
     settings = settings or Settings()
     _log_as_json(settings.backend.log_level)
-    label_studio = make_label_studio(settings.label_studio) if settings.label_studio.api_key else None
+    drafter, cases = make_drafter(settings.model), Cases(settings.store.cases_dir)
+    ledger = Ledger(settings.store.ledger_url)
+    token = settings.label_studio.api_key.get_secret_value()
+    board = LabelStudioBoard(make_label_studio(settings.label_studio)) if token else None
+    answers = Answers(drafter, ledger, cases.find, board, deadline_s=settings.backend.deadline_s)
+    answers.start()
     return Server(
-        drafter=make_drafter(settings.model),
-        cases=Cases(settings.store.cases_dir),
-        memory=Ledger(settings.store.ledger_url),
-        patch_task=label_studio.set_task_data if label_studio else None,
+        drafter=drafter,
+        cases=cases,
+        memory=ledger,
+        answers=answers,
         user=settings.backend.user,
         password=settings.backend.password.get_secret_value(),
-        deadline_s=settings.backend.deadline_s,
     ).wsgi()
+
+
+class LabelStudioBoard:
+    """Label Studio as `Answers` wants it."""
+
+    def __init__(self, label_studio: LabelStudio) -> None:
+        self._label_studio = label_studio
+        self.has_prediction = label_studio.has_prediction
+        self.set_task_data = label_studio.set_task_data
+
+    def write(self, project: int, predictions: Sequence[Mapping[str, Any]]) -> None:
+        """Store predictions where a task has none of their version yet."""
+        self._label_studio.import_predictions(self._label_studio.project(project), predictions)
+
+    def read(self, project: int, tasks: Collection[int]) -> tuple[str, str | None, list[Task]]:
+        """Give the labelling config, the name of the case, and those of the tasks that still exist."""
+        found = self._label_studio.project(project)
+        rows = self._label_studio.tasks_by_id(found, tasks)
+        return found.label_config, found.case, [Task(row["id"], row["data"]) for row in rows]
 
 
 def make_drafter(settings: ModelSettings) -> Drafter:

@@ -5,6 +5,7 @@ DraftloopError
     TaskError       skips this one task, the others go on
         InvalidValue    a value that cannot be decoded, placed in the task, or read back from regions
     ServiceError    an outside system failed: tried again within the deadline
+        Unreachable     nobody answers there at all: what a human waits for is given up early
 
 Every error carries `hint`, one sentence on what to do. Foreign exceptions become ours once, at the
 edge that uses the library. Failing generated code is a value, not an exception.
@@ -37,3 +38,7 @@ class InvalidValue(TaskError):
 
 class ServiceError(DraftloopError):
     """An outside system did not do its part; trying again may help."""
+
+
+class Unreachable(ServiceError):
+    """Nobody answers at an outside system's address."""

@@ -12,13 +12,21 @@ vLLM's. Every task gets exactly one draft; a bad one never costs the others thei
 import hashlib
 import html
 import json
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tenacity import Retrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_before_delay,
+    stop_when_event_set,
+    wait_random_exponential,
+)
 
 from backend.core.controls import Region
 from backend.core.labelling import Task, Value
@@ -35,14 +43,14 @@ from backend.core.prompting import (
 )
 from backend.core.rules import Reason
 from backend.core.scoring import score
-from backend.errors import DraftloopError, InvalidValue, ServiceError, SetupError, TaskError
+from backend.errors import DraftloopError, InvalidValue, ServiceError, SetupError, TaskError, Unreachable
 
 Status = Literal["ok", "invalid", "undecodable", "failed"]
 
 # Raised when the flow itself changes what it would answer to the same case, model and task.
 _FLOW = 1
 _SEED = 0  # a draft is repeatable
-_BATCH_DEADLINE_S = 600.0  # of one task drafted in bulk: its model server may restart meanwhile
+BATCH_LIMIT_S = 600.0  # of one task drafted in bulk or late: its model server may restart meanwhile
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,8 @@ class Drafter:
         self._concurrency = concurrency
         self._timeout_s = timeout_s
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="draft")
+        self._closed = threading.Event()
+        self._unreachable_since: float | None = None
 
     def manifest(self, case: Case) -> dict[str, Any]:
         """Give everything that decides what a draft looks like; the version is its hash."""
@@ -117,11 +127,32 @@ class Drafter:
         Returns:
             One draft per task, in order. What is not ready at the deadline is `failed`.
         """
-        ends = time.monotonic() + deadline_s
-        version = self.version(case)
-        futures = [self._pool.submit(self._draft_one, case, task, version, ends) for task in tasks]
+        futures = self.submit(case, tasks, limit_s=deadline_s)
         wait(futures, timeout=deadline_s)
-        return [self._result(future, task, version) for future, task in zip(futures, tasks, strict=True)]
+        version = self.version(case)
+        return [self.result(future, task, version) for future, task in zip(futures, tasks, strict=True)]
+
+    def submit(self, case: Case, tasks: Sequence[Task], *, limit_s: float) -> list[Future[Draft]]:
+        """Begin to draft tasks; each is tried for so long at most. Read the futures with `result`."""
+        ends = time.monotonic() + limit_s
+        version = self.version(case)
+        return [self._pool.submit(self._draft_one, case, task, version, ends) for task in tasks]
+
+    def result(self, future: Future[Draft], task: Task, version: str) -> Draft:
+        """Give what came of a future; one that is not done is cancelled and `failed`."""
+        if not future.done():
+            future.cancel()
+            return _failed(task, version, "No answer from the model within the deadline.")
+        try:
+            return future.result()
+        except DraftloopError as error:
+            return _failed(task, version, str(error))
+
+    @property
+    def unreachable_s(self) -> float:
+        """Seconds since when nobody answers at the model server; 0 when somebody does."""
+        since = self._unreachable_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def stream(self, case: Case, tasks: Iterable[Task]) -> Iterator[Draft]:
         """Draft tasks as they come, holding few of them: for bulk work.
@@ -132,7 +163,7 @@ class Drafter:
         version = self.version(case)
         running: dict[Future[Draft], Task] = {}
         for task in tasks:
-            ends = time.monotonic() + _BATCH_DEADLINE_S
+            ends = time.monotonic() + BATCH_LIMIT_S
             running[self._pool.submit(self._draft_one, case, task, version, ends)] = task
             # A few more than run at once, so that no thread waits for this loop.
             while len(running) >= self._concurrency * 2:
@@ -141,22 +172,14 @@ class Drafter:
             yield from self._finished(running, version)
 
     def close(self) -> None:
-        """Stop the threads; what still runs is waited for, what has not begun is dropped."""
+        """Stop the threads: what is asked right now is waited for, nothing is tried again or begun."""
+        self._closed.set()
         self._pool.shutdown(cancel_futures=True)
 
     def _finished(self, running: dict[Future[Draft], Task], version: str) -> Iterator[Draft]:
         done, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in done:
-            yield self._result(future, running.pop(future), version)
-
-    def _result(self, future: Future[Draft], task: Task, version: str) -> Draft:
-        if not future.done():
-            future.cancel()
-            return _failed(task, version, "No answer from the model within the deadline.")
-        try:
-            return future.result()
-        except DraftloopError as error:
-            return _failed(task, version, str(error))
+            yield self.result(future, running.pop(future), version)
 
     def _draft_one(self, case: Case, task: Task, version: str, ends: float) -> Draft:
         started = time.monotonic()
@@ -213,14 +236,20 @@ class Drafter:
             raise ServiceError("No time was left before the deadline.", hint="Send fewer tasks at once.")
         for attempt in Retrying(
             retry=retry_if_exception_type(ServiceError),
-            stop=stop_before_delay(left_s),
+            stop=stop_before_delay(left_s) | stop_when_event_set(self._closed),
+            sleep=sleep_using_event(self._closed),
             wait=wait_random_exponential(multiplier=0.2, max=5),
             reraise=True,
         ):
             with attempt:
-                return self._model.complete(
-                    prompt, timeout_s=max(0.1, min(self._timeout_s, ends - time.monotonic()))
-                )
+                timeout_s = max(0.1, min(self._timeout_s, ends - time.monotonic()))
+                try:
+                    answer = self._model.complete(prompt, timeout_s=timeout_s)
+                except Unreachable:
+                    self._unreachable_since = self._unreachable_since or time.monotonic()
+                    raise
+                self._unreachable_since = None
+                return answer
         raise AssertionError("tenacity either returns or raises")
 
     def _read(self, case: Case, task: Task, answer: Completion) -> tuple[Value | None, tuple[Reason, ...]]:

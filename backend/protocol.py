@@ -12,8 +12,6 @@ import hmac
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,10 +20,11 @@ import structlog
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from backend.core.labelling import STATUS_KEY, Task
+from backend.answers import Answers
+from backend.core.labelling import Task
 from backend.core.prompting import Case
 from backend.errors import DraftloopError, SetupError
-from backend.predict import Draft, Drafter, draft_status_html
+from backend.predict import Drafter
 
 _log = structlog.get_logger("backend")
 
@@ -57,10 +56,6 @@ class Memory(Protocol):
         """List versions."""
         ...
 
-    def remember_reasons(self, rows: Sequence[tuple[int, int, str, str, list[str], str]]) -> None:
-        """Keep why drafts needed a human."""
-        ...
-
 
 class _Metrics:
     """What Prometheus reads."""
@@ -72,6 +67,12 @@ class _Metrics:
         )
         self.seconds = prometheus.Histogram(
             "draftloop_predict_seconds", "Time of a /predict call.", registry=self._registry
+        )
+
+        self.late = prometheus.Gauge(
+            "draftloop_late_tasks",
+            "Tasks promised to Label Studio and not written yet.",
+            registry=self._registry,
         )
 
     def page(self) -> Response:
@@ -87,17 +88,14 @@ class Server:
     drafter: Drafter
     cases: CaseFinder
     memory: Memory
-    # Writes changed task data back to Label Studio; None when the backend has no token for it.
-    patch_task: Callable[[int, dict[str, Any]], None] | None = None
+    answers: Answers
     user: str = ""
     password: str = ""
-    deadline_s: float = 90.0
     _metrics: _Metrics = field(default_factory=_Metrics, repr=False)
-    # A patch takes Label Studio 60-90 ms: some at a time, and behind the answer where time is up.
-    _patchers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "patch"), repr=False)
 
     def wsgi(self) -> Flask:
         """Make the WSGI application."""
+        self._metrics.late.set_function(self._late)
         app = Flask("draftloop")
         app.json.ensure_ascii = False  # type: ignore[attr-defined]
         app.before_request(self._check_auth)
@@ -173,62 +171,28 @@ class Server:
             _log.error("cannot draft", project=project, tasks=len(tasks), error=str(error))
             return [{} for _ in tasks]
         readable = [Task(task["id"], task["data"]) for task in tasks if _is_task(task)]
-        drafts = self.drafter.draft(case, readable, deadline_s=self.deadline_s)
-        self._tell(project, case, readable, drafts, max(1.0, self.deadline_s - (time.monotonic() - started)))
-        for draft in drafts:
-            self._metrics.drafts.labels(case.name, draft.status).inc()
+        drafts = self.answers.answer(project, case, readable)
+        statuses = Counter(draft.status if draft else "elsewhere" for draft in drafts)
+        for status, count in statuses.items():
+            self._metrics.drafts.labels(case.name, status).inc(count)
         _log.info(
             "predict",
             project=project,
             case=case.name,
             version=self.drafter.version(case),
             tasks=len(tasks),
-            drafts=dict(Counter(draft.status for draft in drafts)),
+            drafts=dict(statuses),
             ms=round((time.monotonic() - started) * 1000),
         )
         in_order = iter(drafts)
-        return [(next(in_order).prediction() or {}) if _is_task(task) else {} for task in tasks]
+        items = [next(in_order) if _is_task(task) else None for task in tasks]
+        return [(draft.prediction() if draft else None) or {} for draft in items]
 
-    def _tell(
-        self, project: int, case: Case, tasks: list[Task], drafts: list[Draft], within_s: float
-    ) -> None:
-        """Keep the reasons in the ledger and show them in the page; a draft is not lost when that fails."""
+    def _late(self) -> float:
         try:
-            self.memory.remember_version(project, self.drafter.version(case), self.drafter.manifest(case))
-            self.memory.remember_reasons(
-                [
-                    (
-                        project,
-                        draft.task_id,
-                        draft.version,
-                        draft.status,
-                        [str(r) for r in draft.reasons],
-                        draft.raw,
-                    )
-                    for draft in drafts
-                    if draft.reasons
-                ]
-            )
-        except DraftloopError as error:
-            _log.error("reasons not kept", project=project, error=str(error))
-        if self.patch_task is None or not case.labelling.shows_status:
-            return
-        changed = []
-        for task, draft in zip(tasks, drafts, strict=True):
-            words = draft_status_html(draft)
-            if draft.status != "failed" and str(task.data.get(STATUS_KEY, "")) != words:
-                changed.append((task.id, {**task.data, STATUS_KEY: words}))
-        wait(
-            [self._patchers.submit(self._patch, task_id, patched) for task_id, patched in changed],
-            timeout=within_s,
-        )
-
-    def _patch(self, task_id: int, data: dict[str, Any]) -> None:
-        try:
-            if self.patch_task is not None:
-                self.patch_task(task_id, data)
-        except DraftloopError as error:
-            _log.error("reasons not shown", task=task_id, error=str(error))
+            return self.answers.late()
+        except DraftloopError:
+            return float("nan")  # the ledger does not answer: unknown, which is not none
 
 
 def _is_task(task: Any) -> bool:

@@ -94,7 +94,9 @@ def score(case: str, expected: Sequence[Generated], answers: Sequence[str]) -> d
         return figures | {"precision": precision, "recall": recall, "f1": f1}
     pairs = list(zip(expected, values, strict=True))
     for field in expected[0].value if expected else ():
-        figures[field] = sum(field in value and value[field] == label.value[field] for label, value in pairs) / total
+        figures[field] = (
+            sum(field in value and value[field] == label.value[field] for label, value in pairs) / total
+        )
     fields = [figures[field] for field in expected[0].value] if expected else [0.0]
     figures["fields"] = sum(fields) / len(fields)
     figures["all_fields"] = sum(value == label.value for label, value in pairs) / total

@@ -16,7 +16,10 @@ from models.corpus import INSTRUCTIONS
 from models.corpus.words import SYMBOLS, alphabet
 
 MAX_TOKENS = 2048
-_PUNCTUATION = "，。！？；：、“”‘’（）【】《》〔〕「」『』—…·／～　＃＠＆｜－＝＋％￥×→℃①②③④⑤⑥⑦⑧⑨⑩０１２３４５６７８９" + SYMBOLS
+_PUNCTUATION = (
+    "，。！？；：、“”‘’（）【】《》〔〕「」『』—…·／～　＃＠＆｜－＝＋％￥×→℃①②③④⑤⑥⑦⑧⑨⑩０１２３４５６７８９"
+    + SYMBOLS
+)
 _CABINS = ("economy", "premium_economy", "business", "first")
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _MARKUP = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
@@ -36,7 +39,9 @@ def json_pieces() -> list[str]:
     """
     pieces = ['{"name":"', '{"name":null', '"}', '","question":"', ',"question":"']
     pieces += [*_nullable("address"), *_nullable("email")]
-    pieces += [f'{{"intent":"{intent}","departure_city":"' for intent in ("book", "change", "cancel", "query")]
+    pieces += [
+        f'{{"intent":"{intent}","departure_city":"' for intent in ("book", "change", "cancel", "query")
+    ]
     pieces += ['","arrival_city":"', '","date":"', '","date":null', *_nullable("time")]
     pieces += [f'{close},"class":null' for close in ('"', "")]
     pieces += [f'{close},"class":"{cabin}"' for close in ('"', "") for cabin in _CABINS]

@@ -96,6 +96,7 @@ def fingerprint(labelling: Labelling, row: Row) -> bytes:
     if not any(text.strip() for text in texts.values()):
         raise TaskError(f"'{', '.join(texts)}' is empty.")
     try:
-        return hashlib.sha256(json.dumps(texts, ensure_ascii=False).encode()).digest()[:16]
+        json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise TaskError("It holds half of a surrogate pair, which is no character.") from error
+        raise TaskError("It holds half a character (a lone surrogate).") from error
+    return hashlib.sha256(json.dumps(texts).encode()).digest()[:16]

@@ -171,11 +171,16 @@ def start_vllm(
         extra: More flags; they win over the usual ones.
         log: Where the log goes; a temporary file if not given.
     Raises:
-        ServerError: It ended or did not answer within five minutes.
+        ServerError: There is no such model, it ended, or it did not answer within five minutes.
     """
+    if not (Path(model) / "config.json").is_file():
+        raise ServerError(f"There is no model in {model}.", hint="It needs a folder with a config.json.")
     port = free_port(port)
     cores = len(os.sched_getaffinity(0))
     settings = VLLM_PRIVATE | {
+        # The first request with logprobs compiles a kernel: with no g++ on the machine the engine dies of
+        # it, with one the request waits for it. --enforce-eager does not cover this place.
+        "TORCH_COMPILE_DISABLE": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         # Measured on 2 cores, 32 at once: 35 requests/s like this, 19 with vLLM's own binding, which stands
         # still while another process has its core, 20 with two threads.
@@ -289,10 +294,8 @@ def _seed_label_studio(data_dir: Path) -> None:
 
 
 def _context_tokens(model: Path) -> int:
-    config = model / "config.json"
-    if not config.is_file():
-        return VLLM_CONTEXT_TOKENS
-    made_for = json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings")
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    made_for = config.get("max_position_embeddings")
     return min(VLLM_CONTEXT_TOKENS, int(made_for or VLLM_CONTEXT_TOKENS))
 
 

@@ -21,7 +21,7 @@ from backend.edge.ledger import Ledger
 from backend.errors import ServiceError, SetupError, TaskError
 from backend.predict import Draft, draft_status_html
 
-_BATCH = 200  # drafts stored at once; what a crash may cost is drafted again
+_BATCH = 100  # drafts stored at once; what a crash may cost is drafted again
 _BATCH_S = 15.0
 
 

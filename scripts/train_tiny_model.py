@@ -45,7 +45,9 @@ def _ask(client: httpx.Client, model: str, case: str, text: str) -> str:
     return str(reply.json()["choices"][0]["message"]["content"])
 
 
-def evaluate(url: str, model: str, case: str, texts: Sequence[Generated], wrong: Path | None) -> dict[str, Any]:
+def evaluate(
+    url: str, model: str, case: str, texts: Sequence[Generated], wrong: Path | None
+) -> dict[str, Any]:
     """Ask a served model for every text and compare with the labels.
 
     Args:
@@ -74,18 +76,20 @@ def evaluate(url: str, model: str, case: str, texts: Sequence[Generated], wrong:
 
 def _train(arguments: argparse.Namespace) -> None:
     # Idle OpenMP threads that spin would be counted as CPU time; set before torch loads.
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")  # noqa: TID251 - a library's switch, not a setting of ours
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # noqa: TID251
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from models.tiny_training import Recipe, Trainer  # noqa: PLC0415 - torch is not needed to evaluate
 
     recipe = Recipe(cpu_minutes=arguments.cpu_minutes, threads=arguments.threads, seed=arguments.seed)
     Trainer(recipe, arguments.out, arguments.resume).run()
-    print(f"Next: serve {arguments.out / 'model-final'} with vLLM, then `evaluate`; copy it to models/tiny-qwen3.")
+    print(f"Next: serve {arguments.out / 'model-final'} with vLLM, `evaluate`, copy to models/tiny-qwen3.")
 
 
 def main() -> None:
     """Read the command line and train or evaluate."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     verbs = parser.add_subparsers(required=True)
     train = verbs.add_parser("train", help="train from nothing within a budget of CPU time")
     train.add_argument("--out", type=Path, required=True, help="folder for checkpoints and models")

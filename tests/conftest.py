@@ -95,6 +95,8 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStud
 @pytest.fixture(scope="session")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
     """Start a vLLM that serves the embedded model."""
+    if not (MODEL / "config.json").exists():
+        _missing(f"{MODEL} is missing. Run: scripts/train_tiny_model")
     log = tmp_path_factory.mktemp("vllm") / "vllm.log"
     with _installed(), servers.start_vllm(MODEL, served_name=MODEL.name, log=log) as server:
         yield ModelServer(f"{server.url}/v1", MODEL.name)

@@ -247,10 +247,8 @@ def not_skipped(candidate: Candidate) -> str | None:
 
 def readable(candidate: Candidate) -> str | None:
     """Stop regions that the config cannot hold, tasks that lack what it shows, and half characters."""
-    if candidate.value is not None and re.search(
-        "[\ud800-\udfff]", _canonical([candidate.value, candidate.annotation.task.data])
-    ):
-        return "It holds half of a surrogate pair, which no file can."
+    if _HALF.search(_canonical(candidate.value)):
+        return "It holds half a character (a lone surrogate), which no file can."
     return candidate.unreadable or None
 
 

@@ -11,7 +11,7 @@ Whatever creates something is sent again only if it never arrived; everything el
 import base64
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Self, TypeVar
@@ -27,6 +27,8 @@ from backend.errors import DraftloopError, ServiceError, SetupError
 
 Outcome = Literal["made", "updated", "already there"]
 Json = Any
+Fields = Mapping[str, Json]
+Filters = Sequence[Fields]
 _T = TypeVar("_T")
 
 TITLE = "draftloop"  # of the backend connection, so that it is found again when the address moves
@@ -79,10 +81,7 @@ class LabelStudio:
             found = "something that is no token" if api_key else "no token"
             raise SetupError(f"There is {found} for Label Studio at {self.url}.", hint=_HOW_TO_LOG_IN)
         # The SDK joins the refresh path to this address: without the slash a mount path is lost.
-        self._sdk = self._ask(
-            "the token",
-            partial(_sdk, base_url=f"{self.url}/", api_key=api_key, timeout_s=timeout_s),
-        )
+        self._sdk = self._ask("the token", partial(_sdk, f"{self.url}/", api_key, timeout_s))
         self._http = self._sdk._client_wrapper.httpx_client  # noqa: SLF001  # SDK: no public way to it
 
     def close(self) -> None:
@@ -106,9 +105,7 @@ class LabelStudio:
         """
         user = self._ask("the token", self._sdk.users.whoami, attempts=1)
         if not user.id:
-            raise SetupError(
-                f"What answers at {self.url} is not Label Studio.", hint="Correct LABEL_STUDIO_URL."
-            )
+            raise self._ours("the user", ValueError("an answer without a user"))
         return str(user.email or user.username or user.id)
 
     def project(self, project_id: int) -> Project:
@@ -152,12 +149,8 @@ class LabelStudio:
         Raises:
             SetupError: Label Studio refuses the title (at least 3 characters) or the config.
         """
-        made = self._ask(
-            f"project '{title}'",
-            partial(self._sdk.projects.create, title=title, label_config=label_config),
-            creates=True,
-        )
-        return self.project(int(made.id or 0))
+        create = partial(self._sdk.projects.create, title=title, label_config=label_config)
+        return self.project(int(self._ask(f"project '{title}'", create, creates=True).id or 0))
 
     def set_label_config(self, project: Project, label_config: str) -> None:
         """Replace a project's labelling config.
@@ -165,28 +158,18 @@ class LabelStudio:
         Raises:
             SetupError: Label Studio refuses it, for example because annotations use what it removes.
         """
-        self._ask(
-            f"the labelling config of project {project.id}",
-            partial(self._sdk.projects.update, project.id, label_config=label_config),
-        )
+        update = partial(self._sdk.projects.update, project.id, label_config=label_config)
+        self._ask(f"the labelling config of project {project.id}", update)
 
     def set_model_version(self, project: Project, version: str) -> None:
         """Make a version the one whose scores the tabs show; predictions of it must exist already."""
-        self._ask(
-            f"model version {version} of project {project.id}",
-            partial(self._sdk.projects.update, project.id, model_version=version),
-        )
+        update = partial(self._sdk.projects.update, project.id, model_version=version)
+        self._ask(f"model version {version} of project {project.id}", update)
 
     # ------------------------------------------------------------------------------ connections, tabs
 
     def connect_backend(
-        self,
-        project: Project,
-        url: str,
-        *,
-        user: str = "",
-        password: str = "",
-        extra_params: Mapping[str, Json],
+        self, project: Project, url: str, extra_params: Fields, *, user: str = "", password: str = ""
     ) -> dict[str, Outcome]:
         """Connect an ML backend and its webhook, both with basic auth if there is a user.
 
@@ -215,28 +198,22 @@ class LabelStudio:
         }
         secret = {"basic_auth_pass": password} if user else {}
         what = f"the ML backend at {url}"
-        outcome: Outcome
+        outcome: Outcome = "made"
         if old is None:
             self._ask(what, partial(self._sdk.ml.create, **wanted, **secret), creates=True)
-            outcome = "made"
         else:
             # Sent even if nothing seems to differ: the password cannot be read back.
             self._ask(what, partial(self._sdk.ml.update, old["id"], **wanted, **secret))
-            outcome = (
-                "already there" if all(old.get(key) == part for key, part in wanted.items()) else "updated"
-            )
-        old_url = old["url"].rstrip("/") if old else url
+            outcome = "already there" if _holds(old, wanted) else "updated"
         header = {"Authorization": _basic(user, password)} if user else {}
-        return {
-            "backend": outcome,
-            "webhook": self._connect_webhook(project, url, old_url, header, made=old is None),
-        }
+        return {"backend": outcome, "webhook": self._connect_webhook(project, url, old, header)}
 
     def _connect_webhook(
-        self, project: Project, url: str, old_url: str, header: Mapping[str, str], *, made: bool
+        self, project: Project, url: str, old: Fields | None, header: Mapping[str, str]
     ) -> Outcome:
         hooks = self._get("webhooks", "api/webhooks/", {"project": project.id})
         at = {hook["url"]: hook for hook in hooks if hook["project"] == project.id}
+        old_url = old["url"].rstrip("/") if old else url
         hook = at.get(f"{url}/webhook") or at.get(f"{old_url}/webhook")
         wanted: dict[str, Json] = {
             "url": f"{url}/webhook",
@@ -250,11 +227,10 @@ class LabelStudio:
         if hook is None:
             self._ask(what, partial(self._sdk.webhooks.create, project=project.id, **wanted), creates=True)
             return "made"
-        found = {**hook, "actions": sorted(hook["actions"])}
-        if all(found[key] == part for key, part in wanted.items()):
+        if _holds({**hook, "actions": sorted(hook["actions"])}, wanted):
             return "already there"
         self._ask(what, partial(self._sdk.webhooks.update, hook["id"], **wanted))
-        return "made" if made else "updated"
+        return "updated" if old else "made"  # Label Studio itself has made it along with the backend
 
     def keep_tabs(self, project: Project, *, shows_status: bool) -> dict[str, Outcome]:
         """Make the saved tabs, or mend their filters; columns and order that people chose stay.
@@ -266,10 +242,8 @@ class LabelStudio:
         Returns:
             What happened to each tab, by title.
         """
-        known = {
-            view["data"].get("title"): view
-            for view in self._get("tabs", "api/dm/views/", {"project": project.id})
-        }
+        views = self._get("tabs", "api/dm/views/", {"project": project.id})
+        known = {view["data"].get("title"): view for view in views}
         outcomes: dict[str, Outcome] = {}
         for title in TABS:
             if title == TABS[0] and known and title not in known:
@@ -280,16 +254,10 @@ class LabelStudio:
             if view is not None and view["data"].get("filters") == filters:
                 outcomes[title] = "already there"
                 continue
-            fresh = {
-                "title": title,
-                "type": "list",
-                "target": "tasks",
-                "ordering": ["tasks:predictions_score"],
-            }
-            chosen = {**(view["data"] if view else fresh), "filters": filters}
-            if not items:
-                chosen["ordering"] = []
-            tab = {"project": project.id, "data": ViewDataRequestRequest(**chosen)}
+            ordering = ["tasks:predictions_score"] if items else []
+            fresh = {"title": title, "type": "list", "target": "tasks", "ordering": ordering}
+            data = ViewDataRequestRequest(**{**(view["data"] if view else fresh), "filters": filters})
+            tab = {"project": project.id, "data": data}
             if view is None:
                 self._ask(f"tab '{title}'", partial(self._sdk.views.create, **tab), creates=True)
             else:
@@ -297,9 +265,9 @@ class LabelStudio:
             outcomes[title] = "updated" if view else "made"
         return outcomes
 
-    # ------------------------------------------------------------------------------ tasks
+    # ------------------------------------------------------------------------------ tasks, predictions
 
-    def import_tasks(self, project: Project, rows: Iterable[Mapping[str, Json]]) -> Iterator[list[int]]:
+    def import_tasks(self, project: Project, rows: Iterable[Fields]) -> Iterator[list[int]]:
         """Import rows of task data in bounded chunks; yields each chunk's ids, in the order of the rows.
 
         Raises:
@@ -307,14 +275,9 @@ class LabelStudio:
             ServiceError: It is not known whether the last chunk arrived; what was yielded before did.
         """
         for chunk in _chunks(orjson.dumps({"data": dict(row)}) for row in rows):
-            answer = self._send(
-                f"{len(chunk)} tasks for project {project.id}",
-                "POST",
-                f"api/projects/{project.id}/import",
-                b"[" + b",".join(chunk) + b"]",
-                params={"return_task_ids": "true", "commit_to_project": "true"},
-                creates=True,
-            )
+            what, path = f"{len(chunk)} tasks for project {project.id}", f"api/projects/{project.id}/import"
+            params = {"return_task_ids": "true", "commit_to_project": "true"}
+            answer = self._send(what, "POST", path, b"[%b]" % b",".join(chunk), params)
             ids = answer.get("task_ids") or []
             if answer.get("task_count") != len(chunk) or len(ids) != len(chunk):
                 raise ServiceError(
@@ -342,9 +305,14 @@ class LabelStudio:
         fields = {"fields": "all"} if full else {"include": "id,data,created_at,updated_at"}
         return self._pages(project, filters, fields)
 
-    def task_ids(self, project: Project) -> set[int]:
-        """List the ids of all tasks; about 10 s for 25,000."""
-        return {task["id"] for task in self._pages(project, [], {"include": "id"})}
+    def tasks_by_id(self, project: Project, ids: Collection[int]) -> Iterator[dict[str, Json]]:
+        """List some tasks: id, data and times. Reading them so has no draft made, as opening them would."""
+        if not ids:
+            return
+        among = _filter("id", "in", "Number", {"min": min(ids), "max": max(ids)})
+        for task in self._pages(project, [among], {"include": "id,data,created_at,updated_at"}):
+            if task["id"] in ids:
+                yield task
 
     def count_tasks(self, project: Project, *, lacking: str | None = None) -> int:
         """Count a project's tasks, or those without a prediction of this model version; one request."""
@@ -354,23 +322,19 @@ class LabelStudio:
         """Count the tasks that have an annotation, submitted or skipped; one request."""
         kinds = ("total", "cancelled")
         filters = [_filter(f"{kind}_annotations", "greater", "Number", 0) for kind in kinds]
-        return self._total(project, filters, conjunction="or")
+        return self._total(project, filters, join="or")
 
     def newest_change(self, project: Project) -> str | None:
         """Give the latest `updated_at` of the project's tasks; None when it has none."""
-        page = self._page(
-            project, [], {"include": "updated_at", "page_size": 1}, ordering="-tasks:updated_at"
-        )
+        fields = {"include": "updated_at", "page_size": 1}
+        page = self._page(project, [], fields, order="-tasks:updated_at")
         return str(page["tasks"][0]["updated_at"]) if page["tasks"] else None
 
-    def set_task_data(self, task_id: int, data: Mapping[str, Json]) -> None:
+    def set_task_data(self, task_id: int, data: Fields) -> None:
         """Replace a task's whole data; Label Studio has no way to change one key."""
-        body = orjson.dumps({"data": dict(data)})
-        self._send(f"task {task_id}", "PATCH", f"api/tasks/{task_id}/", body)
+        self._send(f"task {task_id}", "PATCH", f"api/tasks/{task_id}/", orjson.dumps({"data": dict(data)}))
 
-    def _pages(
-        self, project: Project, filters: Sequence[Mapping[str, Json]], fields: Mapping[str, Json]
-    ) -> Iterator[dict[str, Json]]:
+    def _pages(self, project: Project, filters: Filters, fields: Fields) -> Iterator[dict[str, Json]]:
         """List page by page; a page starts after the last id of the one before.
 
         So a task that comes or goes meanwhile moves no other task across a page's edge.
@@ -384,26 +348,13 @@ class LabelStudio:
                 return
             last = page[-1]["id"]
 
-    def _total(
-        self,
-        project: Project,
-        filters: Sequence[Mapping[str, Json]],
-        *,
-        conjunction: Literal["and", "or"] = "and",
-    ) -> int:
-        fields = {"include": "id", "page_size": 1}
-        return int(self._page(project, filters, fields, conjunction=conjunction)["total"])
+    def _total(self, project: Project, filters: Filters, **how: str) -> int:
+        return int(self._page(project, filters, {"include": "id", "page_size": 1}, **how)["total"])
 
     def _page(
-        self,
-        project: Project,
-        filters: Sequence[Mapping[str, Json]],
-        fields: Mapping[str, Json],
-        *,
-        conjunction: Literal["and", "or"] = "and",
-        ordering: str = "tasks:id",
+        self, project: Project, filters: Filters, fields: Fields, join: str = "and", order: str = "tasks:id"
     ) -> dict[str, Json]:
-        query = {"filters": {"conjunction": conjunction, "items": list(filters)}, "ordering": [ordering]}
+        query = {"filters": {"conjunction": join, "items": list(filters)}, "ordering": [order]}
         params = {
             "project": project.id,
             "page_size": _PAGE,
@@ -415,9 +366,12 @@ class LabelStudio:
         page: dict[str, Json] = self._get(f"tasks of project {project.id}", "api/tasks/", params)
         return page
 
-    # ------------------------------------------------------------------------------ predictions
+    def has_prediction(self, task_id: int, version: str) -> bool:
+        """Tell whether a task has a prediction of this version."""
+        found = self._get(f"predictions of task {task_id}", "api/predictions/", {"task": task_id})
+        return any(prediction.get("model_version") == version for prediction in found)
 
-    def import_predictions(self, project: Project, predictions: Sequence[Mapping[str, Json]]) -> list[int]:
+    def import_predictions(self, project: Project, predictions: Sequence[Fields]) -> list[int]:
         """Store predictions of one model version where a task has none of it yet.
 
         What is there is read before anything is sent, and read again after an answer that leaves open
@@ -437,22 +391,21 @@ class LabelStudio:
             refused += self._import_batch(project, {prediction["task"]: prediction for prediction in batch})
         return refused
 
-    def _import_batch(self, project: Project, batch: Mapping[int, Mapping[str, Json]]) -> list[int]:
+    def _import_batch(self, project: Project, batch: Mapping[int, Fields]) -> list[int]:
         path = f"api/projects/{project.id}/import/predictions"
         version = next(iter(batch.values()))["model_version"]
         among = _filter("id", "in", "Number", {"min": min(batch), "max": max(batch)})
         problem: DraftloopError | None = None
         answered = False
         for _ in range(3):
-            lacking = {
-                task["id"] for task in self._pages(project, [among, _lacking(version)], {"include": "id"})
-            }
+            pages = self._pages(project, [among, _lacking(version)], {"include": "id"})
+            lacking = {task["id"] for task in pages}
             waiting = [prediction for task_id, prediction in batch.items() if task_id in lacking]
             if answered or not waiting:
                 return [prediction["task"] for prediction in waiting]
             what = f"{len(waiting)} predictions for project {project.id}"
             try:
-                answer = self._send(what, "POST", path, orjson.dumps(waiting), creates=True)
+                answer = self._send(what, "POST", path, orjson.dumps(waiting))
             except DraftloopError as error:
                 # A task deleted meanwhile makes a 400 of the whole batch; a lost answer says nothing.
                 problem = error
@@ -470,12 +423,12 @@ class LabelStudio:
         """
         body = orjson.dumps({"selectedItems": {"all": False, "included": list(task_ids)}})
         params = {"project": project.id, "id": "retrieve_tasks_predictions"}
-        self._send(f"predictions of project {project.id}", "POST", "api/dm/actions", body, params=params)
+        self._send(f"predictions of project {project.id}", "POST", "api/dm/actions", body, params)
 
     def submit_annotation(
         self,
         task_id: int,
-        regions: Sequence[Mapping[str, Json]],
+        regions: Sequence[Fields],
         *,
         parent_prediction: int | None = None,
         lead_time_s: float | None = None,
@@ -483,40 +436,31 @@ class LabelStudio:
         """Submit an annotation as the labelling page does; gives its id."""
         body = {"result": list(regions), "parent_prediction": parent_prediction, "lead_time": lead_time_s}
         path = f"api/tasks/{task_id}/annotations/"
-        return int(self._send(f"task {task_id}", "POST", path, orjson.dumps(body), creates=True)["id"])
+        return int(self._send(f"task {task_id}", "POST", path, orjson.dumps(body))["id"])
 
     # ------------------------------------------------------------------------------ requests
 
-    def _get(self, what: str, path: str, params: Mapping[str, Json] | None = None) -> Json:
-        return self._send(what, "GET", path, None, params=params)
+    def _get(self, what: str, path: str, params: Fields | None = None) -> Json:
+        return self._send(what, "GET", path, params=params)
 
     def _send(
-        self,
-        what: str,
-        method: str,
-        path: str,
-        content: bytes | None,
-        *,
-        params: Mapping[str, Json] | None = None,
-        creates: bool = False,
+        self, what: str, method: str, path: str, body: bytes = b"", params: Fields | None = None
     ) -> Json:
-        def request() -> Json:
-            response = self._http.request(
-                path,
-                method=method,
-                params=dict(params or {}),
-                content=content,
-                headers={"Content-Type": "application/json"} if content is not None else None,
-            )
-            try:
-                body = json.loads(response.content)  # orjson refuses the half characters that SQLite keeps
-            except ValueError:
-                body = response.text
-            if not response.is_success or isinstance(body, str):
-                raise ApiError(status_code=response.status_code, body=body)
-            return body
+        """Send a request; every POST here creates something."""
+        kind = {"Content-Type": "application/json"} if body else {}
+        query = dict(params or {})
 
-        return self._ask(what, request, creates=creates)
+        def request() -> Json:
+            reply = self._http.request(path, method=method, params=query, content=body or None, headers=kind)
+            try:
+                answer = json.loads(reply.content)  # orjson refuses the half characters that SQLite keeps
+            except ValueError:
+                answer = reply.text
+            if not reply.is_success or isinstance(answer, str):
+                raise ApiError(status_code=reply.status_code, body=answer)
+            return answer
+
+        return self._ask(what, request, creates=method == "POST")
 
     def _ask(
         self, what: str, request: Callable[[], _T], *, creates: bool = False, attempts: int = _ATTEMPTS
@@ -537,29 +481,23 @@ class LabelStudio:
         if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
             return SetupError(f"'{self.url}' is no address.", hint="Correct LABEL_STUDIO_URL.")
         if isinstance(error, httpx.HTTPError):
-            reason = type(error).__name__
-            return ServiceError(
-                f"Label Studio at {self.url} does not answer ({reason}).",
-                hint="Start it, or correct LABEL_STUDIO_URL.",
-            )
+            words = f"Label Studio at {self.url} does not answer ({type(error).__name__})."
+            return ServiceError(words, hint="Start it, or correct LABEL_STUDIO_URL.")
         status = (error.status_code if isinstance(error, ApiError) else None) or 0
         detail = self._detail(error.body) if isinstance(error, ApiError) else ""
         if status < 400:
-            refusal = (
-                f"What answers at {self.url} is not Label Studio ({what}).",
-                "Correct LABEL_STUDIO_URL.",
-            )
-        elif status == 401:
-            refusal = (f"Label Studio at {self.url} does not accept the token ({detail}).", _HOW_TO_LOG_IN)
+            words = f"What answers at {self.url} is not Label Studio ({what})."
+            return SetupError(words, hint="Correct LABEL_STUDIO_URL.")
+        if _passing(error):
+            words = f"Label Studio answers {status} to {what}: {detail}."
+            return ServiceError(words, hint="Its log says why.")
+        if status == 401:
+            words = f"Label Studio at {self.url} does not accept the token ({detail})."
         elif status == 404:
-            refusal = (f"Label Studio at {self.url} has no {what}.", "Check the number and the address.")
-        elif _passing(error):
-            return ServiceError(
-                f"Label Studio answers {status} to {what}: {detail}.", hint="Its log says why."
-            )
+            words = f"Label Studio at {self.url} has no {what}."
         else:
-            refusal = (f"Label Studio refuses {what}: {detail}.", _hint_for(status, detail))
-        return SetupError(refusal[0], hint=refusal[1])
+            words = f"Label Studio refuses {what}: {detail}."
+        return SetupError(words, hint=_hint_for(status, detail))
 
     def _detail(self, body: Json) -> str:
         """Give what an error's body says, short and without secrets."""
@@ -607,11 +545,12 @@ def _never_arrived(error: BaseException) -> bool:
 
 
 def _hint_for(status: int, detail: str) -> str:
+    if status == 401:
+        return _HOW_TO_LOG_IN
+    if status == 404:
+        return "Check the number and the address."
     if "reserved network address" in detail:
-        return (
-            "Label Studio blocks private addresses: start it with ML_BLOCK_LOCAL_IP=false and "
-            "SSRF_PROTECTION_ENABLED=false."
-        )
+        return "Start Label Studio with ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false."
     if "connect to ML" in detail:
         return "Start the backend (scripts/serve), or correct its address and basic auth."
     if status == 403:
@@ -619,7 +558,7 @@ def _hint_for(status: int, detail: str) -> str:
     return "Correct what it names and run this again."
 
 
-def _named_case(backends: Sequence[Mapping[str, Json]]) -> str | None:
+def _named_case(backends: Sequence[Fields]) -> str | None:
     """Read the case from a backend connection's extra_params: an object, or a string that holds one."""
     for backend in backends:
         extra = backend.get("extra_params")
@@ -631,6 +570,10 @@ def _named_case(backends: Sequence[Mapping[str, Json]]) -> str | None:
         if isinstance(extra, Mapping) and isinstance(extra.get("case"), str):
             return str(extra["case"])
     return None
+
+
+def _holds(found: Fields, wanted: Fields) -> bool:
+    return all(found.get(key) == part for key, part in wanted.items())
 
 
 def _basic(user: str, password: str) -> str:

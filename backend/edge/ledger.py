@@ -1,14 +1,18 @@
 """The ledger: the one home of state that must outlive a process and be shared by workers.
 
 SQLite in WAL mode. Holds what `/setup` said about each project (Label Studio does not repeat it with
-`/predict`), what each version stands for, and why a draft needed a human.
+`/predict`), what each version stands for, why a draft needed a human, and who is drafting which task.
 """
 
 import json
+import os
+import socket
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from backend.errors import ServiceError, SetupError
@@ -22,17 +26,20 @@ CREATE TABLE IF NOT EXISTS project_versions (project INTEGER NOT NULL, version T
 CREATE TABLE IF NOT EXISTS reasons (project INTEGER NOT NULL, task INTEGER NOT NULL, version TEXT NOT NULL,
     status TEXT NOT NULL, reasons TEXT NOT NULL, raw TEXT NOT NULL,
     PRIMARY KEY (project, task, version));
+CREATE TABLE IF NOT EXISTS claims (task INTEGER NOT NULL, version TEXT NOT NULL, project INTEGER NOT NULL,
+    owner TEXT NOT NULL, until REAL NOT NULL, late INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (task, version));
 """
 
 
 class Ledger:
     """The ledger in an SQLite file. Safe to call from several threads and processes."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, owner: str | None = None) -> None:
         """Open or make the file.
 
         Args:
             url: `sqlite:///relative/path` or `sqlite:////absolute/path`.
+            owner: In whose name tasks are claimed; this process's if not given.
         Raises:
             SetupError: Another kind of URL, or a file that cannot be written.
         """
@@ -40,6 +47,7 @@ class Ledger:
         if not url.startswith(prefix) or url == prefix:
             raise SetupError(f"LEDGER_URL is {url!r}.", hint="Use sqlite:///file or sqlite:////folder/file.")
         self._path = url.removeprefix(prefix)
+        self._owner = owner or f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
         self._local = threading.local()
         try:
             with self._connection() as connection:
@@ -120,6 +128,72 @@ class Ledger:
             )
             return [(version, status, json.loads(reasons)) for version, status, reasons in rows]
 
+    def claim(self, project: int, tasks: Collection[int], version: str, lease_s: float) -> set[int]:
+        """Take the tasks that nobody is drafting in this version; a claim ends with its lease.
+
+        Returns:
+            Those that were taken; the others are somebody else's.
+        """
+        now = time.time()
+        with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("DELETE FROM claims WHERE until < ? AND late = 0", (now,))
+            return {
+                task
+                for task in set(tasks)
+                if connection.execute(
+                    "INSERT OR IGNORE INTO claims VALUES (?, ?, ?, ?, ?, 0)",
+                    (task, version, project, self._owner, now + lease_s),
+                ).rowcount
+            }
+
+    def extend(self, tasks: Collection[int], version: str, lease_s: float, *, late: bool) -> None:
+        """Keep claims for longer; `late` ones outlive this process and are found by `abandoned`."""
+        until = time.time() + lease_s
+        with self._connection() as connection:
+            connection.executemany(
+                "UPDATE claims SET until = ?, late = ? WHERE task = ? AND version = ?",
+                [(until, int(late), task, version) for task in tasks],
+            )
+
+    def release(self, tasks: Collection[int], version: str) -> None:
+        """Give claims back."""
+        with self._connection() as connection:
+            connection.executemany(
+                "DELETE FROM claims WHERE task = ? AND version = ?", [(task, version) for task in tasks]
+            )
+
+    def abandoned(self, lease_s: float) -> dict[int, list[tuple[int, str]]]:
+        """Take over late tasks whose owner is gone: a process of this host that ended, or a lease that did.
+
+        Returns:
+            By project, tasks and the version that they were promised in.
+        """
+        now = time.time()
+        with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            rows = connection.execute(
+                "SELECT task, version, project, owner, until FROM claims WHERE late = 1"
+            )
+            mine: dict[int, list[tuple[int, str]]] = {}
+            for task, version, project, owner, until in rows.fetchall():
+                if until < now or (owner != self._owner and _is_gone(owner)):
+                    mine.setdefault(project, []).append((task, version))
+                    connection.execute(
+                        "UPDATE claims SET owner = ?, until = ? WHERE task = ? AND version = ?",
+                        (self._owner, now + lease_s, task, version),
+                    )
+            # What such a process was asked for and never answered is asked for again.
+            for (owner,) in connection.execute("SELECT DISTINCT owner FROM claims WHERE late = 0").fetchall():
+                if owner != self._owner and _is_gone(owner):
+                    connection.execute("DELETE FROM claims WHERE owner = ? AND late = 0", (owner,))
+        return mine
+
+    def late(self) -> int:
+        """Count the tasks that were promised and are not written yet."""
+        with self._connection() as connection:
+            return int(connection.execute("SELECT COUNT(*) FROM claims WHERE late = 1").fetchone()[0])
+
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         """Give this thread's connection inside one transaction."""
@@ -136,3 +210,19 @@ class Ledger:
             raise ServiceError(
                 f"The ledger failed: {error}.", hint="Look at its disk and permissions."
             ) from error
+
+
+def _is_gone(owner: str) -> bool:
+    """Tell whether an owner is a process of this host that has ended."""
+    host, process, started = owner.rsplit(":", 2)
+    return host == socket.gethostname() and _started(int(process)) != started
+
+
+def _started(process: int) -> str:
+    """Give when a process started, so that a number used again is not taken for it; empty if it ended."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    fields = stat.rpartition(")")[2].split()
+    return "" if fields[0] == "Z" else fields[19]

@@ -14,7 +14,7 @@ import httpx
 import orjson
 
 from backend.core.prompting import Completion, Prompt, Token
-from backend.errors import ServiceError, SetupError, TaskError
+from backend.errors import ServiceError, SetupError, TaskError, Unreachable
 
 _MESSAGE_CHARS = 300
 
@@ -130,7 +130,7 @@ class VllmModel:
                 hint="Look at its load and its log.",
             ) from error
         except httpx.HTTPError as error:
-            raise ServiceError(
+            raise Unreachable(
                 f"The model server at {self._client.base_url} cannot be reached ({type(error).__name__}).",
                 hint="Start it, or correct MODEL_URL.",
             ) from error

@@ -50,6 +50,6 @@ def generate(case: str, split: Split, count: int, seed: int) -> Iterator[Generat
         KeyError: The case is unknown.
     """
     draw_one = _GENERATORS[case]
-    draw = Draw(split, random.Random(f"{case}/{split}/{seed}"))  # noqa: S311 - reproducible, not secret
+    draw = Draw(split, random.Random(f"{case}/{split}/{seed}"))
     for _ in range(count):
         yield draw_one(draw)

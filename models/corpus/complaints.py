@@ -89,10 +89,10 @@ def _clause(draw: Draw, language: Language) -> str:
 
 
 def _quoted(draw: Draw, clause: str) -> str:
-    left, right = draw.of(('""', '""', "“”", "「」", "''"))
+    marks = draw.of(('""', '""', "“”", "「」", "''"))
     start = draw.between(0, max(0, len(clause) - 3))
     stop = draw.between(start + 1, len(clause))
-    return clause[:start] + left + clause[start:stop] + right + clause[stop:]
+    return clause[:start] + marks[0] + clause[start:stop] + marks[1] + clause[stop:]
 
 
 def _noise(draw: Draw, language: Language) -> str:
@@ -100,7 +100,9 @@ def _noise(draw: Draw, language: Language) -> str:
     for _ in range(draw.rng.choice((1, 1, 2, 2, 3, 4, 8))):
         if draw.wildly(0.35):
             parts.append(
-                draw.rng.choice((draw.characters(1, 8), draw.letters(2, 8), draw.symbols(), str(draw.between(0, 99999))))
+                draw.rng.choice(
+                    (draw.characters(1, 8), draw.letters(2, 8), draw.symbols(), str(draw.between(0, 99999)))
+                )
             )
         else:
             parts.append(draw.pick(f"complaint_noise_{language}"))
@@ -125,7 +127,9 @@ def _question(draw: Draw, language: Language, tail: str | None) -> str:
     if draw.wildly(0.015):
         question += draw.of(("\\", "\\n", "\t", '"', "\\\\"))
     if tail is None:
-        question += draw.of("...!!?") if language == "en" else draw.of("。。！！?!？…") if draw.chance(0.8) else ""
+        question += (
+            draw.of("...!!?") if language == "en" else draw.of("。。！！?!？…") if draw.chance(0.8) else ""
+        )
         if draw.chance(0.3):
             question += draw.of(("", "", " ", "\n")) + _noise(draw, language)
     elif not tail or tail[0].isalnum() or tail[0] in "，,、 " or draw.chance(0.5):

@@ -76,4 +76,4 @@ def draw_entities(draw: Draw) -> Generated:
     for start, name, label in spans:
         nth = sum(text.startswith(name, earlier) for earlier in range(start))
         entities.append({"text": name, "nth": nth, "label": label})
-    return Generated(text, {"entities": entities}, language)
+    return Generated(text.strip(), {"entities": entities}, language)

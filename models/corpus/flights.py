@@ -6,9 +6,7 @@ from typing import Any
 
 from models.corpus.words import Draw, Generated, Language, Piece, city_name, join, word_list
 
-_MONTHS = (
-    "January February March April May June July August September October November December".split()
-)
+_MONTHS = "January February March April May June July August September October November December".split()
 _CABINS: dict[str, dict[str, tuple[str, ...]]] = {
     "zh": {
         "economy": ("经济舱", "经济舱", "普通舱"),
@@ -30,6 +28,7 @@ _NUMBERS_EN = "one two three four five six seven eight nine".split()
 def _date(draw: Draw, language: Language) -> tuple[str, str]:
     year, month, day = draw.between(2025, 2029), draw.between(1, 12), draw.between(1, 28)
     normal = f"{year}-{month:02}-{day:02}"
+    forms: tuple[str, ...]
     if language == "en":
         name = _MONTHS[month - 1]
         name = name[:3] if draw.chance(0.3) else name
@@ -42,7 +41,10 @@ def _date(draw: Draw, language: Language) -> tuple[str, str]:
 
 
 def _time(draw: Draw, language: Language) -> tuple[str, str]:
-    hour, minute = draw.between(0, 23), draw.rng.choice((0, 0, 30, 5 * draw.between(0, 11), draw.between(0, 59)))
+    hour, minute = (
+        draw.between(0, 23),
+        draw.rng.choice((0, 0, 30, 5 * draw.between(0, 11), draw.between(0, 59))),
+    )
     normal = f"{hour:02}:{minute:02}"
     if draw.chance(0.45):
         return normal if hour > 9 or draw.chance(0.5) else f"{hour}:{minute:02}", normal
@@ -52,7 +54,15 @@ def _time(draw: Draw, language: Language) -> tuple[str, str]:
         half = half.upper() if draw.chance(0.3) else half
         clock = f"{twelve}" if not minute else f"{twelve}:{minute:02}"
         return f"{clock} {half}", normal
-    tail = "" if not minute else "半" if minute == 30 else f"{minute:02}分" if draw.chance(0.7) else f"{minute:02}"
+    tail = (
+        ""
+        if not minute
+        else "半"
+        if minute == 30
+        else f"{minute:02}分"
+        if draw.chance(0.7)
+        else f"{minute:02}"
+    )
     if hour in (0, 12) or draw.chance(0.2):
         part = "" if hour != 12 else draw.of(("", "中午"))
         return f"{part}{hour}点{tail}", normal
@@ -75,13 +85,17 @@ def _count(draw: Draw, language: Language) -> tuple[str, int]:
         return f"{draw.of(('for ', 'for ', ''))}{number} {noun}{'s' if count > 1 else ''}", count
     number = _NUMBERS_ZH[count - 1] if count < 10 and draw.chance(0.4) else str(count)
     number = "二" if number == "两" and draw.chance(0.1) else number
-    return draw.of(("", "", "", "共", "一共")) + number + draw.of(("人", "位", "个人", "名乘客", "位乘客", "名旅客")), count
+    return draw.of(("", "", "", "共", "一共")) + number + draw.of(
+        ("人", "位", "个人", "名乘客", "位乘客", "名旅客")
+    ), count
 
 
 @cache
 def _verbs(split: str, language: str) -> tuple[tuple[str, str], ...]:
     lines = word_list(split, f"flight_templates_{language}")
-    return tuple((line.partition(": ")[0], verb) for line in lines for verb in re.findall(r"<([^<>]+)>", line))
+    return tuple(
+        (line.partition(": ")[0], verb) for line in lines for verb in re.findall(r"<([^<>]+)>", line)
+    )
 
 
 def _invented(draw: Draw, language: Language) -> tuple[str, list[Piece]]:
@@ -98,7 +112,11 @@ def _invented(draw: Draw, language: Language) -> tuple[str, list[Piece]]:
     draw.rng.shuffle(parts)
     pieces: list[Piece] = []
     for part in parts:
-        mark = draw.of((" ", ", ", " - ")) if language == "en" else draw.of(("", "", "，", "，", " ", "的", "、"))
+        mark = (
+            draw.of((" ", ", ", " - "))
+            if language == "en"
+            else draw.of(("", "", "，", "，", " ", "的", "、"))
+        )
         pieces += [Piece(mark if pieces else ""), *part]
     return intent, pieces
 

@@ -25,7 +25,9 @@ def draw_sentiment(draw: Draw) -> Generated:
     if draw.wildly(0.15):
         # A remark about something unheard-of: the polarity must come from the known words.
         chosen[0] = (draw.characters(1, 4) if language == "zh" else draw.letters(3, 8) + " ") + chosen[0]
-    text = (draw.of(("，", "，", "。", " ", "！")) if language == "zh" else draw.of((", ", ". ", " and "))).join(chosen)
+    text = (
+        draw.of(("，", "，", "。", " ", "！")) if language == "zh" else draw.of((", ", ". ", " and "))
+    ).join(chosen)
     if draw.chance(0.75):
         text += draw.of(("。", "！", "。", "~") if language == "zh" else (".", "!", "."))
     return Generated(text, {"sentiment": polarity}, language)

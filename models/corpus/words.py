@@ -37,7 +37,7 @@ class Piece:
 
 @cache
 def word_list(folder: str, name: str) -> tuple[str, ...]:
-    """Read one list; `\\n`, `\\t` and `\\s` in a line stand for newline, tab and space.
+    r"""Read one list; `\n`, `\t` and `\s` in a line stand for newline, tab and space.
 
     Args:
         folder: `train`, `held_out` or `shared`.
@@ -48,9 +48,7 @@ def word_list(folder: str, name: str) -> tuple[str, ...]:
         FileNotFoundError: There is no such list.
     """
     lines = (_WORDS / folder / f"{name}.txt").read_text(encoding="utf-8").split("\n")
-    return tuple(
-        line.replace("\\n", "\n").replace("\\t", "\t").replace("\\s", " ") for line in lines if line
-    )
+    return tuple(line.replace("\\n", "\n").replace("\\t", "\t").replace("\\s", " ") for line in lines if line)
 
 
 @cache

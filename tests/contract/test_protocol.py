@@ -11,11 +11,13 @@ from flask.testing import FlaskClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backend.answers import Answers
 from backend.edge.cases import Cases
 from backend.edge.ledger import Ledger
 from backend.edge.vllm import VllmModel
 from backend.predict import Drafter
 from backend.protocol import Server
+from tests.fake_board import FakeBoard
 from tests.fake_vllm import FakeVllm, fake_vllm
 
 CASES = Cases(Path(__file__).parents[2] / "label_config")
@@ -29,30 +31,26 @@ def fake() -> Iterator[FakeVllm]:
         yield server
 
 
-@pytest.fixture
-def patched() -> list[tuple[int, dict[str, Any]]]:
-    return []
+def serve(fake: FakeVllm, folder: Path, board: FakeBoard | None = None) -> Iterator[Server]:
+    with VllmModel(fake.url, fake.name) as model:
+        drafter = Drafter(model, profile="compact", temperature=0, concurrency=16)
+        ledger = Ledger(f"sqlite:///{folder}/ledger.sqlite3")
+        answers = Answers(drafter, ledger, CASES.find, board, deadline_s=5)
+        yield Server(drafter, CASES, ledger, answers, user="ann", password="páss")
+        drafter.close()
 
 
 @pytest.fixture
-def server(fake: FakeVllm, tmp_path: Path, patched: list[tuple[int, dict[str, Any]]]) -> Iterator[Server]:
-    model = VllmModel(fake.url, fake.name)
-    drafter = Drafter(model, profile="compact", temperature=0, concurrency=16)
-    yield Server(
-        drafter=drafter,
-        cases=CASES,
-        memory=Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3"),
-        patch_task=lambda task_id, data: patched.append((task_id, data)),
-        user="ann",
-        password="páss",
-        deadline_s=5,
-    )
-    drafter.close()
-    model.close()
+def server(fake: FakeVllm, tmp_path: Path) -> Iterator[Server]:
+    yield from serve(fake, tmp_path)
 
 
 @pytest.fixture
 def client(server: Server) -> FlaskClient:
+    return logged_in(server)
+
+
+def logged_in(server: Server) -> FlaskClient:
     client = server.wsgi().test_client()
     client.environ_base["HTTP_AUTHORIZATION"] = "Basic " + base64.b64encode("ann:páss".encode()).decode()
     return client
@@ -168,18 +166,19 @@ def test_a_model_server_that_is_down_leaves_items_that_are_asked_for_again(
     assert predict(client, [task(1), task(2)]) == [{}, {}]
 
 
-def test_reasons_are_shown_in_the_page_and_cleared_when_they_are_gone(
-    client: FlaskClient, fake: FakeVllm, patched: list[tuple[int, dict[str, Any]]]
-) -> None:
-    fake.answer = lambda _: "no json"
-    predict(client, [task(1), task(2)])
-    assert [task_id for task_id, _ in sorted(patched, key=lambda patch: patch[0])] == [1, 2]
-    assert patched[0][1]["text"] == "很好"
-    assert "There is no draft" in patched[0][1]["draft_status"]
-    fake.answer = None
-    predict(client, [{"id": 1, "data": patched[0][1]}])
-    assert patched[-1] == (1, {"text": "很好", "draft_status": ""})
-    assert len(patched) == 3
+def test_reasons_are_shown_in_the_page_and_cleared_by_a_better_draft(fake: FakeVllm, tmp_path: Path) -> None:
+    board = FakeBoard()
+    for server in serve(fake, tmp_path, board):
+        client = logged_in(server)
+        fake.answer = lambda _: "no json"
+        predict(client, [task(1), task(2)])
+        assert sorted(task_id for task_id, _ in board.patched) == [1, 2]
+        told = board.patched[0][1]
+        assert told["text"] == "很好"
+        assert "There is no draft" in told["draft_status"]
+        fake.answer = None
+        predict(client, [{"id": 1, "data": told}], CONFIG.replace("neutral", "mixed"))
+        assert board.patched[2:] == [(1, {"text": "很好", "draft_status": ""})]
 
 
 def test_an_unknown_tag_is_refused_at_setup_and_answered_n_times_at_predict(client: FlaskClient) -> None:

@@ -52,6 +52,7 @@ def test_vllm_answers_a_schema_with_compact_json(vllm: ModelServer) -> None:
         "response_format": {"type": "json_schema", "json_schema": {"name": "value", "schema": _SCHEMA}},
         "chat_template_kwargs": {"enable_thinking": False},
         "max_tokens": 200,
+        "logprobs": True,
         "temperature": 0.3,
         "seed": 1,
     }
@@ -60,6 +61,11 @@ def test_vllm_answers_a_schema_with_compact_json(vllm: ModelServer) -> None:
     value = json.loads(text)
     assert set(value) == {"name", "kind", "tags"}
     assert text == json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def test_a_folder_without_a_model_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(servers.ServerError, match="There is no model in"):
+        servers.start_vllm(tmp_path, served_name="nothing")
 
 
 def test_a_server_that_dies_tells_how_its_log_ends(tmp_path: Path) -> None:

@@ -1,0 +1,362 @@
+"""Answer calls within their deadline, finish what is late behind the answer, tell why a human is needed.
+
+Knows deadlines, claims on tasks and what must be written where. Does not know how a draft is made
+(`predict`), nor HTTP. Every task of a call gets exactly one answer; nothing is stored twice:
+
+    ready in time      the answer is the draft; Label Studio stores it
+    late               the answer is "nothing"; the draft is finished and written through the API, by the
+                       next process if this one dies
+    somebody else's    two pages of one task cost one model call: the second waits until the first one's
+                       prediction can be read, and is answered "nothing"
+
+Without a `board` (no token for Label Studio) late work cannot be written: it is dropped and asked again.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+
+from backend.core.labelling import STATUS_KEY, Task
+from backend.core.prompting import Case
+from backend.errors import DraftloopError, ServiceError, SetupError
+from backend.predict import BATCH_LIMIT_S, Draft, Drafter, draft_status_html
+
+_log = structlog.get_logger("backend")
+
+_POLL_S = 0.2
+_UNREACHABLE_S = 5.0  # so long a page waits for a model server at which nobody answers
+_LATE_BATCH = 200  # late answers written in one request to Label Studio
+_LATE_EVERY_S = 1.0
+_LATE_LEASE_S = BATCH_LIMIT_S + 120
+_TAKE_OVER_EVERY_S = 15.0
+# Label Studio needs so long to store what it was answered: about 0.17 s a task at its slowest.
+_STORED_S = 5.0
+_STORED_S_PER_TASK = 0.25
+_PATCHES = 4  # at once; one takes Label Studio 60 to 90 ms
+
+Reasons = tuple[int, int, str, str, list[str], str]
+
+
+class Memory(Protocol):
+    """The ledger: who is drafting which task, and what needed a human; shared by all processes."""
+
+    def claim(self, project: int, tasks: Collection[int], version: str, lease_s: float) -> set[int]:
+        """Take the tasks that nobody is drafting in this version."""
+        ...
+
+    def extend(self, tasks: Collection[int], version: str, lease_s: float, *, late: bool) -> None:
+        """Keep claims for longer; `late` ones outlive this process."""
+        ...
+
+    def release(self, tasks: Collection[int], version: str) -> None:
+        """Give claims back."""
+        ...
+
+    def abandoned(self, lease_s: float) -> dict[int, list[tuple[int, str]]]:
+        """Take over late tasks whose owner is gone: by project, tasks and their version."""
+        ...
+
+    def late(self) -> int:
+        """Count the tasks that were promised and are not written yet."""
+        ...
+
+    def remember_version(self, project: int, version: str, manifest: dict[str, Any]) -> None:
+        """Keep what a version stands for."""
+        ...
+
+    def remember_reasons(self, rows: Sequence[Reasons]) -> None:
+        """Keep why drafts needed a human."""
+        ...
+
+
+class Board(Protocol):
+    """Label Studio, as far as answers are written to it."""
+
+    def has_prediction(self, task_id: int, version: str) -> bool:
+        """Tell whether a task has a prediction of this version."""
+        ...
+
+    def write(self, project: int, predictions: Sequence[Mapping[str, Any]]) -> None:
+        """Store predictions where a task has none of their version yet."""
+        ...
+
+    def read(self, project: int, tasks: Collection[int]) -> tuple[str, str | None, list[Task]]:
+        """Give the labelling config, the name of the case, and those of the tasks that still exist."""
+        ...
+
+    def set_task_data(self, task_id: int, data: Mapping[str, Any]) -> None:
+        """Replace a task's data."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Late:
+    project: int
+    case: Case
+    task: Task
+    draft: Draft
+
+
+class Answers:
+    """Answers calls. Safe to call from several threads."""
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        memory: Memory,
+        find_case: Callable[[str, str | None], Case],
+        board: Board | None = None,
+        *,
+        deadline_s: float = 90.0,
+    ) -> None:
+        """Prepare; `start` begins with what an earlier process promised.
+
+        Args:
+            drafter: Makes the drafts.
+            memory: The ledger.
+            find_case: Finds a case by config and name.
+            board: Label Studio, if it may be written to.
+            deadline_s: Time within which a call is answered.
+        """
+        self._drafter = drafter
+        self._memory = memory
+        self._find_case = find_case
+        self._board = board
+        self._deadline_s = deadline_s
+        self._late: queue.SimpleQueue[_Late] = queue.SimpleQueue()
+        self._patchers = ThreadPoolExecutor(_PATCHES, "patch")
+
+    def start(self) -> None:
+        """Begin to write late answers; for those of an earlier process the model is asked again."""
+        if self._board is not None:
+            threading.Thread(target=self._write_for_ever, name="late", daemon=True).start()
+            threading.Thread(target=self._take_over_for_ever, name="take-over", daemon=True).start()
+
+    def late(self) -> int:
+        """Count the tasks that were promised and are not written yet, by any process."""
+        return self._memory.late()
+
+    def answer(self, project: int, case: Case, tasks: Sequence[Task]) -> list[Draft | None]:
+        """Draft tasks within the deadline.
+
+        Returns:
+            One draft per task, in order; None where Label Studio shall store nothing.
+        """
+        ends = time.monotonic() + self._deadline_s
+        version = self._drafter.version(case)
+        free = self._free(project, case, tasks, version)
+        ours = list({task.id: task for task in tasks if task.id in free}.values())
+        drafts = self._draft(project, case, ours, version, ends)
+        for task in tasks:
+            if task.id not in free:
+                drafts |= self._after_another(project, case, task, version, ends)
+        return [drafts.get(task.id) for task in tasks]
+
+    def _free(self, project: int, case: Case, tasks: Sequence[Task], version: str) -> set[int]:
+        """Claim tasks; a ledger that fails costs the sharing of work, not the drafts."""
+        ids = {task.id for task in tasks}
+        try:
+            self._memory.remember_version(project, version, self._drafter.manifest(case))
+            return self._memory.claim(project, ids, version, self._lease_s)
+        except DraftloopError as error:
+            _log.error("nothing claimed", project=project, tasks=len(ids), error=str(error))
+            return ids
+
+    @property
+    def _lease_s(self) -> float:
+        return self._deadline_s + 60
+
+    def _draft(
+        self, project: int, case: Case, tasks: Sequence[Task], version: str, ends: float
+    ) -> dict[int, Draft]:
+        """Draft claimed tasks; those that are not ready in time follow late, where they can."""
+        limit_s = BATCH_LIMIT_S if self._board else max(0.0, ends - time.monotonic())
+        futures = self._drafter.submit(case, tasks, limit_s=limit_s)
+        waiting = set(futures)
+        while waiting and time.monotonic() < ends and self._drafter.unreachable_s < _UNREACHABLE_S:
+            waiting = wait(waiting, timeout=min(_POLL_S, max(0.0, ends - time.monotonic()))).not_done
+        ready: dict[int, Draft] = {}
+        late: list[tuple[Task, Future[Draft]]] = []
+        for task, future in zip(tasks, futures, strict=True):
+            if future.done() or self._board is None:
+                ready[task.id] = self._drafter.result(future, task, version)
+            else:
+                late.append((task, future))
+        if late:
+            _log.warning("late", project=project, version=version, tasks=len(late))
+            self._extend([task.id for task, _ in late], version, _LATE_LEASE_S, late=True)
+            for task, future in late:
+                future.add_done_callback(self._when_done(project, case, task, version))
+        told = [task for task in tasks if task.id in ready]
+        patches = self._tell(project, case, told, [ready[task.id] for task in told])
+        wait(patches, timeout=max(1.0, ends - time.monotonic()))
+        stored = [task_id for task_id, draft in ready.items() if draft.status != "failed" and self._board]
+        # Until Label Studio has stored what it is answered, another caller must still find the claim.
+        self._extend(stored, version, _STORED_S + _STORED_S_PER_TASK * len(stored), late=False)
+        self._give_back(ready.keys() - set(stored), version)
+        return ready
+
+    def _after_another(
+        self, project: int, case: Case, task: Task, version: str, ends: float
+    ) -> dict[int, Draft]:
+        """Wait until another caller's draft can be read; draft it ourselves if that caller gave up."""
+        while time.monotonic() < ends and self._drafter.unreachable_s < _UNREACHABLE_S:
+            if self._has(task.id, version):
+                return {}
+            if self._free(project, case, [task], version):
+                if self._has(task.id, version):  # it was stored between the two questions
+                    self._give_back([task.id], version)
+                    return {}
+                return self._draft(project, case, [task], version, ends)
+            time.sleep(_POLL_S)
+        return {}
+
+    def _has(self, task_id: int, version: str) -> bool:
+        try:
+            return self._board is not None and self._board.has_prediction(task_id, version)
+        except DraftloopError:
+            return False  # a lost question is asked again
+
+    def _tell(
+        self, project: int, case: Case, tasks: Sequence[Task], drafts: Sequence[Draft]
+    ) -> list[Future[None]]:
+        """Keep reasons in the ledger, begin to show them in the page; no draft is lost if that fails."""
+        try:
+            self._memory.remember_reasons(
+                [
+                    (
+                        project,
+                        draft.task_id,
+                        draft.version,
+                        draft.status,
+                        [*map(str, draft.reasons)],
+                        draft.raw,
+                    )
+                    for draft in drafts
+                    if draft.reasons
+                ]
+            )
+        except DraftloopError as error:
+            _log.error("reasons not kept", project=project, error=str(error))
+        if self._board is None or not case.labelling.shows_status:
+            return []
+        patches = []
+        for task, draft in zip(tasks, drafts, strict=True):
+            words = draft_status_html(draft)
+            if draft.status != "failed" and str(task.data.get(STATUS_KEY, "")) != words:
+                patches.append(self._patchers.submit(self._patch, task.id, {**task.data, STATUS_KEY: words}))
+        return patches
+
+    def _patch(self, task_id: int, data: dict[str, Any]) -> None:
+        try:
+            if self._board is not None:
+                self._board.set_task_data(task_id, data)
+        except DraftloopError as error:
+            _log.error("reasons not shown", task=task_id, error=str(error))
+
+    # ---------------------------------------------------------------------------------- late work
+
+    def _when_done(
+        self, project: int, case: Case, task: Task, version: str
+    ) -> Callable[[Future[Draft]], None]:
+        def put(future: Future[Draft]) -> None:
+            if not future.cancelled():  # by the end of the process: the next one takes it over
+                self._late.put(_Late(project, case, task, self._drafter.result(future, task, version)))
+
+        return put
+
+    def _write_for_ever(self) -> None:
+        """Write what became ready; what Label Studio cannot take now is tried again."""
+        waiting: list[_Late] = []
+        while True:
+            waiting += self._gathered(block=not waiting)
+            batches: dict[tuple[int, str], list[_Late]] = {}
+            for entry in waiting:
+                batches.setdefault((entry.project, entry.draft.version), []).append(entry)
+            waiting = [entry for batch in batches.values() if not self._write(batch) for entry in batch]
+            time.sleep(_LATE_EVERY_S)
+
+    def _gathered(self, *, block: bool) -> list[_Late]:
+        gathered = [self._late.get()] if block else []
+        while len(gathered) < _LATE_BATCH:
+            try:
+                gathered.append(self._late.get_nowait())
+            except queue.Empty:
+                break
+        return gathered
+
+    def _write(self, batch: Sequence[_Late]) -> bool:
+        """Write drafts of one project and version; False where it is worth trying again."""
+        project, version, case = batch[0].project, batch[0].draft.version, batch[0].case
+        predictions = [
+            {"task": entry.task.id, **prediction}
+            for entry in batch
+            if (prediction := entry.draft.prediction()) is not None
+        ]
+        try:
+            if predictions and self._board is not None:
+                self._board.write(project, predictions)
+        except ServiceError as error:
+            _log.warning("late answers wait", project=project, tasks=len(batch), error=str(error))
+            return False
+        except DraftloopError as error:
+            _log.error("late answers refused", project=project, tasks=len(batch), error=str(error))
+        else:
+            _log.info("late answers written", project=project, version=version, tasks=len(predictions))
+        self._tell(project, case, [entry.task for entry in batch], [entry.draft for entry in batch])
+        # One that failed for its whole time is given back, and asked for again when somebody opens it.
+        self._give_back([entry.task.id for entry in batch], version)
+        return True
+
+    def _extend(self, tasks: Collection[int], version: str, lease_s: float, *, late: bool) -> None:
+        try:
+            self._memory.extend(tasks, version, lease_s, late=late)
+        except DraftloopError as error:
+            _log.error("claims not extended", tasks=len(tasks), error=str(error))
+
+    def _give_back(self, tasks: Collection[int], version: str) -> None:
+        try:
+            self._memory.release(tasks, version)
+        except DraftloopError as error:
+            _log.error("claims not released", tasks=len(tasks), error=str(error))  # their lease ends them
+
+    def _take_over_for_ever(self) -> None:
+        """Look now and then for late work whose process is gone, and do it."""
+        while True:
+            try:
+                for project, promised in self._memory.abandoned(_LATE_LEASE_S).items():
+                    self._take_over(project, promised)
+            except DraftloopError as error:
+                _log.warning("late work not taken over", error=str(error))
+            time.sleep(_TAKE_OVER_EVERY_S)
+
+    def _take_over(self, project: int, promised: Sequence[tuple[int, str]]) -> None:
+        if self._board is None:
+            return
+        ids = {task_id for task_id, _ in promised}
+        try:
+            xml, wanted, tasks = self._board.read(project, ids)
+            case = self._find_case(xml, wanted)
+        except SetupError as error:
+            # The project is gone, or its config is not ours any more: nobody waits for this.
+            _log.error("late work dropped", project=project, tasks=len(ids), error=str(error))
+            for task_id, version in promised:
+                self._give_back([task_id], version)
+            return
+        version = self._drafter.version(case)
+        _log.info("late work taken over", project=project, version=version, tasks=len(tasks))
+        there = {task.id for task in tasks}
+        for task_id, old in promised:
+            if old != version or task_id not in there:
+                self._give_back([task_id], old)  # deleted meanwhile, or promised in an older version
+        self._memory.claim(project, there, version, _LATE_LEASE_S)
+        self._memory.extend(there, version, _LATE_LEASE_S, late=True)
+        futures = self._drafter.submit(case, tasks, limit_s=BATCH_LIMIT_S)
+        for task, future in zip(tasks, futures, strict=True):
+            future.add_done_callback(self._when_done(project, case, task, version))

@@ -1,0 +1,248 @@
+"""sync: the dataset is a function of what Label Studio holds, whatever happened on the way."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backend.edge.cases import Cases
+from backend.edge.labelstudio import LabelStudio, Project
+from backend.errors import SetupError
+from backend.sync import Report, sync
+from tests.conftest import LabelStudioServer
+from tests.verbs import environment, kill, run, start
+
+FOLDER = Path(__file__).parents[2] / "label_config"
+CASES = Cases(FOLDER)
+LABELLING = CASES.get("complaint").labelling
+FILES = {
+    *("samples.jsonl", "rejected.jsonl", "manifest.json"),
+    *("alpaca.jsonl", "alpaca.test.jsonl", "messages.jsonl", "messages.test.jsonl"),
+}
+
+
+@pytest.fixture
+def studio(label_studio: LabelStudioServer) -> Iterator[LabelStudio]:
+    with LabelStudio(label_studio.url, label_studio.token) as opened:
+        yield opened
+
+
+@pytest.fixture
+def project(studio: LabelStudio) -> Project:
+    """A project with 30 drafted tasks, of which the first 20 have an annotation."""
+    made = studio.create_project(f"sync {time.time_ns()}", CASES.config("complaint"))
+    rows = [{"text": f"我叫张三{n}😀,快递还没到!", "draft_status": ""} for n in range(30)]
+    list(studio.import_tasks(made, rows))
+    tasks = list(studio.tasks(made))
+    predictions = [
+        {"task": task["id"], "result": regions(task["data"]["text"]), "score": 0.5, "model_version": "m-1"}
+        for task in tasks
+    ]
+    assert studio.import_predictions(made, predictions) == []
+    for task in list(studio.tasks(made, full=True))[:20]:
+        draft = task["predictions"][0]
+        studio.submit_annotation(task["id"], draft["result"], parent_prediction=draft["id"], lead_time_s=1.5)
+    return made
+
+
+def regions(text: str, **value: str) -> list[dict[str, Any]]:
+    """The form filled in: name and question, unless the test says otherwise."""
+    filled = {"name": text[2:4], "question": text[-7:], **value}
+    return [
+        {"from_name": name, "to_name": "text", "type": "textarea", "value": {"text": [part]}}
+        for name, part in filled.items()
+    ]
+
+
+def synced(studio: LabelStudio, project: Project, folder: Path) -> Report:
+    return sync(studio, CASES, folder, [project.id], wanted_case="complaint")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert set(found) == FILES
+    return found
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def lines(folder: Path, name: str = "samples.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+
+
+def annotated(studio: LabelStudio, project: Project) -> list[dict[str, Any]]:
+    return [task for task in studio.tasks(project, full=True) if task["annotations"]]
+
+
+def test_counts_add_up_and_the_manifest_names_every_file(
+    studio: LabelStudio, project: Project, tmp_path: Path
+) -> None:
+    report = synced(studio, project, tmp_path / "d")
+    manifest = json.loads((tmp_path / "d" / "manifest.json").read_bytes())
+    counts = manifest["counts"]
+    assert counts["annotations"] == counts["samples"] + counts["rejected"] == 20
+    assert counts["samples"] == counts["train"] + counts["test"]
+    assert counts["samples"] == counts["accepted"] + counts["corrected"] + counts["written"]
+    assert set(manifest["files"]) == FILES - {"manifest.json"}
+    assert {name: entry["rows"] for name, entry in manifest["files"].items()} == {
+        name: len(lines(tmp_path / "d", name)) for name in manifest["files"]
+    }
+    assert (report.new, report.changed, report.gone) == (20, 0, 0)
+    order = [(row["task"], row["annotation"]) for row in lines(tmp_path / "d")]
+    assert order == sorted(order)
+
+
+def test_with_nothing_new_nothing_is_written(studio: LabelStudio, project: Project, tmp_path: Path) -> None:
+    synced(studio, project, tmp_path / "d")
+    before = times(tmp_path / "d")
+    report = synced(studio, project, tmp_path / "d")
+    assert report.written == ()
+    assert times(tmp_path / "d") == before
+
+
+def test_a_sync_after_a_change_equals_a_first_one(
+    studio: LabelStudio, project: Project, tmp_path: Path
+) -> None:
+    synced(studio, project, tmp_path / "d")
+    tasks = annotated(studio, project)
+    free = [task for task in studio.tasks(project, full=True) if not task["annotations"]]
+    edited, emptied, deleted, lost = tasks[0], tasks[1], tasks[2], tasks[3]
+    text = edited["data"]["text"]
+
+    new = studio.submit_annotation(free[0]["id"], regions(free[0]["data"]["text"]))
+    studio._sdk.annotations.update(edited["annotations"][0]["id"], result=regions(text, name="我叫"))
+    studio._sdk.annotations.update(emptied["annotations"][0]["id"], result=[], was_cancelled=True)
+    studio._sdk.annotations.delete(deleted["annotations"][0]["id"])
+    studio._sdk.tasks.delete(str(lost["id"]))
+    report = synced(studio, project, tmp_path / "d")
+
+    assert (report.new, report.changed, report.gone) == (1, 2, 2)
+    rows = {row["annotation"]: row for row in lines(tmp_path / "d")}
+    assert rows[edited["annotations"][0]["id"]]["value"]["name"] == "我叫"
+    assert rows[edited["annotations"][0]["id"]]["verdict"] == "corrected"
+    assert rows[edited["annotations"][0]["id"]]["changed"] == ["name"]
+    assert rows[new]["verdict"] == "written"
+    assert {row["task"] for row in rows.values()}.isdisjoint({deleted["id"], lost["id"], emptied["id"]})
+    (rejected,) = lines(tmp_path / "d", "rejected.jsonl")
+    assert (rejected["task"], rejected["gate"]) == (emptied["id"], "not_skipped")
+
+    synced(studio, project, tmp_path / "fresh")
+    assert content(tmp_path / "d") == content(tmp_path / "fresh")
+
+
+def test_a_deleted_task_is_noticed_even_when_nothing_else_happened(
+    studio: LabelStudio, project: Project, tmp_path: Path
+) -> None:
+    synced(studio, project, tmp_path / "d")
+    lost = annotated(studio, project)[-1]
+    studio._sdk.tasks.delete(str(lost["id"]))
+    assert synced(studio, project, tmp_path / "d").gone == 1
+    assert lost["id"] not in {row["task"] for row in lines(tmp_path / "d")}
+
+
+def test_only_what_changed_is_read_again(studio: LabelStudio, project: Project, tmp_path: Path) -> None:
+    synced(studio, project, tmp_path / "d")
+    manifest = tmp_path / "d" / "manifest.json"
+    # As if the last sync was long ago and its overlap were over: nothing changed since then.
+    text = manifest.read_text(encoding="utf-8")
+    cursor = json.loads(text)["projects"][str(project.id)]["source"]["cursor"]
+    manifest.write_text(text.replace(cursor, cursor.replace(cursor[:4], str(int(cursor[:4]) + 1))))
+    assert synced(studio, project, tmp_path / "d").looked_at == 0
+
+
+def test_a_changed_config_makes_all_samples_anew(
+    studio: LabelStudio, project: Project, tmp_path: Path
+) -> None:
+    synced(studio, project, tmp_path / "d")
+    studio.set_label_config(project, project.label_config.replace('rows="3"', 'rows="4"'))
+    report = synced(studio, project, tmp_path / "d")
+    assert report.looked_at >= 30
+    assert report.changed == 20  # each carries the hash of the config that it was read with
+
+
+def test_the_folder_remembers_its_projects_and_knows_another_server(
+    studio: LabelStudio, project: Project, tmp_path: Path
+) -> None:
+    with pytest.raises(SetupError, match="--project"):
+        sync(studio, CASES, tmp_path / "d")
+    other = studio.create_project(f"other {time.time_ns()}", CASES.config("named_entities"))
+    (ids,) = studio.import_tasks(other, [{"text": "张三住在北京", "draft_status": ""}])
+    span = {"start": 0, "end": 2, "text": "张三", "labels": ["PER"]}
+    region = {"from_name": "entities", "to_name": "text", "type": "labels", "value": span}
+    studio.submit_annotation(ids[0], [region])
+    synced(studio, project, tmp_path / "d")
+    sync(studio, CASES, tmp_path / "d", [other.id])
+    assert sync(studio, CASES, tmp_path / "d").written == ()
+    rows = lines(tmp_path / "d")
+    assert {row["case"] for row in rows} == {"complaint", "named_entities"}
+    assert rows[-1]["value"] == {"entities": [{"text": "张三", "nth": 0, "label": "PER"}]}
+    manifest = tmp_path / "d" / "manifest.json"
+    manifest.write_text(
+        manifest.read_text(encoding="utf-8").replace(project.created_at, "2001-01-01T00:00:00Z")
+    )
+    with pytest.raises(SetupError, match="another Label Studio"):
+        sync(studio, CASES, tmp_path / "d")
+
+
+def test_damaged_files_are_made_anew(studio: LabelStudio, project: Project, tmp_path: Path) -> None:
+    synced(studio, project, tmp_path / "d")
+    before = content(tmp_path / "d")
+    for name in sorted(FILES - {"manifest.json"}):
+        (tmp_path / "d" / name).write_bytes(before[name][:-5])
+        synced(studio, project, tmp_path / "d")
+        assert content(tmp_path / "d") == before
+    (tmp_path / "d" / "samples.jsonl").unlink()
+    synced(studio, project, tmp_path / "d")
+    assert content(tmp_path / "d") == before
+    (tmp_path / "d" / "manifest.json").write_text("{")
+    with pytest.raises(SetupError, match="Remove it"):
+        synced(studio, project, tmp_path / "d")
+
+
+def test_two_syncs_of_one_folder_do_not_mix(studio: LabelStudio, project: Project, tmp_path: Path) -> None:
+    told: list[BaseException] = []
+
+    def second() -> None:
+        try:
+            synced(studio, project, tmp_path / "d")
+        except SetupError as error:
+            told.append(error)
+
+    def tell() -> None:
+        if not told:
+            thread = threading.Thread(target=second)
+            thread.start()
+            thread.join()
+
+    sync(studio, CASES, tmp_path / "d", [project.id], wanted_case="complaint", tell=tell)
+    assert "Another sync" in str(told[0])
+
+
+def test_killed_at_any_moment_and_run_again_it_gives_the_same_bytes(
+    label_studio: LabelStudioServer, studio: LabelStudio, project: Project, tmp_path: Path
+) -> None:
+    synced(studio, project, tmp_path / "fresh")
+    env = environment(label_studio, tmp_path)
+    arguments = ("sync", "--project", project.id, "--case", "complaint", "--out", tmp_path / "d")
+    for moment in sorted(FILES - {"manifest.json"}):
+        # Killed as soon as this file stands: later ones are missing, or those of the state before.
+        if (tmp_path / "d" / moment).exists():
+            (tmp_path / "d" / moment).unlink()
+        process = start(env, *arguments)
+        while process.poll() is None and not (tmp_path / "d" / moment).exists():
+            time.sleep(0.0005)
+        kill(process)
+    code, out, err = run(env, *arguments)
+    assert code == 0, err
+    assert content(tmp_path / "d") == content(tmp_path / "fresh")
+    before = times(tmp_path / "d")
+    code, out, err = run(env, *arguments)
+    assert code == 0, err
+    assert "nothing new" in out
+    assert times(tmp_path / "d") == before

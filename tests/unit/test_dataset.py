@@ -1,0 +1,211 @@
+"""Annotations become samples that say what the human said, what the draft had said, and nothing else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backend.core.dataset import (
+    FORMATS,
+    Rejected,
+    Sample,
+    annotations_of,
+    fingerprint,
+    judge,
+    rows,
+    split_of,
+)
+from backend.core.labelling import Task
+from backend.core.prompting import render
+from backend.edge.cases import Cases
+
+CASES = Cases(Path(__file__).parents[2] / "label_config")
+COMPLAINT = CASES.get("complaint")
+ENTITIES = CASES.get("named_entities")
+TEXT = "我叫张三😀,住北京路1号。快递还没到!"
+DRAFT = {"name": "张三", "question": "快递还没到!"}
+RIGHT = {"name": "张三", "address": "北京路1号", "question": "快递还没到!"}
+
+
+def regions(value: dict[str, Any], case: Any = COMPLAINT) -> list[dict[str, Any]]:
+    return list(case.labelling.to_regions(value, Task(1, {"text": TEXT})).regions)
+
+
+def textarea(name: str, text: str) -> list[dict[str, Any]]:
+    return [{"from_name": name, "to_name": "text", "type": "textarea", "value": {"text": [text]}}]
+
+
+def listed(result: list[dict[str, Any]], **annotation: Any) -> dict[str, Any]:
+    """A task as Label Studio lists it, with one prediction and one annotation."""
+    return {
+        "id": 1,
+        "data": {"text": TEXT, "draft_status": ""},
+        "predictions": [{"id": 5, "result": regions(DRAFT), "score": 0.7, "model_version": "m-1"}],
+        "annotations": [
+            {
+                "id": 9,
+                "result": result,
+                "was_cancelled": False,
+                "completed_by": 3,
+                "parent_prediction": 5,
+                "created_at": "2026-01-02T03:04:05.000006Z",
+                "updated_at": "2026-01-02T03:04:05.000007Z",
+                "lead_time": 4.5,
+                **annotation,
+            }
+        ],
+    }
+
+
+def judged(task: dict[str, Any], case: Any = COMPLAINT) -> Sample | Rejected:
+    (annotation,) = annotations_of(task, project=2)
+    return judge(annotation, case)
+
+
+def sample(task: dict[str, Any], case: Any = COMPLAINT) -> Sample:
+    found = judged(task, case)
+    assert isinstance(found, Sample), found
+    return found
+
+
+def test_a_correction_says_what_the_draft_had_and_which_fields_the_human_changed() -> None:
+    found = sample(listed(regions(RIGHT)))
+    assert (found.verdict, found.changed) == ("corrected", ("address",))
+    assert (found.draft, found.value) == (DRAFT, RIGHT)
+    assert found.input == {"text": TEXT}
+    assert found.metadata["human"] == 3
+    assert found.metadata["draft_version"] == "m-1"
+    assert found.metadata["draft_prediction"] == 5
+    assert found.metadata["lead_time_s"] == 4.5
+
+
+def test_a_draft_submitted_unchanged_is_accepted() -> None:
+    found = sample(listed(regions(DRAFT)))
+    assert (found.verdict, found.changed) == ("accepted", ())
+
+
+def test_a_newline_that_the_editor_added_is_no_correction() -> None:
+    result = regions(DRAFT)
+    result[0]["value"]["text"] = ["张三\n"]
+    assert sample(listed(result)).verdict == "accepted"
+
+
+def test_an_annotation_without_a_draft_is_written_by_the_human_alone() -> None:
+    found = sample(listed(regions(RIGHT), parent_prediction=None))
+    assert (found.verdict, found.draft, found.changed) == ("written", None, ())
+    assert "draft" not in found.record()
+    assert "draft_version" not in found.record()["metadata"]
+
+
+def test_the_origin_of_regions_is_never_asked() -> None:
+    result = [{**region, "origin": "manual"} for region in regions(DRAFT)]
+    assert sample(listed(result)).verdict == "accepted"
+
+
+def test_the_target_is_the_canonical_serialization_with_null_for_what_is_absent() -> None:
+    found = sample(listed(regions(DRAFT)))
+    assert found.target == '{"name":"张三","address":null,"email":null,"question":"快递还没到!"}'
+    assert COMPLAINT.labelling.decode(found.target) == DRAFT
+
+
+def test_training_rows_ask_exactly_what_a_tuned_model_is_asked() -> None:
+    found = sample(listed(regions(RIGHT)))
+    asked = [
+        {"role": message.role, "content": message.content}
+        for message in render(COMPLAINT, Task(1, {"text": TEXT}), "compact")
+    ]
+    by_name = {form.name: form.row(found) for form in FORMATS}
+    assert by_name["messages"]["messages"] == [*asked, {"role": "assistant", "content": found.target}]
+    alpaca = by_name["alpaca"]
+    assert set(alpaca) == {"instruction", "input", "output", "system"}
+    assert (alpaca["system"], alpaca["instruction"] + alpaca["input"]) == tuple(m["content"] for m in asked)
+    assert alpaca["output"] == found.target
+
+
+def test_no_key_of_a_record_is_null() -> None:
+    record = sample(
+        listed(regions(DRAFT), parent_prediction=None, lead_time=None, completed_by=None)
+    ).record()
+    target = record.pop("target")
+    assert "null" in target  # the model is asked for it there
+    assert "null" not in orjson.dumps(record).decode()
+
+
+def test_records_read_back_as_they_were_written() -> None:
+    for task in (listed(regions(RIGHT)), listed(regions(RIGHT), parent_prediction=None)):
+        found = sample(task)
+        assert Sample.from_record(orjson.loads(orjson.dumps(found.record()))) == found
+    rejected = judged(listed([], was_cancelled=True))
+    assert isinstance(rejected, Rejected)
+    assert Rejected.from_record(orjson.loads(orjson.dumps(rejected.record()))) == rejected
+
+
+@pytest.mark.parametrize(
+    ("task", "gate", "word"),
+    [
+        (listed([], was_cancelled=True), "not_skipped", "skipped"),
+        (listed([{"from_name": "gone", "type": "textarea", "value": {"text": ["x"]}}]), "readable", "'gone'"),
+        (listed([], parent_prediction=None), "not_empty", "empty"),
+        (listed(regions({"name": "李四", "question": "快递还没到!"})), "obeys_rules", "does not stand"),
+        (listed(regions({"name": "张三"})), "obeys_rules", "question"),
+        ({**listed(regions(DRAFT)), "data": {"other": "x"}}, "readable", "'text'"),
+        ({**listed(regions(DRAFT)), "data": {"text": "\ud83d"}}, "readable", "surrogate"),
+        (listed(textarea("name", "\ud83d")), "readable", "surrogate"),
+    ],
+)
+def test_each_gate_stops_what_it_is_for_and_says_why(task: dict[str, Any], gate: str, word: str) -> None:
+    found = judged(task)
+    assert isinstance(found, Rejected)
+    assert found.gate == gate
+    assert word in found.reason
+
+
+def test_a_human_may_say_that_there_is_nothing_where_a_draft_stood() -> None:
+    quote = {"entities": [{"text": "张三", "nth": 0, "label": "PER"}]}
+    task = listed([])
+    task["predictions"][0]["result"] = regions(quote, ENTITIES)
+    found = sample(task, ENTITIES)
+    assert (found.value, found.verdict, found.changed) == ({"entities": []}, "corrected", ("entities",))
+
+
+def test_a_draft_that_the_config_cannot_read_is_no_draft() -> None:
+    task = listed(regions(RIGHT))
+    task["predictions"][0]["result"] = [{"from_name": "gone", "value": {}}]
+    assert sample(task).verdict == "written"
+
+
+def test_the_same_text_is_never_in_both_splits_whatever_else_differs() -> None:
+    first = sample(listed(regions(RIGHT)))
+    other = {**listed(regions(DRAFT), id=99), "id": 77}
+    assert sample(other).split == first.split
+
+
+@given(st.integers(0, 10**9))
+def test_the_split_depends_on_the_text_alone(seed: int) -> None:
+    assert split_of({"text": str(seed)}) == split_of(json.loads(json.dumps({"text": str(seed)})))
+
+
+def test_about_a_tenth_is_held_out() -> None:
+    test = sum(split_of({"text": f"task {number}"}) == "test" for number in range(10_000))
+    assert 900 < test < 1100
+
+
+def test_rows_of_the_two_splits_are_all_samples_once() -> None:
+    samples = []
+    for number in range(200):
+        task = listed(regions(DRAFT), id=number)
+        task["data"]["text"] = f"{TEXT}{number}"
+        samples.append(sample(task))
+    for form in FORMATS:
+        both = [*rows(samples, form, "train"), *rows(samples, form, "test")]
+        assert len(both) == len(samples)
+        assert sorted(map(orjson.dumps, both)) == sorted(orjson.dumps(form.row(found)) for found in samples)
+
+
+def test_a_changed_prompt_or_schema_makes_other_samples() -> None:
+    prints = {fingerprint(CASES.get(name)) for name in CASES.names()}
+    assert len(prints) == len(CASES.names())

@@ -1,0 +1,42 @@
+"""Run the scripts as an admin would, against the Label Studio of the tests."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from scripts.servers import ROOT
+from tests.conftest import LabelStudioServer
+
+
+def environment(server: LabelStudioServer, folder: Path, **more: str) -> dict[str, str]:
+    """Give the variables that a verb reads, and nothing that the caller's shell set for another server."""
+    ours = ("LABEL_STUDIO_", "MODEL_", "BACKEND_", "LEDGER_", "CASES_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return {
+        **kept,
+        "PYTHONPATH": str(ROOT),
+        "LABEL_STUDIO_URL": server.url,
+        "LABEL_STUDIO_API_KEY": server.token,
+        "LEDGER_URL": f"sqlite:///{folder / 'ledger.sqlite3'}",
+        **more,
+    }
+
+
+def start(env: dict[str, str], verb: str, *arguments: object) -> subprocess.Popen[str]:
+    """Start a verb without waiting for it."""
+    command = [sys.executable, "-P", "-m", f"scripts.{verb}", *map(str, arguments)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(env: dict[str, str], verb: str, *arguments: object) -> tuple[int, str, str]:
+    """Run a verb to its end; gives exit code, stdout and stderr."""
+    with start(env, verb, *arguments) as process:
+        out, err = process.communicate(timeout=240)
+        return process.returncode, out, err
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Kill as `kill -9` does, and take leave of the pipes."""
+    process.kill()
+    process.communicate()
