@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from backend.core.labelling import Labelling, compile_labelling
 from backend.core.sources import Task, look_up
@@ -69,7 +69,9 @@ def labelled(name: str) -> tuple[Template, Labelling, Task]:
 
 
 def _folder() -> Path:
-    return next(environment("label-studio").glob("lib/python3*/site-packages/label_studio/annotation_templates"))
+    return next(
+        environment("label-studio").glob("lib/python3*/site-packages/label_studio/annotation_templates")
+    )
 
 
 def _examples(config: str) -> Iterator[Mapping[str, Any]]:
@@ -85,7 +87,10 @@ def _examples(config: str) -> Iterator[Mapping[str, Any]]:
 def _example(tag: str, attributes: Mapping[str, str]) -> Any:
     examples = _label_studio_examples()
     if tag == "Paragraphs":
-        keys = {key: attributes.get(f"{key}Key", default) for key, default in (("name", "author"), ("text", "text"))}
+        keys = {
+            key: attributes.get(f"{key}Key", default)
+            for key, default in (("name", "author"), ("text", "text"))
+        }
         return [{keys["name"]: said["author"], keys["text"]: said["text"]} for said in examples["Paragraphs"]]
     return examples.get({"Text": "TextRaw", "Markdown": "TextRaw"}.get(tag, tag), "Something")
 

@@ -82,7 +82,9 @@ class Choices(Control):
 
     def from_regions(self, regions: Sequence[Region], page: Page) -> Json | None:
         """Collect the picked choices, in the order in which the config lists them."""
-        picked = [path if isinstance(path, str) else SEPARATOR.join(path) for path in collect(regions, "choices")]
+        picked = [
+            path if isinstance(path, str) else SEPARATOR.join(path) for path in collect(regions, "choices")
+        ]
         if self.nested:
             parents = {parent for option in self.options for parent in _above(option)}
             picked = [path for path in picked if path not in parents]
@@ -204,7 +206,7 @@ class Ranker(Control):
         source = objects.get(self.to_name)
         if source is None or source.tag != "List" or not source.key:
             raise SetupError(
-                f"Control '{self.name}' (Ranker) has toName=\"{self.to_name}\", which is no <List> of task data.",
+                f"Control '{self.name}' (Ranker) has toName=\"{self.to_name}\", which is no <List>.",
                 hint='Point toName at a <List value="$key"/>.',
             )
         return replace(self, variable=source.key)
@@ -259,7 +261,7 @@ def _paths(found: Iterable[Option], control: Control, *, leaves_only: bool, abov
     for option in found:
         if SEPARATOR in option.name:
             raise SetupError(
-                f"Control '{control.name}' ({control.tag}): {option.name!r} holds {SEPARATOR!r}, the separator.",
+                f"Control '{control.name}' ({control.tag}): {option.name!r} holds the separator {SEPARATOR!r}.",
                 hint="Rename the choice.",
             )
         path = f"{above}{SEPARATOR}{option.name}" if above else option.name

@@ -44,7 +44,9 @@ def walk(root: Element) -> Iterator[tuple[Element, tuple[Condition, ...]]]:
     """Go through a config in reading order, each tag with the conditions under which it is shown."""
     names = _names(root)
 
-    def below(element: Element, around: tuple[Condition, ...]) -> Iterator[tuple[Element, tuple[Condition, ...]]]:
+    def below(
+        element: Element, around: tuple[Condition, ...]
+    ) -> Iterator[tuple[Element, tuple[Condition, ...]]]:
         conditions = (*around, *_own(element, names))
         yield element, conditions
         for child in element:
@@ -67,7 +69,7 @@ def _names(root: Element) -> dict[str, dict[str, str]]:
     """Give for every control what its options are called in results: conditions may use either word."""
     return {
         control.get("name", ""): {
-            option.get("value", ""): option.get("alias") or option.get("value", "")
+            option.get("value", ""): option.get("alias") or option.get("value") or ""
             for option in control.iter()
             if option.tag == "Choice"
         }

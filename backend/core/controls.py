@@ -34,7 +34,6 @@ MAX_NUMBER = 1_000_000_000
 MAX_PICKED = 50  # of options that only a task knows
 
 
-
 @dataclass(frozen=True)
 class Placed:
     """Regions made from a value, and a sentence for each part of it that has no place in the task."""
@@ -397,7 +396,7 @@ class PerItem(Control):
         source = objects.get(self.to_name)
         if source is None or not source.several:
             raise SetupError(
-                f"Control '{self.name}' ({self.one.tag}) has perItem=\"true\", but '{self.to_name}' shows one thing.",
+                f"Control '{self.name}' ({self.one.tag}) is perItem, but '{self.to_name}' shows one thing.",
                 hint='perItem is for <Image valueList="$key"/>.',
             )
         return replace(self, inner=self.one.connected(objects), variable=source.key)
@@ -440,7 +439,9 @@ class PerItem(Control):
         for region in regions:
             by_index.setdefault(int(region.get("item_index") or 0), []).append(region)
         if by_index and max(by_index) >= self.count:
-            raise InvalidValue(f"Control '{self.name}' is about {self.count} things, not {max(by_index) + 1}.")
+            raise InvalidValue(
+                f"Control '{self.name}' is about {self.count} things, not {max(by_index) + 1}."
+            )
         return [self.one.from_regions(by_index.get(index, []), page) for index in range(self.count)]
 
 
@@ -448,9 +449,7 @@ def _options(element: Element, tag: str) -> Iterator[Option]:
     for child in element:
         if child.tag == tag:
             words = child.get("hint") or ""
-            yield Option(
-                child.get("alias") or child.get("value") or "", words, tuple(_options(child, tag))
-            )
+            yield Option(child.get("alias") or child.get("value") or "", words, tuple(_options(child, tag)))
         else:
             yield from _options(child, tag)  # options may stand in a View
 
@@ -463,6 +462,7 @@ def _told(found: Iterable[Option], above: str = "") -> Iterator[str]:
 
 
 def collect(regions: Sequence[Region], key: str) -> list[Json]:
+    """Collect what the regions hold under a key, several things each."""
     found: list[Json] = []
     for region in regions:
         value = region.get("value", {}).get(key, [])
@@ -471,6 +471,7 @@ def collect(regions: Sequence[Region], key: str) -> list[Json]:
 
 
 def single(regions: Sequence[Region], key: str) -> list[Json]:
+    """List what the regions hold under a key, one thing each."""
     return [region["value"][key] for region in regions if region.get("value", {}).get(key) is not None]
 
 
@@ -479,4 +480,3 @@ def _number(text: str | None, default: int) -> int | float:
         return default
     number = float(text)
     return int(number) if number.is_integer() else number
-

@@ -37,7 +37,8 @@ from backend.core.controls import (
     Schema,
     TextArea,
 )
-from backend.core.sources import OBJECTS, Passage, Source, Task
+from backend.core.sources import OBJECTS, Passage, Source
+from backend.core.sources import Task as Task  # noqa: PLC0414  where everybody looks for it
 from backend.core.spans import HyperTextLabels, Labels, ParagraphLabels, Relations
 from backend.errors import InvalidValue, SetupError
 
@@ -85,7 +86,10 @@ class Labelling:
     def keys(self) -> tuple[str, ...]:
         """The keys of task data without which a task cannot be shown."""
         hung = (inner for host in self._hosts() for inner in host.inner)
-        found = (*(source.key for source in self.sources), *(control.variable for control in (*self.controls, *hung)))
+        found = (
+            *(source.key for source in self.sources),
+            *(control.variable for control in (*self.controls, *hung)),
+        )
         return tuple(dict.fromkeys(filter(None, found)))
 
     def for_task(self, task: Task) -> "Labelling":
@@ -155,10 +159,11 @@ class Labelling:
         Raises:
             TaskError: The task lacks a key that the config shows.
         """
-        labelling = self.for_task(task)
+        if self.dynamic:
+            return self.for_task(task).to_regions(value, task)
         placed = Placed([])
         fitting: Value = {}
-        for control in labelling.controls:
+        for control in self.controls:
             part = value.get(control.name)
             if part is None:
                 continue
@@ -168,15 +173,15 @@ class Labelling:
                 placed.problems.append(
                     f"Control '{control.name}' ({control.tag}) cannot show {str(part)[:80]!r}."
                 )
-        shown = labelling._shown(fitting, placed.problems)
-        page = Page(labelling._passages(task), labelling._picked(shown))
-        for control in labelling.controls:
+        shown = self._shown(fitting, placed.problems)
+        page = Page(self._passages(task), self._picked(shown))
+        for control in self.controls:
             if control.name in shown:
                 own = control.to_regions(shown[control.name], page)
                 placed.regions.extend(own.regions)
                 placed.problems.extend(own.problems)
-            elif isinstance(control, Labels):
-                page.quotes.extend([None] * len(value.get(control.name) or ()))
+            elif isinstance(control, Labels) and isinstance(value.get(control.name), list):
+                page.quotes.extend([None] * len(value[control.name]))
         return placed
 
     def from_regions(self, regions: list[Region], task: Task) -> Value:
@@ -189,9 +194,10 @@ class Labelling:
             InvalidValue: A region does not fit the config.
             TaskError: The task lacks a key that the config shows.
         """
-        labelling = self.for_task(task)
-        hung = {inner.name for host in labelling._hosts() for inner in host.inner}
-        names = {control.name for control in labelling.controls}
+        if self.dynamic:
+            return self.for_task(task).from_regions(regions, task)
+        hung = {inner.name for host in self._hosts() for inner in host.inner}
+        names = {control.name for control in self.controls}
         by_control: dict[str, list[Region]] = {name: [] for name in (*names, *hung)}
         for region in regions:
             arrow = region.get("type") == "relation"
@@ -200,13 +206,13 @@ class Labelling:
                 what = "relations" if arrow else f"a region of control '{name}'"
                 raise InvalidValue(f"The annotation holds {what}, which the config lacks.")
             by_control[name].append(region)
-        spans = {region.get("id") for host in labelling._hosts() for region in by_control[host.name]}
+        spans = {region.get("id") for host in self._hosts() for region in by_control[host.name]}
         for name in hung:
             if any(region.get("id") not in spans for region in by_control[name]):
                 raise InvalidValue(f"A region of control '{name}' hangs on no span of the annotation.")
-        page = Page(labelling._passages(task), regions=by_control)
+        page = Page(self._passages(task), regions=by_control)
         value = {}
-        for control in labelling.controls:
+        for control in self.controls:
             part = control.from_regions(by_control[control.name], page)
             if part is not None:
                 value[control.name] = part
@@ -250,9 +256,7 @@ class Labelling:
                     for condition in control.conditions
                 )
             ):
-                problems.append(
-                    f"Control '{control.name}' must be filled in: {control.conditions[0]}."
-                )
+                problems.append(f"Control '{control.name}' must be filled in: {control.conditions[0]}.")
         return shown
 
 
@@ -360,8 +364,8 @@ def _hosting(found: list[Control], hung: list[Control]) -> Iterator[Control]:
     for control in hung:
         if control.to_name not in {host.to_name for host in spans}:
             raise SetupError(
-                f"Control '{control.name}' ({control.tag}) has perRegion=\"true\", but no control labels spans "
-                f"of '{control.to_name}'.",
+                f"Control '{control.name}' ({control.tag}) is perRegion, but no control labels spans of "
+                f"'{control.to_name}'.",
                 hint="Add a <Labels>, or make it a control of the whole task.",
             )
     last = [control for control in found if isinstance(control, Relations)]
@@ -416,7 +420,9 @@ def _decodable(schema: Any) -> Any:
         if key == "properties":
             demanded = schema.get("required", ())
             kept[key] = {
-                name: _decodable(inner) if name in demanded else {"anyOf": [_decodable(inner), {"type": "null"}]}
+                name: _decodable(inner)
+                if name in demanded
+                else {"anyOf": [_decodable(inner), {"type": "null"}]}
                 for name, inner in part.items()
             }
         elif key == "items":

@@ -3,7 +3,7 @@
 Knows how Label Studio shows task data and how it counts positions in each tag. Does not know controls.
 
     Text          code points of the text
-    Paragraphs    utterance and UTF-16 units within it; quotes are counted over the utterances, joined by newlines
+    Paragraphs    utterance and UTF-16 units within it; quotes are counted over all, joined by newlines
     HyperText     code points over the text nodes of the document that a browser makes of it, a <br> being one
 
 Source:
@@ -28,6 +28,7 @@ _VARIABLE = re.compile(r"\$([\w.\[\]]+)")
 _STEP = re.compile(r"[^.\[\]]+")
 _HALF = re.compile(r"[\ud800-\udfff]")
 _BREAKS = frozenset("p div br li tr h1 h2 h3 h4 h5 h6 section article ul ol table".split())
+_CELLS = frozenset({"td", "th"})
 _DROPPED = frozenset({"script", "iframe"})  # Label Studio takes them out, with what they hold
 _HIDDEN = frozenset({"style", "title", "template"})  # in the document, but nobody reads them
 
@@ -74,10 +75,9 @@ class PlainPassage:
     def find(self, value: Mapping[str, Any]) -> tuple[int, int]:
         """Take what was counted in code points."""
         start, end = value.get("start"), value.get("end")
-        whole = isinstance(start, int) and isinstance(end, int)
-        if not whole or not 0 <= start < end <= len(self.text):
-            raise InvalidValue(f"Span {start}..{end} is outside its {len(self.text)} characters.")
-        return start, end
+        if isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= len(self.text):
+            return start, end
+        raise InvalidValue(f"Span {start}..{end} is outside its {len(self.text)} characters.")
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class _Reader:
             current, leaving = pending.pop()
             tag = current.tag or ""
             if leaving:
-                self._found.append(("\n", -1))
+                self._found.append((" " if tag in _CELLS else "\n", -1))
             elif tag == "-text":
                 self._read_text(current)
             elif tag == "br":
@@ -206,6 +206,7 @@ class _Reader:
                     self._found.extend((character, -1) for character in f" [image: {source[:200]}] ")
                 if tag in _BREAKS:
                     self._found.append(("\n", -1))
+                if tag in _BREAKS or tag in _CELLS:
                     pending.append((current, True))
                 children = []
                 child = current.child
@@ -262,7 +263,7 @@ class Source:
         name = attributes.get("name", "")
         words = attributes.get("valueList") or attributes.get("value", "")
         kind = _attribute(attributes, "valueType") or ""
-        if (tag not in ("Image",) and kind not in ("", "text", "json")) or _attribute(
+        if (tag != "Image" and kind not in ("", "text", "json")) or _attribute(
             attributes, "encoding"
         ) not in (None, "none"):
             raise SetupError(

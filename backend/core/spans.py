@@ -68,7 +68,8 @@ class Labels(Control):
         for control in inner:
             if control.name in ("text", "nth", "label", "labels"):
                 raise SetupError(
-                    f"Control '{control.name}' ({control.tag}) hangs on spans, whose quotes have a key of that name.",
+                    f"Control '{control.name}' ({control.tag}) hangs on spans, whose quotes have a key "
+                    "of that name.",
                     hint="Give it another name.",
                 )
         return replace(self, inner=tuple(inner))
@@ -124,14 +125,14 @@ class Labels(Control):
         placed = Placed([])
         found: dict[str, list[int]] = {}
         for index, quote in enumerate(value):
-            text = quote["text"]
+            text, nth = quote["text"], int(quote["nth"])  # 1.0 is an integer in JSON Schema
             starts = found.setdefault(text, occurrences(passage.text, text) if text else [])
             position = None
-            if 0 <= quote["nth"] < len(starts):
-                position = passage.place(starts[quote["nth"]], starts[quote["nth"]] + len(text))
+            if 0 <= nth < len(starts):
+                position = passage.place(starts[nth], starts[nth] + len(text))
             if position is None:
                 placed.problems.append(
-                    f"Control '{self.name}': quote {text!r} #{quote['nth']} is not in the text "
+                    f"Control '{self.name}': quote {text!r} #{nth} is not in the text "
                     f"(found {len(starts)}, counted from 0)."
                 )
                 page.quotes.append(None)
@@ -156,7 +157,7 @@ class Labels(Control):
             InvalidValue: Offsets outside the text, no label, or one that the config does not have.
         """
         passage = page.passages[self.to_name]
-        spans = []
+        spans: list[tuple[int, int, list[str], Json]] = []
         for region in regions:
             value = region.get("value", {})
             try:
@@ -184,9 +185,7 @@ class Labels(Control):
             page.quotes.append(span_id)
         return quotes
 
-    def _hung(
-        self, control: Control, quote: Mapping[str, Json], labels: Sequence[str], page: Page
-    ) -> Placed:
+    def _hung(self, control: Control, quote: Mapping[str, Json], labels: Sequence[str], page: Page) -> Placed:
         part = quote.get(control.name)
         own = {inner.name: inner.picked(quote[inner.name]) for inner in self.inner if quote.get(inner.name)}
         shown = all(
@@ -232,7 +231,7 @@ class Relations(Control):
     @classmethod
     def from_element(cls, element: Element, conditions: tuple[Condition, ...] = ()) -> Control:
         """Read the labels of arrows; there may be none. The tag has no name of its own."""
-        labels = [child.get("alias") or child.get("value", "") for child in element.iter("Relation")]
+        labels = [child.get("alias") or child.get("value") or "" for child in element.iter("Relation")]
         options = tuple(dict.fromkeys(filter(None, labels)))
         return cls(cls.NAME, "", required=False, attributes=dict(element.attrib), options=options)
 
@@ -270,7 +269,7 @@ class Relations(Control):
         placed = Placed([])
         for arrow in value:
             ends = [
-                page.quotes[arrow[end]] if 0 <= arrow[end] < len(page.quotes) else None
+                page.quotes[int(arrow[end])] if 0 <= arrow[end] < len(page.quotes) else None
                 for end in ("from", "to")
             ]
             if None in ends or ends[0] == ends[1]:
@@ -294,10 +293,12 @@ class Relations(Control):
         Raises:
             InvalidValue: An end is no span of this value, or a label is not in the config.
         """
-        index = {span_id: at for at, span_id in enumerate(page.quotes) if span_id is not None}
+        index: dict[Json, int] = {
+            span_id: at for at, span_id in enumerate(page.quotes) if span_id is not None
+        }
         arrows = []
         for region in regions:
-            ends = [index.get(region.get("from_id")), index.get(region.get("to_id"))]
+            ends = [index.get(region.get(end)) for end in ("from_id", "to_id")]
             if None in ends:
                 raise InvalidValue("A relation goes to a region that is no span of the annotation.")
             direction = region.get("direction") or "right"
