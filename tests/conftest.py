@@ -139,6 +139,13 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def page(browser: Browser, label_studio: LabelStudioServer) -> Iterator[Page]:
     """Open a page in a fresh profile, logged in to Label Studio."""
+    with logged_in(browser, label_studio) as opened:
+        yield opened
+
+
+@contextmanager
+def logged_in(browser: Browser, label_studio: LabelStudioServer) -> Iterator[Page]:
+    """Open a page in a fresh profile and log in to Label Studio."""
     context = browser.new_context(
         base_url=label_studio.url, viewport={"width": 1440, "height": 900}, locale="en-US"
     )

@@ -261,7 +261,7 @@ def _paths(found: Iterable[Option], control: Control, *, leaves_only: bool, abov
     for option in found:
         if SEPARATOR in option.name:
             raise SetupError(
-                f"Control '{control.name}' ({control.tag}): {option.name!r} holds the separator {SEPARATOR!r}.",
+                f"Control '{control.name}' ({control.tag}): {option.name!r} holds a separator, ' > '.",
                 hint="Rename the choice.",
             )
         path = f"{above}{SEPARATOR}{option.name}" if above else option.name

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from label_studio_sdk.label_interface.interface import LabelInterface
@@ -32,6 +32,7 @@ def problems(name: str, value: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_a_value_reads_back_from_its_regions_and_its_serialization(name: str, data: st.DataObject) -> None:
     labelling, task = case(name)
@@ -57,6 +58,7 @@ def test_the_whole_form_is_filled_without_a_problem(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@settings(max_examples=50)
 @given(
     junk=st.recursive(
         st.none() | st.integers(-3, 200) | st.text(max_size=3), lambda inner: st.lists(inner, max_size=3)
