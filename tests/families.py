@@ -22,7 +22,7 @@ DIALOGUE = [
 ]
 ITEMS = [
     {"id": "a", "title": "First", "body": "One 😀"},
-    {"id": "b", "title": "Second", "html": "<b>Two</b> <img src='/static/images/logo.png' alt='a logo'>"},
+    {"id": "b", "title": "Second", "html": "<b>Two</b> <img width='60' src='/static/samples/chairs/chair1.png' alt='a chair'>"},
     {"id": 3, "title": "Third", "body": "Three"},
     {"id": "d", "title": "Fourth", "body": "Four"},
 ]
@@ -122,7 +122,7 @@ FAMILIES = {
         <Choices name="traits" toName="pages" perItem="true" choice="multiple">
           <Choice value="old"/><Choice value="torn"/></Choices>
         <Rating name="sharp" toName="pages" perItem="true"/></View>""",
-        {"text": TEXT, "pages": ["/static/images/logo.png", "/static/images/favicon.ico"]},
+        {"text": TEXT, "pages": ["/static/samples/chairs/chair1.png", "/static/samples/chairs/chair2.png"]},
     ),
     "shown": Family(
         """<View><Text name="static" value="Read &quot;$title&quot; first"/>

@@ -337,14 +337,15 @@ def _sources(root: Element) -> Iterator[Source]:
 def _controls(root: Element, sources: tuple[Source, ...]) -> Iterator[Control]:
     """Read the controls in the order of the page, relations last: they count what stands before them."""
     classes = {control.tag: control for control in CONTROLS}
-    objects = {source.name: source for source in sources}
+    objects = {source.name: source for source in sources if source.name}
     found: list[Control] = []
     hung: list[Control] = []
     for element, conditions in walk(root):
         if element.tag not in classes:
             continue
-        if "toName" not in element.attrib and element.tag != Relations.tag:
-            continue  # Label Studio shows it and never stores what is entered
+        if not element.get("toName"):
+            # As the page does: what names no object is stored as about the first one.
+            element.set("toName", next(iter(objects), ""))
         control = classes[element.tag].from_element(element, conditions)
         if not control.name or control.name in {known.name for known in (*found, *hung)}:
             raise SetupError(

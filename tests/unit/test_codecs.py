@@ -277,12 +277,12 @@ def test_a_model_reads_what_the_page_shows() -> None:
     }
     ranking, ranked = case("ranking")
     assert ranking.inputs(ranked)["items"] == (
-        "[a] First\nOne 😀\n[b] Second\nTwo [image: a logo]\n[3] Third\nThree\n[d] Fourth\nFour"
+        "[a] First\nOne 😀\n[b] Second\nTwo [image: a chair]\n[3] Third\nThree\n[d] Fourth\nFour"
     )
     assert (
         case("per_item")[0]
         .inputs(TASKS["per_item"])["pages"]
-        .startswith("[image: /static/images/logo.png]\n")
+        .startswith("[image: /static/samples/chairs/chair1.png]\n")
     )
 
 
