@@ -185,19 +185,7 @@ class Drafter:
         started = time.monotonic()
         try:
             case = case.for_task(task)
-            messages = render(case, task, self._profile)
-            first = self._ask(case, messages, ends)
-            value, reasons = self._read(case, task, first)
-            answers = [first]
-            if reasons:
-                second = self._ask(case, render_retry(case, messages, first.text, reasons), ends)
-                answers.append(second)
-                second_value, second_reasons = self._read(case, task, second)
-                # Keep the later answer unless it says less than the first.
-                if not second_reasons or second_value is not None or value is None:
-                    value, reasons = second_value, second_reasons
-                else:
-                    answers.reverse()
+            value, reasons, answers = self._answers(case, task, ends)
         except (ServiceError, SetupError) as error:
             return _failed(task, version, str(error), started)
         except TaskError as error:
@@ -222,6 +210,25 @@ class Drafter:
             cached_tokens=sum(answer.cached_tokens for answer in answers),
             ms=_ms(started),
         )
+
+    def _answers(
+        self, case: Case, task: Task, ends: float
+    ) -> tuple[Value | None, tuple[Reason, ...], list[Completion]]:
+        """Ask, and where the answer breaks its rules once more; the answer that is kept comes last."""
+        messages = render(case, task, self._profile)
+        first = self._ask(case, messages, ends)
+        value, reasons = self._read(case, task, first)
+        if not reasons:
+            return value, reasons, [first]
+        try:
+            second = self._ask(case, render_retry(case, messages, first.text, reasons), ends)
+        except TaskError:
+            return value, reasons, [first]  # most often the retry is longer than the model's context
+        second_value, second_reasons = self._read(case, task, second)
+        # Keep the later answer unless it says less than the first.
+        if not second_reasons or second_value is not None or value is None:
+            return second_value, second_reasons, [first, second]
+        return value, reasons, [second, first]
 
     def _ask(self, case: Case, messages: tuple[Message, ...], ends: float) -> Completion:
         prompt = Prompt(

@@ -42,6 +42,7 @@ class Template:
         return Task(1, data)
 
 
+@cache
 def templates() -> dict[str, Template]:
     """Give all templates of the installed Label Studio by name, `group/template`.
 

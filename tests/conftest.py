@@ -16,7 +16,9 @@ import pytest
 from label_studio_sdk import LabelStudio
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from backend.core.labelling import Labelling, Task
 from scripts import servers
+from scripts.templates import Template, labelled
 
 CHROMIUM = Path("/usr/bin/chromium")
 CHROMIUM_FLAGS = (
@@ -157,6 +159,12 @@ def logged_in(browser: Browser, label_studio: LabelStudioServer) -> Iterator[Pag
     opened.wait_for_url(lambda url: "/user/login" not in url)
     yield opened
     context.close()
+
+
+def gallery(name: str) -> tuple[Template, Labelling, Task]:
+    """Give a template of Label Studio's gallery, compiled, with its example task."""
+    with _installed():
+        return labelled(name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

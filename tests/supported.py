@@ -1,4 +1,10 @@
-"""The templates of Label Studio's gallery that are promised to work, by name."""
+"""The templates of Label Studio's gallery that are promised to work, and short forms of any config."""
+
+from typing import Any
+
+from backend.core.controls import Control, TextArea
+from backend.core.labelling import Labelling, compile_labelling
+from backend.core.spans import Labels, Relations
 
 SUPPORTED = (
     "community-contributions/html-ner-tagging-person-and-organization",
@@ -30,3 +36,19 @@ SUPPORTED = (
     "structured-data-parsing/html-entity-recognition",
     "structured-data-parsing/tabular-data",
 )
+
+
+def short(config: str) -> Labelling:
+    """Compile a config with tight bounds: a model that does not know the task writes until they are reached."""
+    bounds = {control.name: _bounds(control) for control in compile_labelling(config).controls}
+    return compile_labelling(config, {"properties": bounds})
+
+
+def _bounds(control: Control) -> dict[str, Any]:
+    if isinstance(control, TextArea):
+        text = {"maxLength": 20}
+        return {"items": text, "maxItems": 2} if control.is_many else text
+    if isinstance(control, Labels):
+        hung = {inner.name: _bounds(inner) for inner in control.inner}
+        return {"maxItems": 3, "items": {"properties": {"text": {"maxLength": 12}, **hung}}}
+    return {"maxItems": 3} if isinstance(control, Relations) else {}

@@ -10,8 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from backend.core.controls import Placed, Region
 from backend.core.labelling import Labelling, Task, Value, compile_labelling
-from scripts.templates import labelled
-from tests.conftest import LabelStudioServer, logged_in
+from tests.conftest import gallery, LabelStudioServer, logged_in
 from tests.families import FAMILIES
 from tests.supported import SUPPORTED
 from tests.values import filled
@@ -95,7 +94,7 @@ def test_a_family_of_codecs_reads_back_from_the_page(desk: Desk, family: str) ->
 
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_a_template_reads_back_from_the_page(desk: Desk, name: str) -> None:
-    template, labelling, task = labelled(name)
+    template, labelling, task = gallery(name)
     desk.read_back(name, template.config, labelling, task)
 
 
