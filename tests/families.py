@@ -22,7 +22,11 @@ DIALOGUE = [
 ]
 ITEMS = [
     {"id": "a", "title": "First", "body": "One 😀"},
-    {"id": "b", "title": "Second", "html": "<b>Two</b> <img width='60' src='/static/samples/chairs/chair1.png' alt='a chair'>"},
+    {
+        "id": "b",
+        "title": "Second",
+        "html": "<b>Two</b> <img width='60' src='/static/samples/chairs/chair1.png' alt='a chair'>",
+    },
     {"id": 3, "title": "Third", "body": "Three"},
     {"id": "d", "title": "Fourth", "body": "Four"},
 ]

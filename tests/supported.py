@@ -39,7 +39,7 @@ SUPPORTED = (
 
 
 def short(config: str) -> Labelling:
-    """Compile a config with tight bounds: a model that does not know the task writes until they are reached."""
+    """Compile a config with tight bounds: a model that knows nothing writes until they are reached."""
     bounds = {control.name: _bounds(control) for control in compile_labelling(config).controls}
     return compile_labelling(config, {"properties": bounds})
 

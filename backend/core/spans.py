@@ -31,7 +31,10 @@ MAX_RELATIONS = 100
 
 @dataclass(frozen=True)
 class Labels(Control):
-    """`<Labels>`: quotes of a Text or HyperText. `inner` are the controls that hang on each of them."""
+    """`<Labels>`: quotes of a Text or HyperText, in reading order.
+
+    `inner` are the controls that hang on each of them.
+    """
 
     tag = "Labels"
     option_tag = "Label"
@@ -203,7 +206,7 @@ class Labels(Control):
 
 
 class HyperTextLabels(Labels):
-    """`<HyperTextLabels>`: quotes of a HyperText."""
+    """`<HyperTextLabels>`: quotes of a HyperText or Text."""
 
     tag = "HyperTextLabels"
     objects = ("HyperText", "Text")

@@ -1,4 +1,4 @@
-"""A prediction of every codec, opened in Label Studio's real page and submitted unchanged, reads back the same."""
+"""A prediction of every codec, opened in the real page and submitted unchanged, reads back the same."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from backend.core.controls import Placed, Region
 from backend.core.labelling import Labelling, Task, Value, compile_labelling
-from tests.conftest import gallery, LabelStudioServer, logged_in
+from tests.conftest import LabelStudioServer, gallery, logged_in
 from tests.families import FAMILIES
 from tests.supported import SUPPORTED
 from tests.values import filled
@@ -31,13 +31,14 @@ class Desk:
         project = self.server.sdk.projects.create(title=title[:50], label_config=config)
         found = self.server.sdk.tasks.create(data=dict(task.data), project=project.id)
         if placed is not None:
-            # The SDK, judge of bulk imports, refuses paths of nested choices; the page and this call take them.
+            # Bulk import refuses paths of nested choices; this call and the page take them.
             self.server.sdk.predictions.create(
                 task=found.id, result=placed.regions, score=0.5, model_version="v1"
             )
         self.page.goto(f"/projects/{project.id}/data?task={found.id}")
         expect(self.page.get_by_role("button", name="Submit")).to_be_enabled(timeout=60_000)
         self.page.wait_for_timeout(300)  # documents in frames are marked after they are loaded
+        assert found.id is not None
         return int(found.id)
 
     def submit(self, task_id: int) -> list[Region]:
@@ -74,7 +75,11 @@ class Desk:
 
 
 def _quotes(part: Any) -> list[dict[str, Any]]:
-    return [entry for entry in part if isinstance(entry, dict) and "nth" in entry] if isinstance(part, list) else []
+    return (
+        [entry for entry in part if isinstance(entry, dict) and "nth" in entry]
+        if isinstance(part, list)
+        else []
+    )
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from backend.core.prompting import generic_case
 from backend.edge.vllm import VllmModel
 from backend.predict import Drafter
 from scripts import servers
-from tests.conftest import gallery, MODEL
+from tests.conftest import MODEL, gallery
 from tests.supported import SUPPORTED, short
 
 # The embedded model was made for 2048 tokens; some templates bring more text than that, and here it is

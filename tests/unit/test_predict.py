@@ -12,8 +12,8 @@ from backend.core.prompting import generic_case
 from backend.edge.cases import Cases
 from backend.edge.vllm import VllmModel
 from backend.predict import Drafter, draft_status_html
-from tests.families import FAMILIES
 from tests.fake_vllm import Body, FakeVllm, fake_vllm
+from tests.families import FAMILIES
 
 CASES = Cases(Path(__file__).parents[2] / "label_config")
 FLIGHT = CASES.get("flight_booking")
