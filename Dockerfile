@@ -28,7 +28,7 @@ RUN pip check
 COPY backend backend
 COPY scripts scripts
 COPY label_config label_config
-ENV PYTHONPATH=/srv LEDGER_URL=sqlite:////data/draftloop.sqlite3
+ENV PYTHONPATH=/srv CACHE_URL=sqlite:////data/cache.sqlite3 LEDGER_URL=sqlite:////data/draftloop.sqlite3
 USER 10001:10001
 WORKDIR /data
 VOLUME /data

@@ -205,23 +205,13 @@ class Drafter:
     def _draft_one(self, case: Case, task: Task, version: str, ends: float) -> Draft:
         started = time.monotonic()
         try:
+            case = case.for_task(task)
             messages = render(case, task, self._profile)
-            key = _cache_key(version, messages)
+            key = _cache_key(version, messages, case)
             known = self._known(case, task, version, key)
             if known is not None:
                 return known
-            first = self._ask(case, messages, ends)
-            value, reasons = self._read(case, task, first)
-            answers = [first]
-            if reasons:
-                second = self._ask(case, render_retry(case, messages, first.text, reasons), ends)
-                answers.append(second)
-                second_value, second_reasons = self._read(case, task, second)
-                # Keep the later answer unless it says less than the first.
-                if not second_reasons or second_value is not None or value is None:
-                    value, reasons = second_value, second_reasons
-                else:
-                    answers.reverse()
+            value, reasons, answers = self._answers(case, task, messages, ends)
         except (ServiceError, SetupError) as error:
             return _failed(task, version, str(error), started)
         except TaskError as error:
@@ -276,6 +266,24 @@ class Drafter:
             kept = {"raw": draft.raw, "score": draft.score, "field_scores": draft.field_scores}
             self._cache.put(key, orjson.dumps(kept))
 
+    def _answers(
+        self, case: Case, task: Task, messages: tuple[Message, ...], ends: float
+    ) -> tuple[Value | None, tuple[Reason, ...], list[Completion]]:
+        """Ask, and where the answer breaks its rules once more; the answer that is kept comes last."""
+        first = self._ask(case, messages, ends)
+        value, reasons = self._read(case, task, first)
+        if not reasons:
+            return value, reasons, [first]
+        try:
+            second = self._ask(case, render_retry(case, messages, first.text, reasons), ends)
+        except TaskError:
+            return value, reasons, [first]  # most often the retry is longer than the model's context
+        second_value, second_reasons = self._read(case, task, second)
+        # Keep the later answer unless it says less than the first.
+        if not second_reasons or second_value is not None or value is None:
+            return second_value, second_reasons, [first, second]
+        return value, reasons, [second, first]
+
     def _ask(self, case: Case, messages: tuple[Message, ...], ends: float) -> Completion:
         prompt = Prompt(
             messages=messages,
@@ -315,9 +323,11 @@ class Drafter:
         return value, case.rules.check(value, task)
 
 
-def _cache_key(version: str, messages: Sequence[Message]) -> str:
-    """Name an answer by everything that decides it: the version, and the prompt with the task's text."""
-    parts = [version, *(part for message in messages for part in (message.role, message.content))]
+def _cache_key(version: str, messages: Sequence[Message], case: Case) -> str:
+    """Name an answer by everything that decides it: the version, the prompt, the options of the task."""
+    parts: list[Any] = [version, *(part for message in messages for part in (message.role, message.content))]
+    if case.labelling.dynamic:
+        parts.append(case.labelling.decoding_schema)
     return hashlib.sha256(orjson.dumps(parts)).hexdigest()
 
 

@@ -138,6 +138,7 @@ def start(demo: Demo, servers: ExitStack) -> tuple[LabelStudio, dict[str, str]]:
         "MODEL_TEMPERATURE": "0",
         "BACKEND_USER": "label-studio",
         "BACKEND_PASSWORD": login["password"],
+        "CACHE_URL": f"sqlite:///{demo.folder / 'cache.sqlite3'}",
         "LEDGER_URL": f"sqlite:///{demo.folder / 'ledger.sqlite3'}",
     }
     with demo.step("start the backend"):

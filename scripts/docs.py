@@ -1,21 +1,29 @@
 """Write the generated parts of the docs from the code, or check that they are up to date.
 
-So far that is the settings table of README.md.
+    README.md          the settings table
+    docs/configs.md    every control's value, and which of Label Studio's templates work or why not
 
     scripts/docs              write them
     scripts/docs --check      change nothing; exit 1 where one is out of date
+
+The templates are those of the installed Label Studio; without it, their table stays as it is.
 """
 
+import inspect
 import re
 from typing import Annotated
 
 import typer
 
+from backend.core.labelling import CONTROLS, compile_labelling
+from backend.errors import SetupError
 from backend.settings import ROOT, variables
+from scripts.servers import NotInstalledError
+from scripts.templates import templates
 from scripts.terminal import Verb, app, err, out
 
 cli = app()
-README = ROOT / "README.md"
+FILES = (ROOT / "README.md", ROOT / "docs" / "configs.md")
 
 
 def settings_table() -> str:
@@ -26,15 +34,48 @@ def settings_table() -> str:
     return "\n".join(rows)
 
 
-PARTS = {"settings": settings_table}
+def controls_table() -> str:
+    """Give what each control's value is: the first paragraph of its codec."""
+    rows = ["| tag | value |", "| --- | --- |"]
+    for control in CONTROLS:
+        words = inspect.getdoc(control) or ""
+        tag, _, value = " ".join(words.split("\n\n")[0].split()).partition(": ")
+        rows.append(f"| {tag} | {value[:1].upper()}{value[1:]} |")
+    return "\n".join(rows)
+
+
+def templates_table() -> str | None:
+    """Give for each template what a draft of it holds, or why there is none; None without Label Studio."""
+    try:
+        found = templates()
+    except NotInstalledError:
+        return None
+    rows = ["| template | | a draft holds, or why there is none |", "| --- | --- | --- |"]
+    for name, template in found.items():
+        try:
+            labelling = compile_labelling(template.config)
+        except SetupError as error:
+            words = re.sub(r"(<\w+>)", r"`\1`", error.message.replace("|", "/"))
+            rows.append(f"| {name} | no | {words} |")
+            continue
+        keys = ", ".join(f"`{control.name}`" for control in labelling.controls)
+        blind = any(source.tag == "Image" for source in labelling.sources)
+        rows.append(
+            f"| {name} | yes | {keys}{' (the model reads the addresses of images)' if blind else ''} |"
+        )
+    return "\n".join(rows)
+
+
+PARTS = {"settings": settings_table, "controls": controls_table, "templates": templates_table}
 
 
 def generated(text: str) -> str:
     """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->`."""
     for name, make in PARTS.items():
         pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        words = make()
-        text = pattern.sub(lambda found, words=words: f"{found[1]}{words}\n{found[2]}", text)  # type: ignore[misc]
+        words = make() if pattern.search(text) else None
+        if words is not None:
+            text = pattern.sub(lambda found, words=words: f"{found[1]}{words}\n{found[2]}", text)  # type: ignore[misc]
     return text
 
 
@@ -43,16 +84,21 @@ def main(
     check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 if out of date.")] = False,
 ) -> None:
     """Run the verb."""
-    before = README.read_text(encoding="utf-8")
-    after = generated(before)
-    if before == after:
-        out.print("README.md is up to date")
-    elif check:
-        err.print("README.md is out of date. Run: scripts/docs")
+    late = []
+    for file in FILES:
+        before = file.read_text(encoding="utf-8")
+        after = generated(before)
+        name = file.relative_to(ROOT)
+        if before == after:
+            out.print(f"{name} is up to date")
+        elif check:
+            late.append(str(name))
+        else:
+            file.write_text(after, encoding="utf-8")
+            out.print(f"{name} written")
+    if late:
+        err.print(f"{', '.join(late)} out of date. Run: scripts/docs")
         raise typer.Exit(1)
-    else:
-        README.write_text(after, encoding="utf-8")
-        out.print("README.md written")
 
 
 if __name__ == "__main__":

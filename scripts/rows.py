@@ -28,7 +28,7 @@ def read_rows(file: Path, labelling: Labelling) -> Iterator[tuple[str, Row | str
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             if kind == ".csv":
-                needed = {source.key for source in labelling.sources}
+                needed = set(labelling.keys)
                 reader = csv.reader(
                     stream, delimiter=_delimiter(file, stream.readline(), needed), strict=True
                 )

@@ -16,7 +16,9 @@ import pytest
 from label_studio_sdk import LabelStudio
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from backend.core.labelling import Labelling, Task
 from scripts import servers
+from scripts.templates import Template, labelled
 
 CHROMIUM = Path("/usr/bin/chromium")
 CHROMIUM_FLAGS = (
@@ -113,12 +115,14 @@ def backend(
         "BACKEND_DEADLINE_S": "60",
         "BACKEND_PASSWORD": password,
         "BACKEND_USER": user,
+        "CACHE_URL": f"sqlite:///{folder / 'cache.sqlite3'}",
         "CASES_DIR": str(servers.ROOT / "label_config"),
         "LABEL_STUDIO_API_KEY": label_studio.token,
         "LABEL_STUDIO_URL": label_studio.url,
         "LEDGER_URL": f"sqlite:///{ledger}",
         "MODEL_NAME": vllm.name,
         "MODEL_PROFILE": vllm.profile,
+        "MODEL_TEMPERATURE": "0",
         "MODEL_URL": vllm.url,
     }
     with installed(), servers.start_backend(settings, log=folder / "backend.log") as server:
@@ -139,6 +143,13 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def page(browser: Browser, label_studio: LabelStudioServer) -> Iterator[Page]:
     """Open a page in a fresh profile, logged in to Label Studio."""
+    with logged_in(browser, label_studio) as opened:
+        yield opened
+
+
+@contextmanager
+def logged_in(browser: Browser, label_studio: LabelStudioServer) -> Iterator[Page]:
+    """Open a page in a fresh profile and log in to Label Studio."""
     context = browser.new_context(
         base_url=label_studio.url, viewport={"width": 1440, "height": 900}, locale="en-US"
     )
@@ -150,6 +161,12 @@ def page(browser: Browser, label_studio: LabelStudioServer) -> Iterator[Page]:
     opened.wait_for_url(lambda url: "/user/login" not in url)
     yield opened
     context.close()
+
+
+def gallery(name: str) -> tuple[Template, Labelling, Task]:
+    """Give a template of Label Studio's gallery, compiled, with its example task."""
+    with installed():
+        return labelled(name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,6 +18,7 @@ def environment(server: LabelStudioServer, folder: Path, **more: str) -> dict[st
         "PYTHONPATH": str(ROOT),
         "LABEL_STUDIO_URL": server.url,
         "LABEL_STUDIO_API_KEY": server.token,
+        "CACHE_URL": "",
         "LEDGER_URL": f"sqlite:///{folder / 'ledger.sqlite3'}",
         **more,
     }

@@ -1,22 +1,25 @@
 """One codec per control tag: what a model or a human says about it, as JSON, to regions and back.
 
-Knows the shape of every control's value and of Label Studio's regions. Does not know prompts, rules or
-where a value comes from. The law of this file, for every value that its own schema accepts and that is
-in reading order: `from_regions(to_regions(value)) == value`.
+Knows the shape of every control's value and of Label Studio's regions, for controls of a whole task;
+spans and what hangs on them are in `spans`. Does not know prompts, rules or where a value comes from.
+The law of both files, for every value that its own schema accepts and that is in reading order:
+`from_regions(to_regions(value)) == value`.
 
 A control that may hold several things has an array as its value, and nothing is the empty array. A
 control that holds one thing has that thing, and nothing is the missing key (`null` when serialized).
 
 Source:
-    label-studio-sdk 2.1.2 `control_tags` for the region values; offsets measured on Label Studio 1.23.2.
+    label-studio-sdk 2.1.2 `control_tags` for the region values; the rest measured on Label Studio 1.23.2.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 from xml.etree.ElementTree import Element  # the type only; parsing is defusedxml's, in `labelling`
 
-from backend.errors import InvalidValue, SetupError
+from backend.core.conditions import Condition
+from backend.core.sources import Passage, Source, Task, entries, plain
+from backend.errors import InvalidValue, SetupError, TaskError
 
 Json = Any  # what `json.loads` returns
 Schema = dict[str, Any]
@@ -27,9 +30,8 @@ Region = dict[str, Any]
 MAX_TEXT = 2000
 MAX_TEXTS = 20
 MAX_QUOTE = 200
-MAX_QUOTES = 100
-MAX_NTH = 99
 MAX_NUMBER = 1_000_000_000
+MAX_PICKED = 50  # of options that only a task knows
 
 
 @dataclass(frozen=True)
@@ -41,45 +43,148 @@ class Placed:
 
 
 @dataclass(frozen=True)
+class Page:
+    """What a control needs to know of the rest of the page while its value becomes regions or comes back.
+
+    passages    by name of object tag, of those that spans are quoted from
+    picked      by name of control, the options that are picked in the value at hand
+    regions     by name of control, when regions are read
+    quotes      the quotes of all span controls in order: id of the region, None where it has no place
+    """
+
+    passages: Mapping[str, Passage] = field(default_factory=dict)
+    picked: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    regions: Mapping[str, Sequence[Region]] = field(default_factory=dict)
+    quotes: list[str | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Option:
+    """Something to pick: the name that results carry, what the page shows for it, what is below it."""
+
+    name: str
+    words: str = ""
+    children: tuple["Option", ...] = ()
+
+
+@dataclass(frozen=True)
 class Control:
-    """A control tag of a labelling config: the schema of its value and the way to regions and back."""
+    """A control tag of a labelling config: the schema of its value and the way to regions and back.
+
+    `variable` is the key of task data that holds its options; `bound` tells that they have been read.
+    """
 
     tag: ClassVar[str]
+    option_tag: ClassVar[str] = ""
     many: ClassVar[bool] = False
     name: str
     to_name: str
     required: bool
     attributes: Mapping[str, str] = field(default_factory=dict, repr=False)
     options: tuple[str, ...] = ()
+    variable: str = ""
+    bound: bool = False
+    conditions: tuple[Condition, ...] = ()
 
     @classmethod
-    def from_element(cls, element: Element) -> "Control":
+    def from_element(cls, element: Element, conditions: tuple[Condition, ...] = ()) -> "Control":
         """Read the control from its XML element.
 
+        Args:
+            element: The tag.
+            conditions: When it is shown: its own and those of the tags around it.
         Raises:
             SetupError: The tag uses something that this codec does not cover.
         """
         attributes = dict(element.attrib)
-        name = attributes.get("name", "")
-        for attribute in ("perRegion", "perItem"):
-            if attributes.get(attribute) == "true":
-                raise SetupError(
-                    f"Control '{name}' ({element.tag}): {attribute}=\"true\" is not supported.",
-                    hint=f"Remove {attribute} or make it a control of the whole task.",
-                )
-        return cls(
-            name=name,
+        value = attributes.get("value", "")
+        control = cls(
+            name=attributes.get("name", ""),
             to_name=attributes.get("toName", ""),
             # A control that may be hidden cannot be demanded.
-            required=attributes.get("required") == "true" and "visibleWhen" not in attributes,
+            required=attributes.get("required") == "true" and not conditions,
             attributes=attributes,
-            options=cls.read_options(element),
+            variable=value[1:] if cls.option_tag and value.startswith("$") else "",
+            conditions=conditions,
         )
+        return control.with_options(tuple(_options(element, cls.option_tag))) if cls.option_tag else control
 
-    @classmethod
-    def read_options(cls, element: Element) -> tuple[str, ...]:
-        """Read the labels or choices that the tag offers, in order; none by default."""
-        return ()
+    def with_options(self, found: tuple[Option, ...]) -> "Control":
+        """Take options beside those it has.
+
+        Raises:
+            SetupError: There are none, or one without a value.
+        """
+        names = tuple(self.flat(found))
+        if not (names or self.variable) or not all(names):
+            raise SetupError(
+                f"Control '{self.name}' ({self.tag}) has no options, or one without a value.",
+                hint=f"Add <{self.option_tag}> tags, each with a value.",
+            )
+        # One of Label Studio's own templates offers an option twice: in results they are the same.
+        return replace(self, options=tuple(dict.fromkeys((*self.options, *names))))
+
+    def flat(self, found: Iterable[Option]) -> Iterator[str]:
+        """List the options as values name them."""
+        return (option.name for option in found)
+
+    def connected(self, objects: Mapping[str, Source]) -> "Control":
+        """Check the object tags that it labels, and take from them what it needs.
+
+        Raises:
+            SetupError: It cannot label one of them.
+        """
+        for name in self.to_name.split(","):
+            if name.strip() not in objects:
+                raise SetupError(
+                    f"Control '{self.name}' ({self.tag}) has toName=\"{self.to_name}\", "
+                    "which is no object tag of the config.",
+                    hint="Point toName at an object tag.",
+                )
+        return self
+
+    def for_task(self, task: Task) -> "Control":
+        """Give the control with the options that the task brings; itself where it brings none.
+
+        Raises:
+            TaskError: The task lacks them.
+        """
+        if not self.is_dynamic:
+            return self
+        found = tuple(self.read_entries(entries(task, self.variable)))
+        try:
+            if not found:
+                raise SetupError("No options.")
+            return replace(self.with_options(found), bound=True)
+        except SetupError as error:
+            raise TaskError(
+                f"Task {task.id}: '{self.variable}' gives control '{self.name}' no options.",
+                hint='It is a list of {"value": ...}.',
+            ) from error
+
+    def read_entries(self, found: Iterable[Any]) -> Iterator[Option]:
+        """Read options from task data."""
+        for entry in found:
+            if isinstance(entry, Mapping):
+                words = str(entry.get("html") or entry.get("hint") or "")
+                yield Option(
+                    str(entry.get("alias") or entry.get("value") or ""),
+                    plain(words) if "<" in words else words,
+                    tuple(self.read_entries(entry.get("children") or ())),
+                )
+
+    def told(self, task: Task) -> str:
+        """Describe the options that the task brings, one a line, for a model to read.
+
+        Raises:
+            TaskError: The task lacks them.
+        """
+        return "\n".join(_told(self.read_entries(entries(task, self.variable))))
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Tell whether the task brings options that have not been read yet."""
+        return bool(self.variable) and not self.bound
 
     @property
     def is_many(self) -> bool:
@@ -90,16 +195,11 @@ class Control:
         """Give the JSON Schema of a present value, bounded so that constrained decoding ends."""
         raise NotImplementedError
 
-    def to_regions(self, value: Json, source: str) -> Placed:
-        """Turn a value that satisfies `schema` into regions.
-
-        Args:
-            value: The control's value.
-            source: Plain text of the object that the control labels; spans are placed in it.
-        """
+    def to_regions(self, value: Json, page: Page) -> Placed:
+        """Turn a value that satisfies `schema` into regions."""
         raise NotImplementedError
 
-    def from_regions(self, regions: Sequence[Region], source: str) -> Json | None:
+    def from_regions(self, regions: Sequence[Region], page: Page) -> Json | None:
         """Turn this control's regions back into a value; None when there is nothing.
 
         Raises:
@@ -107,12 +207,16 @@ class Control:
         """
         raise NotImplementedError
 
+    def picked(self, value: Json) -> Sequence[str]:
+        """Name the options that a value picks, for conditions on this control."""
+        return ()
+
     def region(self, value: dict[str, Json], index: int = 0) -> Region:
         """Wrap a region value; the id is the same for the same control and index on every run."""
         return {
             "id": f"{self.name}-{index}",
             "from_name": self.name,
-            "to_name": self.to_name,
+            "to_name": self.to_name.split(",", 1)[0].strip(),
             "type": self.tag.lower(),
             "value": value,
         }
@@ -127,6 +231,24 @@ class Control:
             "uniqueItems": True,
         }
 
+    def option(self) -> Schema:
+        """Give the schema of one option; any short text while only a task knows them."""
+        if self.is_dynamic:
+            return {"type": "string", "minLength": 1, "maxLength": MAX_QUOTE}
+        return {"type": "string", "enum": list(self.options)}
+
+    def known(self, names: Iterable[str], what: str) -> list[str]:
+        """Order options as the config lists them.
+
+        Raises:
+            InvalidValue: One is not in the config.
+        """
+        found = set(names)
+        unknown = sorted(found - set(self.options))
+        if unknown:
+            raise InvalidValue(f"Control '{self.name}' has no {what} {unknown[0]!r}.")
+        return [option for option in self.options if option in found]
+
     def only_one(self, found: Sequence[Json]) -> Json | None:
         """Return the one thing found, None for nothing.
 
@@ -136,57 +258,6 @@ class Control:
         if len(found) > 1:
             raise InvalidValue(f"Control '{self.name}' holds one value, found {len(found)}.")
         return found[0] if found else None
-
-
-class Choices(Control):
-    """`<Choices>`: an option, or an array of options where choice="multiple"."""
-
-    tag = "Choices"
-
-    @classmethod
-    def read_options(cls, element: Element) -> tuple[str, ...]:
-        """Read the flat list of choices.
-
-        Raises:
-            SetupError: The choices are nested, come from task data, or are missing.
-        """
-        name = element.get("name", "")
-        if element.get("value", "").startswith("$"):
-            raise SetupError(
-                f"Control '{name}' (Choices) takes its choices from task data, which is not supported.",
-                hint="List them as <Choice> tags.",
-            )
-        choices = [child for child in element.iter() if child.tag == "Choice"]
-        if any(grandchild.tag == "Choice" for choice in choices for grandchild in choice):
-            raise SetupError(
-                f"Control '{name}' (Choices) has nested choices, which are not supported.",
-                hint="Use a <Taxonomy> for a tree of choices.",
-            )
-        return _names(choices, f"Control '{name}' (Choices)")
-
-    @property
-    def is_many(self) -> bool:
-        """Tell whether several choices may be picked."""
-        return self.attributes.get("choice", "single") == "multiple"
-
-    def schema(self) -> Schema:
-        """Give an enum, or an array of it."""
-        option: Schema = {"type": "string", "enum": list(self.options)}
-        return self.array(option, len(self.options)) if self.is_many else option
-
-    def to_regions(self, value: Json, source: str) -> Placed:
-        """Make one region with the picked choices."""
-        picked = list(value) if self.is_many else [value]
-        return Placed([self.region({"choices": picked})] if picked else [])
-
-    def from_regions(self, regions: Sequence[Region], source: str) -> Json | None:
-        """Collect the picked choices, in the order in which the config lists them."""
-        picked = _collect(regions, "choices")
-        unknown = sorted(set(picked) - set(self.options))
-        if unknown:
-            raise InvalidValue(f"Control '{self.name}' has no choice {unknown[0]!r}.")
-        ordered = [option for option in self.options if option in picked]
-        return ordered if self.is_many else self.only_one(ordered)
 
 
 class TextArea(Control):
@@ -214,123 +285,16 @@ class TextArea(Control):
             key: part for key, part in self.array(text, limit or MAX_TEXTS).items() if key != "uniqueItems"
         }
 
-    def to_regions(self, value: Json, source: str) -> Placed:
+    def to_regions(self, value: Json, page: Page) -> Placed:
         """Make one region that holds all texts."""
         texts = list(value) if self.is_many else [value]
         return Placed([self.region({"text": texts})] if texts else [])
 
-    def from_regions(self, regions: Sequence[Region], source: str) -> Json | None:
+    def from_regions(self, regions: Sequence[Region], page: Page) -> Json | None:
         """Collect the texts; empty ones count as nothing."""
-        texts = [text.rstrip("\n") for text in _collect(regions, "text")]
+        texts = [text.rstrip("\n") for text in collect(regions, "text")]
         texts = [text for text in texts if text]
         return texts if self.is_many else self.only_one(texts)
-
-
-class Labels(Control):
-    """`<Labels>` on a Text: spans as quotes `{text, nth, label}`; offsets are computed, never asked for."""
-
-    tag = "Labels"
-    many = True
-
-    @classmethod
-    def read_options(cls, element: Element) -> tuple[str, ...]:
-        """Read the labels."""
-        labels = [child for child in element.iter() if child.tag == "Label"]
-        return _names(labels, f"Control '{element.get('name')}' (Labels)")
-
-    @property
-    def several_labels(self) -> bool:
-        """Tell whether one span may carry several labels."""
-        return self.attributes.get("choice") == "multiple"
-
-    def schema(self) -> Schema:
-        """Give an array of quotes; `nth` counts earlier occurrences of the same text, from 0."""
-        label: Schema = {"type": "string", "enum": list(self.options)}
-        key = "label"
-        if self.several_labels:
-            key = "labels"
-            label = {
-                "type": "array",
-                "items": label,
-                "minItems": 1,
-                "maxItems": len(self.options),
-                "uniqueItems": True,
-            }
-        quote: Schema = {
-            "type": "object",
-            "properties": {
-                "text": {"type": "string", "minLength": 1, "maxLength": MAX_QUOTE},
-                "nth": {"type": "integer", "minimum": 0, "maximum": MAX_NTH},
-                key: label,
-            },
-            "required": ["text", "nth", key],
-            "additionalProperties": False,
-        }
-        return self.array(quote, MAX_QUOTES)
-
-    def to_regions(self, value: Json, source: str) -> Placed:
-        """Turn quoted spans into regions.
-
-        Args:
-            value: Quotes in reading order.
-            source: Text in which the quotes stand.
-        Returns:
-            One region per quote that stands in the text; `start`, `end` half-open, code points. A
-            problem for each other quote.
-        """
-        placed = Placed([])
-        for index, quote in enumerate(value):
-            starts = _occurrences(source, quote["text"])
-            if quote["nth"] >= len(starts):
-                placed.problems.append(
-                    f"Control '{self.name}': quote {quote['text']!r} #{quote['nth']} is not in the text "
-                    f"(found {len(starts)}, counted from 0)."
-                )
-                continue
-            start = starts[quote["nth"]]
-            labels = list(quote["labels"]) if self.several_labels else [quote["label"]]
-            placed.regions.append(
-                self.region(
-                    {
-                        "start": start,
-                        "end": start + len(quote["text"]),
-                        "text": quote["text"],
-                        "labels": labels,
-                    },
-                    index,
-                )
-            )
-        return placed
-
-    def from_regions(self, regions: Sequence[Region], source: str) -> Json | None:
-        """Turn regions into quotes in reading order.
-
-        Raises:
-            InvalidValue: Offsets outside the text, no label, or one that the config does not have.
-        """
-        spans = []
-        for region in regions:
-            value = region.get("value", {})
-            start, end = value.get("start"), value.get("end")
-            whole = isinstance(start, int) and isinstance(end, int)
-            if not whole or not 0 <= start < end <= len(source):
-                raise InvalidValue(
-                    f"Control '{self.name}': span {start}..{end} is outside its {len(source)} characters."
-                )
-            labels = [option for option in self.options if option in value.get("labels", [])]
-            if not labels or len(labels) != len(value["labels"]):
-                raise InvalidValue(
-                    f"Control '{self.name}': labels {value.get('labels')!r} are not in the config."
-                )
-            if not self.several_labels and len(labels) > 1:
-                raise InvalidValue(f"Control '{self.name}': a span holds one label, found {labels!r}.")
-            spans.append((start, end, labels))
-        quotes = []
-        for start, end, labels in sorted(spans):
-            text = source[start:end]
-            quote = {"text": text, "nth": _occurrences(source, text).index(start)}
-            quotes.append(quote | ({"labels": labels} if self.several_labels else {"label": labels[0]}))
-        return quotes
 
 
 class Rating(Control):
@@ -342,13 +306,13 @@ class Rating(Control):
         """Give an integer from 1 to maxRating (5 if the config does not say)."""
         return {"type": "integer", "minimum": 1, "maximum": int(self.attributes.get("maxRating", "5"))}
 
-    def to_regions(self, value: Json, source: str) -> Placed:
+    def to_regions(self, value: Json, page: Page) -> Placed:
         """Make one region."""
         return Placed([self.region({"rating": value})])
 
-    def from_regions(self, regions: Sequence[Region], source: str) -> Json | None:
+    def from_regions(self, regions: Sequence[Region], page: Page) -> Json | None:
         """Read the stars; 0 stars is nothing."""
-        return self.only_one([stars for stars in _single(regions, "rating") if stars])
+        return self.only_one([stars for stars in single(regions, "rating") if stars])
 
 
 class Number(Control):
@@ -366,13 +330,13 @@ class Number(Control):
         }
         return schema
 
-    def to_regions(self, value: Json, source: str) -> Placed:
+    def to_regions(self, value: Json, page: Page) -> Placed:
         """Make one region."""
         return Placed([self.region({"number": value})])
 
-    def from_regions(self, regions: Sequence[Region], source: str) -> Json | None:
+    def from_regions(self, regions: Sequence[Region], page: Page) -> Json | None:
         """Read the number."""
-        return self.only_one(_single(regions, "number"))
+        return self.only_one(single(regions, "number"))
 
 
 class DateTime(Control):
@@ -399,91 +363,106 @@ class DateTime(Control):
             )
         return {"type": "string", "pattern": f"^{self._DATE}T{self._TIME}$", "maxLength": 16}
 
-    def to_regions(self, value: Json, source: str) -> Placed:
+    def to_regions(self, value: Json, page: Page) -> Placed:
         """Make one region."""
         return Placed([self.region({"datetime": value})])
 
-    def from_regions(self, regions: Sequence[Region], source: str) -> Json | None:
+    def from_regions(self, regions: Sequence[Region], page: Page) -> Json | None:
         """Read the date or time."""
-        return self.only_one([moment for moment in _single(regions, "datetime") if moment])
+        return self.only_one([moment for moment in single(regions, "datetime") if moment])
 
 
-class Taxonomy(Control):
-    """`<Taxonomy>`: an array of paths through the tree, each written `Parent > Child`."""
+@dataclass(frozen=True)
+class PerItem(Control):
+    """A control with perItem="true": its value for each thing that the object shows, in order."""
 
-    tag = "Taxonomy"
+    tag = "PerItem"
     many = True
-    SEPARATOR: ClassVar[str] = " > "
+    inner: Control | None = None
+    count: int = 0
 
-    @classmethod
-    def read_options(cls, element: Element) -> tuple[str, ...]:
-        """Read every path through the tree, in reading order.
+    @property
+    def one(self) -> Control:
+        """The control for one of the things."""
+        assert self.inner is not None  # noqa: S101  a default is needed only because the fields above have one
+        return self.inner
+
+    def connected(self, objects: Mapping[str, Source]) -> Control:
+        """Take the number of things from the object.
 
         Raises:
-            SetupError: The tree comes from outside, is empty, or a name holds the separator.
+            SetupError: The object shows a single thing.
         """
-        name = element.get("name", "")
-        if element.get("apiUrl") or element.get("value", "").startswith("$"):
+        source = objects.get(self.to_name)
+        if source is None or not source.several:
             raise SetupError(
-                f"Control '{name}' (Taxonomy) loads its tree from outside, which is not supported.",
-                hint="Write the tree as nested <Choice> tags.",
+                f"Control '{self.name}' ({self.one.tag}) is perItem, but '{self.to_name}' shows one thing.",
+                hint='perItem is for <Image valueList="$key"/>.',
             )
-        leaves_only = element.get("leafsOnly") == "true"
+        return replace(self, inner=self.one.connected(objects), variable=source.key)
 
-        def walk(parent: Element, above: str) -> Iterable[str]:
-            for child in parent:
-                if child.tag != "Choice":
-                    continue
-                own = _name(child)
-                if cls.SEPARATOR in own:
-                    raise SetupError(
-                        f"Control '{name}' (Taxonomy): {own!r} holds {cls.SEPARATOR!r}, the separator.",
-                        hint="Rename the choice.",
-                    )
-                path = f"{above}{cls.SEPARATOR}{own}" if above else own
-                below = list(walk(child, path))
-                if not (leaves_only and below):
-                    yield path
-                yield from below
+    def for_task(self, task: Task) -> Control:
+        """Count the things."""
+        count = len(entries(task, self.variable))
+        return replace(self, inner=self.one.for_task(task), count=count, bound=True)
 
-        paths = tuple(walk(element, ""))
-        if not paths:
-            raise SetupError(f"Control '{name}' (Taxonomy) has no choices.", hint="Add <Choice> tags.")
-        return paths
+    def told(self, task: Task) -> str:
+        """Describe the inner control's options."""
+        return self.one.told(task) if self.one.variable else ""
 
     def schema(self) -> Schema:
-        """Give an array of known paths."""
-        limit = int(self.attributes.get("maxUsages", "0") or 0) or len(self.options)
-        return self.array({"type": "string", "enum": list(self.options)}, limit)
+        """Give an array with one place for each thing; a single value that is absent is null in it."""
+        item = self.one.schema()
+        if not self.one.is_many:
+            item = {"anyOf": [item, {"type": "null"}]}
+        return {
+            "type": "array",
+            "items": item,
+            "minItems": self.count,
+            "maxItems": self.count if self.bound else MAX_PICKED,
+        }
 
-    def to_regions(self, value: Json, source: str) -> Placed:
-        """Make one region with all paths."""
-        paths = [path.split(self.SEPARATOR) for path in value]
-        return Placed([self.region({"taxonomy": paths})] if paths else [])
+    def to_regions(self, value: Json, page: Page) -> Placed:
+        """Make the regions of each thing, told apart by `item_index`."""
+        placed = Placed([])
+        for index, part in enumerate(value[: self.count]):
+            own = self.one.to_regions(part, page) if part is not None else Placed([])
+            placed.problems.extend(own.problems)
+            placed.regions.extend(
+                region | {"id": f"{self.name}-{index}", "item_index": index} for region in own.regions
+            )
+        return placed
 
-    def from_regions(self, regions: Sequence[Region], source: str) -> Json | None:
-        """Collect the paths, in the order of the tree."""
-        picked = [self.SEPARATOR.join(path) for path in _collect(regions, "taxonomy")]
-        unknown = sorted(set(picked) - set(self.options))
-        if unknown:
-            raise InvalidValue(f"Control '{self.name}' has no path {unknown[0]!r}.")
-        return [option for option in self.options if option in picked]
-
-
-def _name(option: Element) -> str:
-    return option.get("alias") or option.get("value") or ""
-
-
-def _names(elements: Iterable[Element], where: str) -> tuple[str, ...]:
-    names = tuple(_name(element) for element in elements)
-    if not names or not all(names):
-        raise SetupError(f"{where} has no options, or one without a value.", hint="Give each a value.")
-    if len(set(names)) != len(names):
-        raise SetupError(f"{where} offers the same option twice.", hint="Remove the double one.")
-    return names
+    def from_regions(self, regions: Sequence[Region], page: Page) -> Json | None:
+        """Read the value of each thing."""
+        by_index: dict[int, list[Region]] = {}
+        for region in regions:
+            by_index.setdefault(int(region.get("item_index") or 0), []).append(region)
+        if by_index and max(by_index) >= self.count:
+            raise InvalidValue(
+                f"Control '{self.name}' is about {self.count} things, not {max(by_index) + 1}."
+            )
+        return [self.one.from_regions(by_index.get(index, []), page) for index in range(self.count)]
 
 
-def _collect(regions: Sequence[Region], key: str) -> list[Json]:
+def _options(element: Element, tag: str) -> Iterator[Option]:
+    for child in element:
+        if child.tag == tag:
+            words = child.get("hint") or ""
+            yield Option(child.get("alias") or child.get("value") or "", words, tuple(_options(child, tag)))
+        else:
+            yield from _options(child, tag)  # options may stand in a View
+
+
+def _told(found: Iterable[Option], above: str = "") -> Iterator[str]:
+    for option in found:
+        path = f"{above} > {option.name}" if above else option.name
+        yield f"- {path}: {option.words}" if option.words else f"- {path}"
+        yield from _told(option.children, path)
+
+
+def collect(regions: Sequence[Region], key: str) -> list[Json]:
+    """Collect what the regions hold under a key, several things each."""
     found: list[Json] = []
     for region in regions:
         value = region.get("value", {}).get(key, [])
@@ -491,18 +470,9 @@ def _collect(regions: Sequence[Region], key: str) -> list[Json]:
     return found
 
 
-def _single(regions: Sequence[Region], key: str) -> list[Json]:
+def single(regions: Sequence[Region], key: str) -> list[Json]:
+    """List what the regions hold under a key, one thing each."""
     return [region["value"][key] for region in regions if region.get("value", {}).get(key) is not None]
-
-
-def _occurrences(text: str, quote: str) -> list[int]:
-    """List where a quote starts, overlapping occurrences included ("aa" stands in "aaa" twice)."""
-    starts = []
-    at = text.find(quote)
-    while at >= 0:
-        starts.append(at)
-        at = text.find(quote, at + 1)
-    return starts
 
 
 def _number(text: str | None, default: int) -> int | float:
@@ -510,6 +480,3 @@ def _number(text: str | None, default: int) -> int | float:
         return default
     number = float(text)
     return int(number) if number.is_integer() else number
-
-
-CONTROLS: tuple[type[Control], ...] = (Choices, TextArea, Labels, Rating, Number, DateTime, Taxonomy)

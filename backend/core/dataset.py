@@ -146,6 +146,8 @@ def annotations_of(task: Mapping[str, Any], project: int) -> list[Annotation]:
 def judge(annotation: Annotation, case: Case) -> Sample | Rejected:
     """Make an annotation a sample, or say which gate it failed; the first one that it fails counts."""
     try:
+        case = case.for_task(annotation.task)
+        case.labelling.inputs(annotation.task)  # what cannot be shown is no sample
         value = case.labelling.from_regions(annotation.regions, annotation.task)
         candidate = Candidate(annotation, case, value)
     except TaskError as error:

@@ -13,9 +13,8 @@ Source:
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from html.parser import HTMLParser
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError, canonicalize
 
@@ -23,16 +22,40 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 from jsonschema import Draft202012Validator
 
-from backend.core.controls import CONTROLS, Control, Json, Placed, Region, Schema
-from backend.errors import InvalidValue, SetupError, TaskError
+from backend.core.choices import Choices, Pairwise, Ranker, Taxonomy
+from backend.core.conditions import walk
+from backend.core.controls import (
+    Control,
+    DateTime,
+    Json,
+    Number,
+    Page,
+    PerItem,
+    Placed,
+    Rating,
+    Region,
+    Schema,
+    TextArea,
+)
+from backend.core.sources import OBJECTS, Passage, Source
+from backend.core.sources import Task as Task  # noqa: PLC0414  where everybody looks for it
+from backend.core.spans import HyperTextLabels, Labels, ParagraphLabels, Relations
+from backend.errors import InvalidValue, SetupError
 
 Value = dict[str, Json]
+
+CONTROLS: tuple[type[Control], ...] = (
+    *(Choices, TextArea, Labels, HyperTextLabels, ParagraphLabels, Relations),
+    *(Rating, Number, DateTime, Taxonomy, Pairwise, Ranker),
+)
 
 # The key of task data in which a draft's reasons are shown; never part of a prompt.
 STATUS_KEY = "draft_status"
 
-_OBJECTS = ("Text", "HyperText")
-_LAYOUT = ("View", "Header", "Style", "Collapse", "Panel", "Filter", "Label", "Choice", "Shortcut", "Hint")
+_LAYOUT = (
+    *("View", "Header", "Style", "Collapse", "Panel", "Filter", "Shortcut", "Hint"),
+    *("Label", "Choice", "Relation", "Bucket"),
+)
 # Enforced while decoding, and `description`, which models read. `format` only for what guidance knows.
 _DECODABLE = (
     *("type", "properties", "required", "additionalProperties", "items", "minItems", "maxItems"),
@@ -40,47 +63,6 @@ _DECODABLE = (
     "description",
 )
 _DECODABLE_FORMATS = ("date", "uuid")
-
-
-@dataclass(frozen=True)
-class Task:
-    """A Label Studio task: its id and the data that it was imported with."""
-
-    id: int
-    data: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Source:
-    """An object tag that the annotator reads: its name, tag, and the key of task data it shows."""
-
-    name: str
-    tag: str
-    key: str
-
-    def text(self, task: Task) -> str:
-        """Give the plain text that stands in the page.
-
-        Raises:
-            TaskError: The task lacks the key, or holds something that is not text.
-        """
-        found: Any = task.data.get(self.key)
-        if self.key not in task.data and "." in self.key:
-            found = task.data
-            for part in self.key.split("."):
-                found = found.get(part) if isinstance(found, Mapping) else None
-        if not isinstance(found, str | int | float) or isinstance(found, bool):
-            raise TaskError(
-                f"Task {task.id}: key '{self.key}' is {'missing' if found is None else 'not text'}.",
-                hint=f"The config shows ${self.key}; import the task with this key.",
-            )
-        text = str(found)
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise TaskError(
-                f"Task {task.id}: the text under '{self.key}' holds half a character (a lone surrogate).",
-                hint="Correct the text where it comes from.",
-            )
-        return _plain(text) if self.tag == "HyperText" else text
 
 
 @dataclass(frozen=True)
@@ -93,14 +75,52 @@ class Labelling:
     decoding_schema: Schema
     config_hash: str
     shows_status: bool
+    overlay: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def dynamic(self) -> bool:
+        """Tell whether options come from each task, so that each task has schemas of its own."""
+        return any(control.is_dynamic for control in self.controls)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of task data without which a task cannot be shown."""
+        hung = (inner for host in self._hosts() for inner in host.inner)
+        found = (
+            *(source.key for source in self.sources),
+            *(control.variable for control in (*self.controls, *hung)),
+        )
+        return tuple(dict.fromkeys(filter(None, found)))
+
+    def for_task(self, task: Task) -> "Labelling":
+        """Give the labelling with the options that the task brings; itself where it brings none.
+
+        Raises:
+            TaskError: The task lacks them.
+        """
+        if not self.dynamic:
+            return self
+        controls = tuple(control.for_task(task) for control in self.controls)
+        validating = _overlaid(_compiled(controls), self.overlay)
+        return replace(
+            self, controls=controls, validating_schema=validating, decoding_schema=_decodable(validating)
+        )
 
     def inputs(self, task: Task) -> dict[str, str]:
         """Give the texts that the annotator reads, by key of task data, in the order of the page.
 
+        Options that the task brings follow, for a model to know what their names stand for.
+
         Raises:
             TaskError: The task lacks a key that the config shows.
         """
-        return {source.key: source.text(task) for source in self.sources}
+        texts = {source.key: source.text(task) for source in self.sources if source.key}
+        hung = (inner for host in self._hosts() for inner in host.inner)
+        for control in (*self.controls, *hung):
+            words = control.told(task) if control.variable else ""
+            if words:
+                texts.setdefault(control.variable, words)
+        return texts
 
     def encode(self, value: Value) -> str:
         """Serialize a value canonically: compact, raw UTF-8, key order of the schema, absent = null.
@@ -109,7 +129,7 @@ class Labelling:
         are: a model trained with other spacing loses everything under constrained decoding.
         """
         return json.dumps(
-            _in_order({**self._nothing(), **value}, self.decoding_schema),
+            _filled(value, self.decoding_schema),
             ensure_ascii=False,
             separators=(",", ":"),
         )
@@ -126,7 +146,8 @@ class Labelling:
             raise InvalidValue(f"The answer is not JSON: {error}.") from error
         if not isinstance(value, dict):
             raise InvalidValue("The answer is JSON but not an object.")
-        return {key: part for key, part in value.items() if part is not None}
+        found: Value = _present(value)
+        return found
 
     def to_regions(self, value: Value, task: Task) -> Placed:
         """Turn a decoded value into regions, in the order of the page.
@@ -138,18 +159,29 @@ class Labelling:
         Raises:
             TaskError: The task lacks a key that the config shows.
         """
+        if self.dynamic:
+            return self.for_task(task).to_regions(value, task)
         placed = Placed([])
+        fitting: Value = {}
         for control in self.controls:
-            if control.name in value:
-                part = value[control.name]
-                if not Draft202012Validator(_shape(control.schema())).is_valid(part):
-                    placed.problems.append(
-                        f"Control '{control.name}' ({control.tag}) cannot show {str(part)[:80]!r}."
-                    )
-                    continue
-                own = control.to_regions(part, self._source_text(control, task))
+            part = value.get(control.name)
+            if part is None:
+                continue
+            if Draft202012Validator(_shape(control.schema())).is_valid(part):
+                fitting[control.name] = part
+            else:
+                placed.problems.append(
+                    f"Control '{control.name}' ({control.tag}) cannot show {str(part)[:80]!r}."
+                )
+        shown = self._shown(fitting, placed.problems)
+        page = Page(self._passages(task), self._picked(shown))
+        for control in self.controls:
+            if control.name in shown:
+                own = control.to_regions(shown[control.name], page)
                 placed.regions.extend(own.regions)
                 placed.problems.extend(own.problems)
+            elif isinstance(control, Labels) and isinstance(value.get(control.name), list):
+                page.quotes.extend([None] * len(value[control.name]))
         return placed
 
     def from_regions(self, regions: list[Region], task: Task) -> Value:
@@ -162,29 +194,70 @@ class Labelling:
             InvalidValue: A region does not fit the config.
             TaskError: The task lacks a key that the config shows.
         """
-        by_control: dict[str, list[Region]] = {control.name: [] for control in self.controls}
+        if self.dynamic:
+            return self.for_task(task).from_regions(regions, task)
+        hung = {inner.name for host in self._hosts() for inner in host.inner}
+        names = {control.name for control in self.controls}
+        by_control: dict[str, list[Region]] = {name: [] for name in (*names, *hung)}
         for region in regions:
-            if region.get("type") == "relation":
-                raise InvalidValue("The annotation holds relations, which the config has no control for.")
-            name = region.get("from_name")
+            arrow = region.get("type") == "relation"
+            name = Relations.NAME if arrow else region.get("from_name")
             if name not in by_control:
-                raise InvalidValue(
-                    f"The annotation has a region of control '{name}', which the config lacks."
-                )
+                what = "relations" if arrow else f"a region of control '{name}'"
+                raise InvalidValue(f"The annotation holds {what}, which the config lacks.")
             by_control[name].append(region)
+        spans = {region.get("id") for host in self._hosts() for region in by_control[host.name]}
+        for name in hung:
+            if any(region.get("id") not in spans for region in by_control[name]):
+                raise InvalidValue(f"A region of control '{name}' hangs on no span of the annotation.")
+        page = Page(self._passages(task), regions=by_control)
         value = {}
         for control in self.controls:
-            part = control.from_regions(by_control[control.name], self._source_text(control, task))
+            part = control.from_regions(by_control[control.name], page)
             if part is not None:
                 value[control.name] = part
         return value
 
-    def _source_text(self, control: Control, task: Task) -> str:
-        source = next(source for source in self.sources if source.name == control.to_name)
-        return source.text(task)
+    def _hosts(self) -> Iterator[Labels]:
+        return (control for control in self.controls if isinstance(control, Labels))
 
-    def _nothing(self) -> Value:
-        return {control.name: [] if control.is_many else None for control in self.controls}
+    def _passages(self, task: Task) -> dict[str, Passage]:
+        wanted = {host.to_name for host in self._hosts()}
+        return {source.name: source.passage(task) for source in self.sources if source.name in wanted}
+
+    def _picked(self, value: Value) -> dict[str, Sequence[str]]:
+        return {
+            control.name: control.picked(value[control.name])
+            for control in self.controls
+            if control.name in value
+        }
+
+    def _shown(self, value: Value, problems: list[str]) -> Value:
+        """Leave out what stands in hidden controls, and tell it; tell what shown ones demand."""
+        shown = dict(value)
+        for control in (*self.controls, *self.controls):  # twice: hiding one may hide another
+            hiding = [
+                condition for condition in control.conditions if not condition.holds(self._picked(shown))
+            ]
+            says = shown.get(control.name) not in (None, [])
+            if hiding and control.name in shown:
+                del shown[control.name]
+                if says:
+                    problems.append(
+                        f"Control '{control.name}' is shown only where {hiding[0]}, so it holds nothing."
+                    )
+        for control in self.controls:
+            demands = control.conditions and control.attributes.get("required") == "true"
+            if (
+                demands
+                and shown.get(control.name) in (None, [])
+                and all(
+                    condition.when.startswith("choice-") and condition.holds(self._picked(shown))
+                    for condition in control.conditions
+                )
+            ):
+                problems.append(f"Control '{control.name}' must be filled in: {control.conditions[0]}.")
+        return shown
 
 
 def compile_labelling(xml: str, overlay: Mapping[str, Any] | None = None) -> Labelling:
@@ -199,6 +272,7 @@ def compile_labelling(xml: str, overlay: Mapping[str, Any] | None = None) -> Lab
             not fit.
     """
     root = _parse(xml)
+    _check_tags(root)
     sources = tuple(_sources(root))
     controls = tuple(_controls(root, sources))
     if not controls:
@@ -206,20 +280,20 @@ def compile_labelling(xml: str, overlay: Mapping[str, Any] | None = None) -> Lab
             "The labelling config has no control to fill.",
             hint=f"Add one of {', '.join(f'<{control.tag}>' for control in CONTROLS)}.",
         )
-    compiled: Schema = {
-        "type": "object",
-        "properties": {control.name: control.schema() for control in controls},
-        "required": [control.name for control in controls if control.required or control.is_many],
-        "additionalProperties": False,
-    }
-    validating = _overlaid(compiled, overlay or {})
+    if all(source.tag == "Image" for source in sources):
+        raise SetupError(
+            "The labelling config shows nothing but images, which the model cannot see.",
+            hint="Show text beside them.",
+        )
+    validating = _overlaid(_compiled(controls), overlay or {})
     return Labelling(
         controls=controls,
         sources=sources,
         validating_schema=validating,
-        decoding_schema=_decoding(validating, controls),
+        decoding_schema=_decodable(validating),
         config_hash=hash_config(xml),
         shows_status=any(element.get("value") == f"${STATUS_KEY}" for element in root.iter()),
+        overlay=overlay or {},
     )
 
 
@@ -244,52 +318,75 @@ def _parse(xml: str) -> Element:
     return root
 
 
-def _sources(root: Element) -> list[Source]:
-    sources = []
+def _check_tags(root: Element) -> None:
+    known = (*OBJECTS, *(control.tag for control in CONTROLS))
     for element in root.iter():
-        if element.tag not in _OBJECTS or element.get("value") == f"${STATUS_KEY}":
-            continue
-        variable = element.get("value", "")
-        if not variable.startswith("$") or element.get("valueType") == "url":
-            raise SetupError(
-                f"Object '{element.get('name')}' ({element.tag}) does not show text from task data.",
-                hint='Give it value="$key" and no valueType="url".',
-            )
-        sources.append(Source(element.get("name", ""), element.tag, variable[1:]))
-    return sources
-
-
-def _controls(root: Element, sources: tuple[Source, ...]) -> list[Control]:
-    classes = {control.tag: control for control in CONTROLS}
-    objects = {source.name: source for source in sources}
-    controls: list[Control] = []
-    for element in root.iter():
-        if element.tag in _OBJECTS or element.tag in _LAYOUT:
-            continue
-        if element.tag not in classes:
+        if element.tag not in known and element.tag not in _LAYOUT:
             raise SetupError(
                 f"Tag <{element.tag}> of the labelling config is not supported.",
-                hint="Supported: " + ", ".join(f"<{tag}>" for tag in (*_OBJECTS, *classes, *_LAYOUT)) + ".",
+                hint="Supported: " + ", ".join(f"<{tag}>" for tag in known) + ".",
             )
-        control = classes[element.tag].from_element(element)
-        if not control.name or control.name in {known.name for known in controls}:
+
+
+def _sources(root: Element) -> Iterator[Source]:
+    for element in root.iter():
+        if element.tag in OBJECTS and element.get("value") != f"${STATUS_KEY}":
+            yield Source.from_attributes(element.tag, element.attrib)
+
+
+def _controls(root: Element, sources: tuple[Source, ...]) -> Iterator[Control]:
+    """Read the controls in the order of the page, relations last: they count what stands before them."""
+    classes = {control.tag: control for control in CONTROLS}
+    objects = {source.name: source for source in sources if source.name}
+    found: list[Control] = []
+    hung: list[Control] = []
+    for element, conditions in walk(root):
+        if element.tag not in classes:
+            continue
+        if not element.get("toName"):
+            # As the page does: what names no object is stored as about the first one.
+            element.set("toName", next(iter(objects), ""))
+        control = classes[element.tag].from_element(element, conditions)
+        if not control.name or control.name in {known.name for known in (*found, *hung)}:
             raise SetupError(
                 f"A <{element.tag}> has {'the name of another control' if control.name else 'no name'}.",
                 hint="Give every control a name of its own.",
             )
-        if control.to_name not in objects:
+        if element.get("perItem") == "true":
+            plain = replace(control, required=False)
+            control = PerItem(control.name, control.to_name, required=False, inner=plain)
+        control = control.connected(objects)
+        (hung if element.get("perRegion") == "true" else found).append(control)
+    yield from _hosting(found, hung)
+
+
+def _hosting(found: list[Control], hung: list[Control]) -> Iterator[Control]:
+    spans = [control for control in found if isinstance(control, Labels)]
+    for control in hung:
+        if control.to_name not in {host.to_name for host in spans}:
             raise SetupError(
-                f"Control '{control.name}' ({element.tag}) has toName=\"{control.to_name}\", "
-                "which is no Text or HyperText of the config.",
-                hint="Point toName at an object tag.",
+                f"Control '{control.name}' ({control.tag}) is perRegion, but no control labels spans of "
+                f"'{control.to_name}'.",
+                hint="Add a <Labels>, or make it a control of the whole task.",
             )
-        if control.tag == "Labels" and objects[control.to_name].tag != "Text":
-            raise SetupError(
-                f"Control '{control.name}' (Labels) labels a {objects[control.to_name].tag}.",
-                hint="Spans are supported on <Text>.",
-            )
-        controls.append(control)
-    return controls
+    last = [control for control in found if isinstance(control, Relations)]
+    if last and not spans:
+        raise SetupError("<Relations> has no spans to relate.", hint="Add a <Labels>.")
+    for control in found:
+        if isinstance(control, Labels):
+            yield control.holding([inner for inner in hung if inner.to_name == control.to_name])
+        elif control not in last:
+            yield control
+    yield from last
+
+
+def _compiled(controls: tuple[Control, ...]) -> Schema:
+    return {
+        "type": "object",
+        "properties": {control.name: control.schema() for control in controls},
+        "required": [control.name for control in controls if control.required or control.is_many],
+        "additionalProperties": False,
+    }
 
 
 def _overlaid(compiled: Schema, overlay: Mapping[str, Any]) -> Schema:
@@ -315,36 +412,28 @@ def _merge(below: Any, above: Any) -> Any:
     return above
 
 
-def _decoding(validating: Schema, controls: tuple[Control, ...]) -> Schema:
-    required = set(validating["required"])
-    properties = {}
-    for control in controls:
-        schema = _decodable(validating["properties"][control.name])
-        properties[control.name] = (
-            schema if control.name in required else {"anyOf": [schema, {"type": "null"}]}
-        )
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
-
-
 def _decodable(schema: Any) -> Any:
-    """Keep what the structured-output backend enforces; bound what the case left unbounded."""
+    """Keep what the structured-output backend enforces; ask for every key, null where it may be absent."""
     if not isinstance(schema, Mapping):
         return schema
     kept: Schema = {}
     for key, part in schema.items():
         if key == "properties":
-            kept[key] = {name: _decodable(inner) for name, inner in part.items()}
+            demanded = schema.get("required", ())
+            kept[key] = {
+                name: _decodable(inner)
+                if name in demanded
+                else {"anyOf": [_decodable(inner), {"type": "null"}]}
+                for name, inner in part.items()
+            }
         elif key == "items":
             kept[key] = _decodable(part)
         elif key == "anyOf":
             kept[key] = [_decodable(inner) for inner in part]
         elif key in _DECODABLE or (key == "format" and part in _DECODABLE_FORMATS):
             kept[key] = part
+    if "properties" in kept:
+        kept["required"] = list(kept["properties"])
     if "pattern" in kept:
         kept.pop("format", None)  # two patterns for one string: the case's own says more
     return kept
@@ -359,18 +448,29 @@ def _shape(schema: Any) -> Any:
         shape["properties"] = {name: _shape(inner) for name, inner in schema["properties"].items()}
     if "items" in schema:
         shape["items"] = _shape(schema["items"])
+    if "anyOf" in schema:
+        shape["anyOf"] = [_shape(inner) for inner in schema["anyOf"]]
     return shape
 
 
-def _in_order(value: Json, schema: Schema) -> Json:
-    """Order the keys of objects as the schema lists them."""
+def _filled(value: Json, schema: Schema) -> Json:
+    """Order the keys of objects as the schema lists them; a key that is absent is null, an array empty."""
+    if "anyOf" in schema:
+        schema = next((part for part in schema["anyOf"] if part.get("type") != "null"), {})
     if isinstance(value, dict):
         properties = schema.get("properties", {})
-        ordered = {key: _in_order(value[key], properties[key]) for key in properties if key in value}
+        ordered = {key: _filled(value.get(key), part) for key, part in properties.items()}
         return ordered | {key: part for key, part in value.items() if key not in ordered}
     if isinstance(value, list):
-        return [_in_order(part, schema.get("items", {})) for part in value]
-    return value
+        return [_filled(part, schema.get("items", {})) for part in value]
+    return [] if value is None and schema.get("type") == "array" else value
+
+
+def _present(value: Json) -> Json:
+    """Leave out keys that are null; the places of an array stay."""
+    if isinstance(value, dict):
+        return {key: _present(part) for key, part in value.items() if part is not None}
+    return [_present(part) for part in value] if isinstance(value, list) else value
 
 
 def _no_doubles(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
@@ -382,38 +482,3 @@ def _no_doubles(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
 
 def _no_constant(name: str) -> Json:
     raise ValueError(f"{name} is not JSON")
-
-
-class _Text(HTMLParser):
-    _BREAKS = frozenset(
-        {"p", "div", "br", "li", "tr", "h1", "h2", "h3", "h4", "h5", "h6", "section", "article"}
-    )
-    _HIDDEN = frozenset({"script", "style", "head"})
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.parts: list[str] = []
-        self._hidden = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._hidden += tag in self._HIDDEN
-        if tag in self._BREAKS:
-            self.parts.append("\n")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._hidden -= tag in self._HIDDEN and self._hidden > 0
-        if tag in self._BREAKS:
-            self.parts.append("\n")
-
-    def handle_data(self, data: str) -> None:
-        if not self._hidden:
-            self.parts.append(data)
-
-
-def _plain(html: str) -> str:
-    """Give the text that a browser would show, one line per block."""
-    parser = _Text()
-    parser.feed(html)
-    parser.close()
-    lines = (" ".join(line.split()) for line in "".join(parser.parts).split("\n"))
-    return "\n".join(line for line in lines if line)

@@ -10,7 +10,7 @@ What is the same for a whole project comes first, so that vLLM serves it from it
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, Protocol
 
@@ -124,6 +124,14 @@ class Case:
         """The case's checks, compiled."""
         return Rules(self.labelling)
 
+    def for_task(self, task: Task) -> "Case":
+        """Give the case with the options that the task brings; itself where it brings none.
+
+        Raises:
+            TaskError: The task lacks them.
+        """
+        return replace(self, labelling=self.labelling.for_task(task)) if self.labelling.dynamic else self
+
     @property
     def language(self) -> Literal["en", "zh"]:
         """Language in which the model is addressed: that of the case's own words."""
@@ -174,7 +182,7 @@ def preamble(case: Case, profile: Profile) -> tuple[Message, ...]:
     messages = [Message("system", "\n\n".join(parts))]
     for example in case.examples:
         messages.append(Message("user", _question(case, example.task)))
-        messages.append(Message("assistant", case.labelling.encode(example.value)))
+        messages.append(Message("assistant", case.labelling.for_task(example.task).encode(example.value)))
     return tuple(messages)
 
 

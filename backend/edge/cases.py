@@ -104,7 +104,7 @@ class Cases:
         fitting = []
         for example in _examples(folder / "examples.jsonl", labelling):
             try:
-                if not case.rules.check(example.value, example.task):
+                if not case.for_task(example.task).rules.check(example.value, example.task):
                     fitting.append(example)
             except DraftloopError:
                 continue
@@ -150,7 +150,7 @@ def _examples(path: Path, labelling: Labelling) -> Iterator[Example]:
 
 def _check_examples(case: Case) -> None:
     for number, example in enumerate(case.examples, start=1):
-        reasons = case.rules.check(example.value, example.task)
+        reasons = case.for_task(example.task).rules.check(example.value, example.task)
         if reasons:
             raise SetupError(
                 f"Example {number} of case '{case.name}' breaks the case's own rules: {reasons[0]}.",

@@ -16,7 +16,10 @@ from backend.core.scoring import score
 from backend.edge.cases import Cases
 from backend.edge.vllm import VllmModel
 from backend.errors import ServiceError, SetupError, TaskError
+from tests.conftest import gallery
 from tests.fake_vllm import fake_vllm
+from tests.families import FAMILIES
+from tests.supported import SUPPORTED, short
 
 CASES = Cases(Path(__file__).parents[2] / "label_config")
 
@@ -99,6 +102,31 @@ def test_the_schema_of_every_control_is_taken_and_obeyed(model: VllmModel) -> No
     completion = model.complete(prompt, timeout_s=120)
     value = json.loads(completion.text)
     assert [error.message for error in Draft202012Validator(schema).iter_errors(value)] == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_schema_of_a_family_of_codecs_is_taken_and_obeyed(model: VllmModel, family: str) -> None:
+    config, data = FAMILIES[family]
+    assert obeyed(model, config, Task(1, data)) == []
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_the_schema_of_a_template_is_taken_and_obeyed(model: VllmModel, name: str) -> None:
+    template, _, task = gallery(name)
+    assert obeyed(model, template.config, task) == []
+
+
+def obeyed(model: VllmModel, config: str, task: Task) -> list[str]:
+    """Ask for an answer under a config's schema, and list what is wrong with it."""
+    labelling = short(config).for_task(task)
+    prompt = Prompt((Message("user", "abc 京"),), schema=labelling.decoding_schema, max_tokens=1500)
+    completion = model.complete(prompt, timeout_s=120)
+    assert completion.finish_reason == "stop"
+    value = json.loads(completion.text)
+    decoded = labelling.decode(completion.text)
+    assert labelling.encode(decoded) == completion.text
+    labelling.to_regions(decoded, task)
+    return [error.message for error in Draft202012Validator(labelling.decoding_schema).iter_errors(value)]
 
 
 def test_the_tokens_are_those_of_the_answer_and_give_a_score(model: VllmModel) -> None:

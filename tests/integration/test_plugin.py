@@ -28,6 +28,7 @@ def fake() -> Iterator[FakeVllm]:
 def settings(fake: FakeVllm, ledger: Path) -> dict[str, str]:
     return {
         "BACKEND_DEADLINE_S": "20",
+        "CACHE_URL": "",
         "LEDGER_URL": f"sqlite:///{ledger}",
         "MODEL_NAME": fake.name,
         "MODEL_PROFILE": "compact",

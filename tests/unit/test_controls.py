@@ -187,13 +187,12 @@ def test_a_trailing_newline_from_the_editor_is_dropped_and_empty_texts_are_nothi
     [
         ('<Brush name="b" toName="text"/>', "Tag <Brush>"),
         ('<Choices name="c" toName="text"/>', "no options"),
-        ('<Choices name="c" toName="text" value="$c"/>', "task data"),
+        ('<Choices name="c" toName="text"><Choice/></Choices>', "without a value"),
         ('<Choices name="c" toName="nowhere"><Choice value="a"/></Choices>', 'toName="nowhere"'),
         (
             '<Choices name="c" toName="text"><Choice value="a"><Choice value="b"/></Choice></Choices>',
             "nested",
         ),
-        ('<Choices name="c" toName="text"><Choice value="a"/><Choice value="a"/></Choices>', "twice"),
         ('<Choices name="c" toName="text" perRegion="true"><Choice value="a"/></Choices>', "perRegion"),
         ('<DateTime name="d" toName="text" only="year"/>', "year"),
         ('<Taxonomy name="t" toName="text"><Choice value="a > b"/></Taxonomy>', "separator"),

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from backend.core.labelling import Task
+from backend.core.labelling import Task, compile_labelling
+from backend.core.prompting import generic_case
 from backend.edge.cases import Cases
 from backend.edge.vllm import VllmModel
 from backend.predict import Drafter, draft_status_html
 from tests.fake_vllm import Body, FakeVllm, fake_vllm
+from tests.families import FAMILIES
 
 CASES = Cases(Path(__file__).parents[2] / "label_config")
 FLIGHT = CASES.get("flight_booking")
@@ -89,6 +91,27 @@ def test_a_decodable_first_answer_is_kept_when_the_second_is_worse(fake: FakeVll
     draft = flight(drafter)
     assert (draft.status, draft.value) == ("invalid", SAME)
     assert json.loads(draft.raw)["arrival_city"] == "昆明"
+
+
+def test_a_first_answer_stands_where_the_retry_is_too_long_to_be_asked(
+    fake: FakeVllm, drafter: Drafter
+) -> None:
+    fake.answer = answers(SAME)
+    fake.fail = lambda body: 400 if len(body["messages"]) > 2 else None
+    draft = flight(drafter)
+    assert (draft.status, draft.value, draft.attempts) == ("invalid", SAME, 1)
+    assert "must differ" in draft_status_html(draft)
+
+
+def test_options_that_a_task_brings_bind_its_answer(fake: FakeVllm, drafter: Drafter) -> None:
+    config, data = FAMILIES["options"]
+    case = generic_case(compile_labelling(config))
+    tasks = [Task(1, data), Task(2, {**data, "flat": [{"value": "other"}]}), Task(3, {"text": "a"})]
+    drafts = drafter.draft(case, tasks)
+    asked = [body["response_format"]["json_schema"]["schema"]["properties"]["flat"] for body in fake.asked]
+    assert {str(schema["anyOf"][0]["enum"]) for schema in asked} == {"['x 1', 'x 2']", "['other']"}
+    assert [draft.value and draft.value.get("flat") for draft in drafts] == ["x 1", "other", None]
+    assert "key 'options' is missing" in str(drafts[2].reasons[0])
 
 
 def test_reasons_are_escaped_in_the_page(fake: FakeVllm, drafter: Drafter) -> None:
