@@ -314,7 +314,7 @@ class Trainer:
         deciding = torch.isin(targets, self._structure)
         deciding[:, 1:] |= deciding[:, :-1].clone()
         weights = torch.where(deciding, self.recipe.structure_weight, 1.0) * (targets != _IGNORED)
-        # A sentiment is one token, a complaint a hundred: by the token, short answers would count for nothing.
+        # A sentiment is one token, a complaint a hundred: by the token, short answers would not count.
         weights = weights / weights.sum(dim=1, keepdim=True).sqrt()
         return inputs, targets, weights
 
