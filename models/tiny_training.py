@@ -419,6 +419,7 @@ def answer(
         Answers in the order of the texts.
     """
     model.eval()
+    tokenizer = copy.deepcopy(tokenizer)  # padding stays switched on in it, and rows would come padded
     tokenizer.padding_side = "left"
     prompts = [prompt_text(tokenizer, case, one.text) for one in texts]
     encoded = tokenizer(prompts, return_tensors="pt", padding=True, return_token_type_ids=False)
