@@ -164,7 +164,7 @@ def test_label_studio_keeps_its_tables_in_postgresql(stack: Stack) -> None:
 
 
 def test_a_project_is_drafted_corrected_and_synced_through_the_containers(stack: Stack) -> None:
-    said = stack.verb("setup_project", "--case", "complaint", "--backend-url", "http://backend:9090")
+    said = stack.verb("setup_project", "--case", "complaint", "--backend-url", "http://backend.internal:9090")
     project_id = int(said.split("project   ")[1].split()[0])
     rows = [
         {"text": row.text, "draft_status": ""} for row in generate("complaint", "held_out", TASKS, seed=7)
