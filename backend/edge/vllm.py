@@ -147,7 +147,7 @@ class VllmModel:
                 hint=f"Start vLLM with {_NEEDED}.",
             )
         try:
-            self._ask_probe(_PROBE_SCHEMA | {"minProperties": 1})
+            self._ask_probe(_PROBE_SCHEMA | {"propertyNames": {"pattern": "^p"}})
         except TaskError:
             return
         raise SetupError(
