@@ -72,6 +72,8 @@ RUN export DRAFTLOOP_HOME=/opt/draftloop \
     && scripts/setup vllm \
     && ln -s "$(scripts/setup --print vllm)" /opt/venv \
     && rm -rf /opt/draftloop/log
+# Without TORCH_COMPILE_DISABLE the first request for log-probabilities compiles C++, and the engine dies where
+# there is no compiler.
 ENV DO_NOT_TRACK=1 \
     HF_HUB_DISABLE_TELEMETRY=1 \
     HF_HUB_OFFLINE=1 \
@@ -79,6 +81,7 @@ ENV DO_NOT_TRACK=1 \
     VLLM_DO_NOT_TRACK=1 \
     VLLM_NO_USAGE_STATS=1 \
     VLLM_CPU_KVCACHE_SPACE=1 \
+    TORCH_COMPILE_DISABLE=1 \
     HOME=/tmp
 USER 10001:10001
 WORKDIR /tmp

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Body = dict[str, Any]
-_REFUSED = {"guidance": ("uniqueItems", "minProperties"), "xgrammar": ("uniqueItems", "multipleOf")}
+_REFUSED = {"guidance": ("uniqueItems", "dependentRequired"), "xgrammar": ("uniqueItems", "multipleOf")}
 _EXAMPLES = ("2026-01-02", "10:30", "2026-01-02T10:30")
 
 

@@ -92,7 +92,7 @@ class Podman:
         """Run the container's own health check until it passes."""
         end = time.monotonic() + limit_s
         while self._is_ill(container):
-            if time.monotonic() > end or self.inspect(container)["State"]["Status"] == "exited":
+            if time.monotonic() > end or self.inspect(container)["State"]["Status"] in ("created", "exited"):
                 raise AssertionError(f"{container} is not healthy.\n{self.logs(container)}")
             time.sleep(1)
 

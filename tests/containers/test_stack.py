@@ -4,12 +4,14 @@ Needs root, podman and the network (Debian, PyPI) the first time: scripts/test -
 """
 
 import json
+import re
 import secrets
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import httpx
 import pytest
@@ -164,7 +166,7 @@ def test_label_studio_keeps_its_tables_in_postgresql(stack: Stack) -> None:
 
 
 def test_a_project_is_drafted_corrected_and_synced_through_the_containers(stack: Stack) -> None:
-    said = stack.verb("setup_project", "--case", "complaint", "--backend-url", "http://backend:9090")
+    said = stack.verb("setup_project", "--case", "complaint", "--backend-url", "http://backend.internal:9090")
     project_id = int(said.split("project   ")[1].split()[0])
     rows = [
         {"text": row.text, "draft_status": ""} for row in generate("complaint", "held_out", TASKS, seed=7)
@@ -199,5 +201,7 @@ def test_a_project_is_drafted_corrected_and_synced_through_the_containers(stack:
 def test_the_page_is_served(stack: Stack) -> None:
     page = httpx.get(f"{stack.url}/user/login/", trust_env=False, timeout=30)
     assert page.status_code == 200
-    style = next(part for part in page.text.split('"') if part.startswith("/static/") and ".css" in part)
-    assert httpx.get(stack.url + style, trust_env=False, timeout=30).status_code == 200
+    link = re.search(r"""["']([^"']*/static/[^"']+[.]css[^"']*)["']""", page.text)
+    assert link is not None, page.text[:2000]
+    style = httpx.get(urljoin(stack.url, link[1]), trust_env=False, timeout=30)
+    assert (style.status_code, style.headers["Content-Type"].split(";")[0]) == (200, "text/css")

@@ -113,3 +113,9 @@ def test_a_wrong_password_is_refused_and_no_traceback_is_told(backend: BackendSe
     answer = httpx.post(f"{backend.url}/predict", json={}, auth=("x", "y"), trust_env=False)
     assert answer.status_code == 401
     assert "Traceback" not in answer.text
+
+
+def test_the_backend_says_that_it_is_ready(backend: BackendServer) -> None:
+    answer = httpx.get(f"{backend.url}/ready", trust_env=False, timeout=30)
+    assert (answer.status_code, answer.json()["status"]) == (200, "ready")
+    assert "the model cannot draft yet" not in backend.log.read_text()

@@ -122,6 +122,7 @@ def test_nothing_phones_home() -> None:
 
 def test_vllm_runs_with_the_flags_that_were_measured() -> None:
     assert set(servers.VLLM_FLAGS) <= set(SERVICES["vllm-cpu"]["command"])
+    assert STAGES["vllm-cpu"].environment["TORCH_COMPILE_DISABLE"] == "1"  # the image has no compiler
     structured = next(flag for flag in servers.VLLM_FLAGS if flag.startswith("--structured-outputs-config"))
     assert {structured, "--max-num-seqs=256", "--enable-prefix-caching"} <= set(SERVICES["vllm"]["command"])
 
