@@ -163,7 +163,11 @@ def _read_tasks(
     for row in _of(project.id, found):
         known.setdefault(row.task, []).append(row.annotation)
     looked_at = 0
-    for task in label_studio.tasks(project, full=True, since=since):
+    if since is None:
+        listed = label_studio.annotated_tasks(project)
+    else:
+        listed = label_studio.tasks(project, since=since, full=True)  # also those whose annotation went
+    for task in listed:
         for annotation_id in known.pop(task["id"], []):
             del found[annotation_id]
         for annotation in annotations_of(task, project.id):

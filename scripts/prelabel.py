@@ -1,4 +1,4 @@
-"""Draft all tasks of a project in bulk: the same flow as on opening a task, stored 100 at a time.
+"""Draft all tasks of a project in bulk: the same flow as on opening a task, stored in batches.
 
 Tasks that have a draft of the current version are left alone, so running it again after an
 interruption completes the work and doubles nothing. A new model, prompt, schema or config is a new

@@ -21,8 +21,12 @@ from backend.edge.ledger import Ledger
 from backend.errors import ServiceError, SetupError, TaskError
 from backend.predict import Draft, draft_status_html
 
-_BATCH = 100  # drafts stored at once; what a crash may cost is drafted again
+_BATCH = 100  # drafts stored at once, at least; what a crash may cost is drafted again
+_MOST = 5000  # drafts held in memory at most
 _BATCH_S = 15.0
+# Storing any number of predictions costs Label Studio a count over all tasks of the project that have
+# some: 0.3 s at first, 20 s at 25,000. So the next batch waits, and grows, as long as the last one took.
+_REST = 2.0
 
 
 class Records:
@@ -85,6 +89,7 @@ class Store:
         self._ledger = ledger
         self._batch: list[tuple[Task, Draft]] = []
         self._begun = time.monotonic()
+        self._took_s = 0.0  # the last batch to be stored
         self._saver = ThreadPoolExecutor(1, "store")
         self._saving: Future[list[int]] | None = None
         self.refused: list[int] = []  # tasks whose prediction Label Studio did not take
@@ -111,7 +116,10 @@ class Store:
             ServiceError: An earlier batch could not be stored.
         """
         self._batch.append((task, draft))
-        if len(self._batch) >= _BATCH or time.monotonic() - self._begun > _BATCH_S:
+        waited_s = time.monotonic() - self._begun
+        idle = self._saving is None or self._saving.done()
+        due = len(self._batch) >= _BATCH or waited_s > _BATCH_S
+        if len(self._batch) >= _MOST or (idle and due and waited_s >= self._took_s * _REST):
             self._save()
 
     def _save(self) -> None:
@@ -126,6 +134,7 @@ class Store:
             self._saving = None
 
     def _store(self, batch: list[tuple[Task, Draft]]) -> list[int]:
+        started = time.monotonic()
         project = self._project.id
         self._records.append([record(project, self._case, task, draft) for task, draft in batch])
         told = [draft for _, draft in batch if draft.reasons]
@@ -142,7 +151,9 @@ class Store:
             except SetupError:
                 continue  # deleted meanwhile
         predictions = [{"task": task.id, **found} for task, draft in batch if (found := draft.prediction())]
-        return self._label_studio.import_predictions(self._project, predictions)
+        refused = self._label_studio.import_predictions(self._project, predictions)
+        self._took_s = time.monotonic() - started
+        return refused
 
 
 def record(project: int, case: Case, task: Task, draft: Draft) -> dict[str, Any]:

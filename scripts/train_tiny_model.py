@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 
 from models.corpus import CASES, INSTRUCTIONS, Generated, generate
-from models.tiny_evaluation import DECODING_SCHEMAS, score
+from models.tiny_evaluation import DECODING_SCHEMAS, canonical, score
 
 _IN_FLIGHT = 16
 
@@ -68,7 +68,7 @@ def evaluate(
         differing = [
             json.dumps({"text": one.text, "expected": one.value, "answer": answer}, ensure_ascii=False)
             for one, answer in zip(texts, answers, strict=True)
-            if not score(case, [one], [answer]).get("all_fields", 0.0)
+            if answer != canonical(one.value)
         ]
         (wrong / f"{case}.jsonl").write_text("\n".join(differing) + "\n", encoding="utf-8")
     return {"case": case} | {name: round(value, 4) for name, value in score(case, texts, answers).items()}

@@ -20,6 +20,7 @@ import httpx
 import orjson
 from label_studio_sdk.client import LabelStudio as Sdk
 from label_studio_sdk.core.api_error import ApiError
+from label_studio_sdk.core.request_options import RequestOptions
 from label_studio_sdk.types import ViewDataRequestRequest
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
@@ -38,7 +39,9 @@ TABS = ("All tasks", "Needs a human", "Passed the rules")
 _PAGE = 500  # tasks a listing page: 0.2 s without, 0.6 s with annotations and predictions
 _IMPORT_TASKS = 2000
 _IMPORT_BYTES = 20_000_000  # Label Studio takes 250 MB a body; this keeps both sides' memory small
-_PREDICTIONS = 500
+# Whatever the number, Label Studio counts anew over all tasks that have some: 20 s a request at 25,000.
+_PREDICTIONS = 5000
+_CREATE_S = 600  # limit of a request that creates; what it did is read before anything is sent again
 _ATTEMPTS = 6  # 0.5 + 1 + 2 + 4 + 8 s of waiting: longer than a restart of Label Studio
 _DETAIL_CHARS = 300
 _SECRET_CHARS = 4  # what is shorter would blot out half of a message
@@ -287,30 +290,34 @@ class LabelStudio:
             yield ids
 
     def tasks(
-        self, project: Project, *, full: bool = False, since: str | None = None, lacking: str | None = None
+        self, project: Project, *, since: str | None = None, lacking: str | None = None, full: bool = False
     ) -> Iterator[dict[str, Json]]:
         """List tasks by rising id, page by page; memory holds one page.
 
         Args:
             project: The project.
-            full: With annotations and predictions, results included; else id, data and times.
             since: Only tasks changed after this moment, in the form of Label Studio's `updated_at`.
             lacking: Only tasks without a prediction of this model version.
+            full: With annotations and predictions, results included; else id, data and times.
         """
         filters = []
         if since is not None:
             filters.append(_filter("updated_at", "greater", "Datetime", since))
         if lacking is not None:
             filters.append(_lacking(lacking))
-        fields = {"fields": "all"} if full else {"include": "id,data,created_at,updated_at"}
-        return self._pages(project, filters, fields)
+        return self._pages(project, filters, _FULL if full else _BRIEF)
+
+    def annotated_tasks(self, project: Project) -> Iterator[dict[str, Json]]:
+        """List the tasks that have an annotation, with annotations and predictions; first the submitted."""
+        yield from self._pages(project, [_SUBMITTED], _FULL)
+        yield from self._pages(project, [_NOT_SUBMITTED, _SKIPPED], _FULL)
 
     def tasks_by_id(self, project: Project, ids: Collection[int]) -> Iterator[dict[str, Json]]:
         """List some tasks: id, data and times. Reading them so has no draft made, as opening them would."""
         if not ids:
             return
         among = _filter("id", "in", "Number", {"min": min(ids), "max": max(ids)})
-        for task in self._pages(project, [among], {"include": "id,data,created_at,updated_at"}):
+        for task in self._pages(project, [among], _BRIEF):
             if task["id"] in ids:
                 yield task
 
@@ -320,9 +327,7 @@ class LabelStudio:
 
     def count_annotated(self, project: Project) -> int:
         """Count the tasks that have an annotation, submitted or skipped; one request."""
-        kinds = ("total", "cancelled")
-        filters = [_filter(f"{kind}_annotations", "greater", "Number", 0) for kind in kinds]
-        return self._total(project, filters, join="or")
+        return self._total(project, [_SUBMITTED, _SKIPPED], join="or")
 
     def newest_change(self, project: Project) -> str | None:
         """Give the latest `updated_at` of the project's tasks; None when it has none."""
@@ -449,9 +454,12 @@ class LabelStudio:
         """Send a request; every POST here creates something."""
         kind = {"Content-Type": "application/json"} if body else {}
         query = dict(params or {})
+        limit: RequestOptions = {"timeout": _CREATE_S} if method == "POST" else {}
 
         def request() -> Json:
-            reply = self._http.request(path, method=method, params=query, content=body or None, headers=kind)
+            reply = self._http.request(
+                path, method=method, params=query, content=body or None, headers=kind, request_options=limit
+            )
             try:
                 answer = json.loads(reply.content)  # orjson refuses the half characters that SQLite keeps
             except ValueError:
@@ -582,6 +590,13 @@ def _basic(user: str, password: str) -> str:
 
 def _filter(column: str, operator: str, kind: str, value: Json) -> dict[str, Json]:
     return {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
+
+
+_SUBMITTED = _filter("total_annotations", "greater", "Number", 0)
+_NOT_SUBMITTED = _filter("total_annotations", "equal", "Number", 0)
+_SKIPPED = _filter("cancelled_annotations", "greater", "Number", 0)
+_BRIEF = {"include": "id,data,created_at,updated_at"}
+_FULL = {"fields": "all"}
 
 
 def _lacking(version: str) -> dict[str, Json]:

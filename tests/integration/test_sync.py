@@ -162,7 +162,7 @@ def test_a_changed_config_makes_all_samples_anew(
     synced(studio, project, tmp_path / "d")
     studio.set_label_config(project, project.label_config.replace('rows="3"', 'rows="4"'))
     report = synced(studio, project, tmp_path / "d")
-    assert report.looked_at >= 30
+    assert report.looked_at >= 20
     assert report.changed == 20  # each carries the hash of the config that it was read with
 
 
