@@ -344,7 +344,7 @@ def _controls(root: Element, sources: tuple[Source, ...]) -> Iterator[Control]:
         if element.tag not in classes:
             continue
         if not element.get("toName"):
-            # As the page does: what names no object is stored as about the first one.
+            # What names no object is stored as about the first one, where the page stores it at all.
             element.set("toName", next(iter(objects), ""))
         control = classes[element.tag].from_element(element, conditions)
         if not control.name or control.name in {known.name for known in (*found, *hung)}:
