@@ -37,7 +37,9 @@ class Desk:
             )
         self.page.goto(f"/projects/{project.id}/data?task={found.id}")
         expect(self.page.get_by_role("button", name="Submit")).to_be_enabled(timeout=60_000)
-        self.page.wait_for_timeout(300)  # documents in frames are marked after they are loaded
+        for loading in self.page.locator("[class*=richtext__loading]").all():
+            expect(loading).to_be_hidden()  # a document in a frame
+        self.page.wait_for_timeout(300)  # marks come after the text
         assert found.id is not None
         return int(found.id)
 
