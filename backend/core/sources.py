@@ -126,7 +126,7 @@ class DialoguePassage:
 class _Run(NamedTuple):
     """Characters that follow each other in the text and in the document; `place` is -1 for layout alone."""
 
-    index: int
+    at: int
     place: int
     length: int
 
@@ -186,15 +186,15 @@ class HtmlPassage:
         if first > last or last < 0:
             raise InvalidValue(f"Span {start}..{end} holds no text of the document.")
         head, tail = self.anchored[first], self.anchored[last]
-        begin = head.index + max(0, start - head.place)
-        stop = tail.index + min(tail.length, end - tail.place)
+        begin = head.at + max(0, start - head.place)
+        stop = tail.at + min(tail.length, end - tail.place)
         if begin >= stop:
             raise InvalidValue(f"Span {start}..{end} holds no text of the document.")
         return begin, stop
 
     def _place(self, index: int) -> int | None:
-        run = self.runs[bisect_right(self.runs, index, key=lambda run: run.index) - 1]
-        return run.place + index - run.index if run.place >= 0 else None
+        run = self.runs[bisect_right(self.runs, index, key=lambda run: run.at) - 1]
+        return run.place + index - run.at if run.place >= 0 else None
 
 
 class _Reader:
