@@ -9,7 +9,7 @@ import structlog
 from flask import Flask
 
 from backend.answers import Answers
-from backend.core.labelling import Task
+from backend.core.labelling import Task, compile_labelling
 from backend.core.prompting import Model
 from backend.edge.cache import SqliteCache
 from backend.edge.cases import Cases
@@ -100,7 +100,9 @@ class LabelStudioBoard:
 
     def write(self, project: int, predictions: Sequence[Mapping[str, Any]]) -> None:
         """Store predictions where a task has none of their version yet."""
-        self._label_studio.import_predictions(self._label_studio.project(project), predictions)
+        found = self._label_studio.project(project)
+        unjudged = compile_labelling(found.label_config).unjudged
+        self._label_studio.import_predictions(found, predictions, unjudged=unjudged)
 
     def read(self, project: int, tasks: Collection[int]) -> tuple[str, str | None, list[Task]]:
         """Give the labelling config, the name of the case, and those of the tasks that still exist."""

@@ -151,7 +151,9 @@ class Store:
             except SetupError:
                 continue  # deleted meanwhile
         predictions = [{"task": task.id, **found} for task, draft in batch if (found := draft.prediction())]
-        refused = self._label_studio.import_predictions(self._project, predictions)
+        refused = self._label_studio.import_predictions(
+            self._project, predictions, unjudged=self._case.labelling.unjudged
+        )
         self._took_s = time.monotonic() - started
         return refused
 

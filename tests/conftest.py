@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import httpx
 import pytest
+from hypothesis import settings
 from label_studio_sdk import LabelStudio
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -25,6 +26,10 @@ CHROMIUM_FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
+# A busy machine is not a wrong one.
+settings.register_profile("draftloop", deadline=None)
+settings.load_profile("draftloop")
+
 MODEL = servers.ROOT / "models" / "tiny-qwen3"
 
 

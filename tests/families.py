@@ -120,7 +120,7 @@ FAMILIES = {
         {"text": TEXT},
     ),
     "per_item": Family(
-        """<View><Text name="text" value="$text"/><Image name="pages" valueList="$pages"/>
+        """<View><Text name="text" value="$text"/><Image name="pages" valueList="$pages" maxWidth="160px"/>
         <Choices name="kind" toName="pages" perItem="true">
           <Choice value="cover"/><Choice value="page"/></Choices>
         <Choices name="traits" toName="pages" perItem="true" choice="multiple">

@@ -24,9 +24,13 @@ def filled(labelling: Labelling, task: Task) -> Value:
     bound = labelling.for_task(task)
     sources = {source.name: source for source in bound.sources}
     value: Value = {}
+    quoted: set[str] = set()
     for control in bound.controls:
         if isinstance(control, Labels):
-            value[control.name] = _quotes(control, sources[control.to_name].passage(task))
+            # The second, the second last and the last word, so that something precedes them; then the first.
+            places = (0,) if control.to_name in quoted else (1, -1, -2)
+            quoted.add(control.to_name)
+            value[control.name] = _quotes(control, sources[control.to_name].passage(task), places)
         elif isinstance(control, Relations):
             arrow: dict[str, Any] = {"from": 0, "to": 1, "direction": "right"}
             value[control.name] = [arrow | ({"labels": [control.options[0]]} if control.options else {})]
@@ -35,11 +39,10 @@ def filled(labelling: Labelling, task: Task) -> Value:
     return _visible(bound, value)
 
 
-def _quotes(control: Labels, passage: Passage) -> list[dict[str, Any]]:
-    """Quote the second, the second last and the last word, so that something precedes them."""
+def _quotes(control: Labels, passage: Passage, places: tuple[int, ...]) -> list[dict[str, Any]]:
     words = [found.span() for found in re.finditer(r"\w+", passage.text)]
     quotes = []
-    for index, place in enumerate(sorted({place % len(words) for place in (1, -1, -2)})):
+    for index, place in enumerate(sorted({place % len(words) for place in places})):
         text = passage.text[slice(*words[place])]
         label = control.options[index % len(control.options)]
         quote = {"text": text, "nth": occurrences(passage.text, text).index(words[place][0])}

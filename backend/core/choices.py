@@ -70,8 +70,8 @@ class Choices(Control):
         return self.array(self.option(), len(self.options) or MAX_PICKED) if self.is_many else self.option()
 
     def picked(self, value: Json) -> Sequence[str]:
-        """Name the picked choices."""
-        return value if isinstance(value, list) else [value]
+        """Name the picked choices, of paths the last step."""
+        return [path.rsplit(SEPARATOR, 1)[-1] for path in (value if isinstance(value, list) else [value])]
 
     def to_regions(self, value: Json, page: Page) -> Placed:
         """Make one region with the picked choices."""

@@ -92,6 +92,17 @@ class Labelling:
         )
         return tuple(dict.fromkeys(filter(None, found)))
 
+    @property
+    def unjudged(self) -> frozenset[str]:
+        """The controls whose regions Label Studio's page takes and the SDK, judge of bulk imports, does not."""
+        hung = (inner for host in self._hosts() for inner in host.inner)
+        return frozenset(
+            control.name
+            for control in (*self.controls, *hung)
+            if (isinstance(control, Choices) and control.nested)
+            or ("toName" not in control.attributes and not isinstance(control, Relations | PerItem))
+        )
+
     def for_task(self, task: Task) -> "Labelling":
         """Give the labelling with the options that the task brings; itself where it brings none.
 
@@ -343,10 +354,10 @@ def _controls(root: Element, sources: tuple[Source, ...]) -> Iterator[Control]:
     for element, conditions in walk(root):
         if element.tag not in classes:
             continue
-        if not element.get("toName"):
-            # As the page does: what names no object is stored as about the first one.
-            element.set("toName", next(iter(objects), ""))
         control = classes[element.tag].from_element(element, conditions)
+        if not control.to_name:
+            # What names no object is stored as about the first one, where the page stores it at all.
+            control = replace(control, to_name=next(iter(objects), ""))
         if not control.name or control.name in {known.name for known in (*found, *hung)}:
             raise SetupError(
                 f"A <{element.tag}> has {'the name of another control' if control.name else 'no name'}.",

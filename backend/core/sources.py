@@ -16,7 +16,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
@@ -26,6 +26,7 @@ OBJECTS = ("Text", "HyperText", "Paragraphs", "Table", "List", "Markdown", "Imag
 
 _VARIABLE = re.compile(r"\$([\w.\[\]]+)")
 _STEP = re.compile(r"[^.\[\]]+")
+_WORD = re.compile(r"\s+|\S+(?: \S+)*")  # single spaces stay as they are
 _HALF = re.compile(r"[\ud800-\udfff]")
 _BREAKS = frozenset("p div br li tr h1 h2 h3 h4 h5 h6 section article ul ol table".split())
 _CELLS = frozenset({"td", "th"})
@@ -122,18 +123,24 @@ class DialoguePassage:
         return start, end
 
 
+class _Run(NamedTuple):
+    """Characters that follow each other in the text and in the document; `place` is -1 for layout alone."""
+
+    at: int
+    place: int
+    length: int
+
+
 @dataclass(frozen=True)
 class HtmlPassage:
     """The passage of a HyperText: what a browser shows of it, one line per block.
 
-    `places[i]` is the position of `text[i]` in the document; a line break that only the layout makes
-    has none (-1).
+    `runs` map the text to places in the document; a break that only the layout makes has no place.
     """
 
     text: str
-    places: tuple[int, ...]
-    known: tuple[int, ...] = field(repr=False, default=())  # the places, without the -1
-    indexes: tuple[int, ...] = field(repr=False, default=())  # the index of each of them in `text`
+    runs: tuple[_Run, ...] = field(repr=False)
+    anchored: tuple[_Run, ...] = field(repr=False)  # those with a place
 
     @classmethod
     def of(cls, html: str, *, inline: bool = False, images: bool = False) -> "HtmlPassage":
@@ -150,14 +157,13 @@ class HtmlPassage:
         while node is not None:
             reader.read(node)
             node = node.next
-        text, places = reader.lines()
-        known = [(place, index) for index, place in enumerate(places) if place >= 0]
-        return cls(text, places, tuple(place for place, _ in known), tuple(index for _, index in known))
+        runs = tuple(reader.runs)
+        return cls("".join(reader.parts), runs, tuple(run for run in runs if run.place >= 0))
 
     def place(self, start: int, end: int) -> dict[str, Any] | None:
         """Count in code points over the document; Label Studio finds the nodes from that."""
-        first, last = self.places[start], self.places[end - 1]
-        if first < 0 or last < 0:
+        first, last = self._place(start), self._place(end - 1)
+        if first is None or last is None:
             return None
         return {
             "start": "",
@@ -174,38 +180,55 @@ class HtmlPassage:
         start, end = offsets.get("start"), offsets.get("end")
         if not isinstance(start, int) or not isinstance(end, int):
             raise InvalidValue("A span has no globalOffsets.")
-        first, last = bisect_left(self.known, start), bisect_left(self.known, end) - 1
-        if not 0 <= first <= last < len(self.indexes):
+        # White space that is folded away belongs to no run: the first at or after, the last before.
+        first = bisect_right(self.anchored, start, key=lambda run: run.place + run.length)
+        last = bisect_left(self.anchored, end, key=lambda run: run.place) - 1
+        if first > last or last < 0:
             raise InvalidValue(f"Span {start}..{end} holds no text of the document.")
-        return self.indexes[first], self.indexes[last] + 1
+        head, tail = self.anchored[first], self.anchored[last]
+        begin = head.at + max(0, start - head.place)
+        stop = tail.at + min(tail.length, end - tail.place)
+        if begin >= stop:
+            raise InvalidValue(f"Span {start}..{end} holds no text of the document.")
+        return begin, stop
+
+    def _place(self, index: int) -> int | None:
+        run = self.runs[bisect_right(self.runs, index, key=lambda run: run.at) - 1]
+        return run.place + index - run.at if run.place >= 0 else None
 
 
 class _Reader:
-    """Walks a document: every character with its place, or -1 for what only the layout makes."""
+    """Walks a document and folds white space: one space between words, one break between blocks."""
 
     def __init__(self, *, images: bool) -> None:
+        self.parts: list[str] = []
+        self.runs: list[_Run] = []
         self._images = images
-        self._at = 0
-        self._found: list[tuple[str, int]] = []
+        self._at = 0  # in the document
+        self._length = 0  # of the text
+        self._gap: tuple[str, int] | None = None
 
     def read(self, node: LexborNode) -> None:
+        """Read a node and all below it, in order; without recursion, for HTML may be nested deeply."""
         pending = [(node, False)]
         while pending:
             current, leaving = pending.pop()
             tag = current.tag or ""
             if leaving:
-                self._found.append((" " if tag in _CELLS else "\n", -1))
+                self._pause(" " if tag in _CELLS else "\n")
             elif tag == "-text":
                 self._read_text(current)
             elif tag == "br":
-                self._found.append(("\n", -1))
+                self._pause("\n")
                 self._at += 1
             elif not tag.startswith("-") and tag not in _DROPPED:
                 if self._images and tag == "img":
                     source = current.attributes.get("alt") or current.attributes.get("src") or ""
-                    self._found.extend((character, -1) for character in f" [image: {source[:200]}] ")
+                    self._pause(" ")
+                    self._write(f"[image: {source[:200]}]")
+                    self._pause(" ")
                 if tag in _BREAKS:
-                    self._found.append(("\n", -1))
+                    self._pause("\n")
                 if tag in _BREAKS or tag in _CELLS:
                     pending.append((current, True))
                 children = []
@@ -217,28 +240,33 @@ class _Reader:
 
     def _read_text(self, node: LexborNode) -> None:
         text = node.text_content or ""
-        parent = node.parent
-        shown = parent is None or parent.tag not in _HIDDEN
-        for offset, character in enumerate(text):
-            if shown:
-                # A line break in the source is a space to the reader.
-                self._found.append((" " if character.isspace() else character, self._at + offset))
+        if node.parent is None or node.parent.tag not in _HIDDEN:
+            for found in _WORD.finditer(text):
+                place = self._at + found.start()
+                if found[0].isspace():
+                    self._pause(" ", place)
+                else:
+                    self._write(found[0], place)
         self._at += len(text)
 
-    def lines(self) -> tuple[str, tuple[int, ...]]:
-        """Fold white space as a browser does: one space between words, one break between blocks."""
-        kept: list[tuple[str, int]] = []
-        space: tuple[str, int] | None = None
-        for character, place in self._found:
-            if character in " \n":
-                if space is None or (character == "\n" and space[0] == " "):
-                    space = (character, place)
-                continue
-            if space is not None and kept:
-                kept.append(space)
-            space = None
-            kept.append((character, place))
-        return "".join(character for character, _ in kept), tuple(place for _, place in kept)
+    def _pause(self, character: str, place: int = -1) -> None:
+        if self._gap is None or (character == "\n" and self._gap[0] == " "):
+            self._gap = (character, place)
+
+    def _write(self, words: str, place: int = -1) -> None:
+        if self._gap is not None and self._length:
+            self._append(*self._gap)
+        self._gap = None
+        self._append(words, place)
+
+    def _append(self, words: str, place: int) -> None:
+        self.parts.append(words)
+        last = self.runs[-1] if self.runs else None
+        if last and place >= 0 and last.place >= 0 and last.place + last.length == place:
+            self.runs[-1] = last._replace(length=last.length + len(words))
+        else:
+            self.runs.append(_Run(self._length, place, len(words)))
+        self._length += len(words)
 
 
 @dataclass(frozen=True)

@@ -376,7 +376,9 @@ class LabelStudio:
         found = self._get(f"predictions of task {task_id}", "api/predictions/", {"task": task_id})
         return any(prediction.get("model_version") == version for prediction in found)
 
-    def import_predictions(self, project: Project, predictions: Sequence[Fields]) -> list[int]:
+    def import_predictions(
+        self, project: Project, predictions: Sequence[Fields], *, unjudged: Collection[str] = ()
+    ) -> list[int]:
         """Store predictions of one model version where a task has none of it yet.
 
         What is there is read before anything is sent, and read again after an answer that leaves open
@@ -385,6 +387,8 @@ class LabelStudio:
         Args:
             project: The project.
             predictions: `task`, `result`, `score` and `model_version` each; one per task.
+            unjudged: Controls whose regions Label Studio's bulk import does not know. Predictions that
+                hold some are stored one at a time, by the call that judges nothing.
         Returns:
             Ids of the tasks whose prediction Label Studio does not take.
         Raises:
@@ -393,10 +397,13 @@ class LabelStudio:
         refused: list[int] = []
         for start in range(0, len(predictions), _PREDICTIONS):
             batch = predictions[start : start + _PREDICTIONS]
-            refused += self._import_batch(project, {prediction["task"]: prediction for prediction in batch})
+            by_task = {prediction["task"]: prediction for prediction in batch}
+            refused += self._import_batch(project, by_task, unjudged)
         return refused
 
-    def _import_batch(self, project: Project, batch: Mapping[int, Fields]) -> list[int]:
+    def _import_batch(
+        self, project: Project, batch: Mapping[int, Fields], unjudged: Collection[str]
+    ) -> list[int]:
         path = f"api/projects/{project.id}/import/predictions"
         version = next(iter(batch.values()))["model_version"]
         among = _filter("id", "in", "Number", {"min": min(batch), "max": max(batch)})
@@ -409,15 +416,21 @@ class LabelStudio:
             if answered or not waiting:
                 return [prediction["task"] for prediction in waiting]
             what = f"{len(waiting)} predictions for project {project.id}"
+            alone = [found for found in waiting if _names(found) & set(unjudged)]
+            together = [found for found in waiting if found not in alone]
             try:
-                answer = self._send(what, "POST", path, orjson.dumps(waiting))
+                for prediction in alone:
+                    self._send(what, "POST", "api/predictions/", orjson.dumps(prediction))
+                answer = (
+                    self._send(what, "POST", path, orjson.dumps(together)) if together else {"created": 0}
+                )
             except DraftloopError as error:
                 # A task deleted meanwhile makes a 400 of the whole batch; a lost answer says nothing.
                 problem = error
             else:
                 # Label Studio leaves out what it does not take and answers 201 all the same.
                 answered = True
-                if answer.get("created") == len(waiting):
+                if answer.get("created") == len(together):
                     return []
         raise problem or ServiceError("Label Studio did not say what became of the predictions.")
 
@@ -614,6 +627,10 @@ def _tab_filters(title: str, *, shows_status: bool) -> list[dict[str, Json]]:
             return [_filter("data.draft_status", "empty", "String", "true"), drafted]
         return [_filter("predictions_score", "greater", "Number", 0)]
     return []
+
+
+def _names(prediction: Fields) -> set[Json]:
+    return {region.get("from_name") for region in prediction["result"]}
 
 
 def _chunks(rows: Iterator[bytes]) -> Iterator[list[bytes]]:

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from backend.core.labelling import Task, compile_labelling
 from backend.edge.labelstudio import EVENTS, TABS, LabelStudio, Project
 from backend.errors import DraftloopError, ServiceError, SetupError
 from tests.conftest import LabelStudioServer
+from tests.families import FAMILIES
 
 CONFIG = (Path(__file__).parents[2] / "label_config" / "complaint" / "config.xml").read_text(encoding="utf-8")
 NUMBERS = count(1)
@@ -262,6 +264,26 @@ def test_a_prediction_that_label_studio_does_not_take_is_named_and_the_others_ar
     predictions = [prediction(task_id, name="nobody" if task_id == ids[2] else "question") for task_id in ids]
     assert studio.import_predictions(project, predictions) == [ids[2]]
     assert studio.count_tasks(project, lacking="m-1") == 1
+
+
+def test_what_bulk_import_does_not_know_is_stored_one_at_a_time(studio: LabelStudio) -> None:
+    config, data = FAMILIES["options"]
+    labelling = compile_labelling(config)
+    project = studio.create_project(f"edge {next(NUMBERS)} {time.time_ns()}", config)
+    ids = [task_id for chunk in studio.import_tasks(project, [data] * 3) for task_id in chunk]
+    values: list[dict[str, Any]] = [{"nested": "A > B"}, {"flat": "x 1"}, {"kinds": ["plant"]}]
+    predictions = [
+        {**prediction(task_id), "result": labelling.to_regions(value, Task(task_id, data)).regions}
+        for task_id, value in zip(ids, values, strict=True)
+    ]
+    assert labelling.unjudged == {"kinds", "nested"}
+    assert studio.import_predictions(project, predictions) == [ids[0], ids[2]]
+    assert studio.import_predictions(project, predictions, unjudged=labelling.unjudged) == []
+    assert studio.import_predictions(project, predictions, unjudged=labelling.unjudged) == []
+    found = {task["id"]: task["predictions"] for task in studio.tasks(project, full=True)}
+    assert [[kept["result"] for kept in found[task_id]] for task_id in ids] == [
+        [given["result"]] for given in predictions
+    ]
 
 
 def test_a_task_deleted_meanwhile_costs_the_others_nothing(studio: LabelStudio, project: Project) -> None:

@@ -216,6 +216,15 @@ def test_options_of_a_task_are_told_to_the_model_and_bind_its_schema() -> None:
     assert bound.inputs(task) == labelling.inputs(task)
 
 
+def test_what_the_judge_of_bulk_imports_does_not_know_is_named() -> None:
+    assert {name: labelling.unjudged for name, labelling in LABELLINGS.items() if labelling.unjudged} == {
+        "options": NESTED
+    }
+    stars = compile_labelling('<View><Text name="text" value="$text"/><Rating name="stars"/></View>')
+    assert stars.unjudged == {"stars"}
+    assert stars.controls[0].to_name == "text"
+
+
 def test_a_labelling_without_options_from_tasks_is_the_same_for_each_task() -> None:
     labelling, task = case("per_region")
     assert labelling.for_task(task) is labelling
