@@ -198,7 +198,7 @@ def test_reasons_are_shown_in_the_page_and_cleared_by_a_better_draft(fake: FakeV
 def test_an_unknown_tag_is_refused_at_setup_and_answered_n_times_at_predict(client: FlaskClient) -> None:
     answer = setup(client, None, UNSUPPORTED)
     assert answer.status_code == 400
-    assert "Tag <Image>" in answer.get_json()["error"]
+    assert "Tag <Brush>" in answer.get_json()["error"]
     assert predict(client, [task(1), task(2)], UNSUPPORTED) == [{}, {}]
 
 
