@@ -94,7 +94,7 @@ class Labelling:
 
     @property
     def unjudged(self) -> frozenset[str]:
-        """The controls whose regions Label Studio's page takes and the SDK, judge of bulk imports, does not."""
+        """The controls whose regions the page takes and the SDK, judge of bulk imports, does not."""
         hung = (inner for host in self._hosts() for inner in host.inner)
         return frozenset(
             control.name
