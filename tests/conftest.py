@@ -33,6 +33,9 @@ settings.load_profile("draftloop")
 MODEL = servers.ROOT / "models" / "tiny-qwen3"
 
 
+_personal_tokens: dict[str, str] = {}  # by server
+
+
 @dataclass(frozen=True)
 class LabelStudioServer:
     """A running Label Studio and the one user it has."""
@@ -55,9 +58,12 @@ class LabelStudioServer:
             yield client
 
     def personal_access_token(self) -> str:
-        """Make a new personal access token, as the account page does."""
-        with self.session() as client:
-            return str(client.post("/api/token/").raise_for_status().json()["token"])
+        """Make the user's personal access token, as the account page does; a second one would be a 409."""
+        if self.url not in _personal_tokens:
+            with self.session() as client:
+                answer = client.post("/api/token/").raise_for_status()
+            _personal_tokens[self.url] = str(answer.json()["token"])
+        return _personal_tokens[self.url]
 
 
 @dataclass(frozen=True)

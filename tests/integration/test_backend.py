@@ -71,7 +71,7 @@ def test_two_projects_retrieve_predictions_at_once_one_each_of_the_version_of_se
 
 def test_predict_answers_without_a_setup_and_scores_are_shares(backend: BackendServer) -> None:
     body = {
-        "tasks": [{"id": 1, "data": {"text": "投诉人:林志远。电梯坏了没人修!!", "draft_status": ""}}],
+        "tasks": [{"id": 9_000_001, "data": {"text": "投诉人:林志远。电梯坏了没人修!!", "draft_status": ""}}],
         "project": "99.1",
         "label_config": CASES.config("complaint"),
         "params": {},

@@ -139,7 +139,7 @@ def test_a_config_edited_since_the_set_up_keeps_its_case(ours: str, theirs: str)
 def test_what_cannot_be_drafted_is_answered_without_a_traceback(theirs: str, fake: FakeVllm) -> None:
     answer = setup(theirs, 10, UNSUPPORTED, None)
     assert answer.status_code == 400
-    assert "Tag <Image>" in answer.json()["error"]
+    assert "Tag <Brush>" in answer.json()["error"]
     assert predict(theirs, 10, UNSUPPORTED, [task(1), task(2)]) == [{}, {}]
     for extra_params in ("{", "[]", {"case": "nobody"}):
         answer = setup(theirs, 11, CASES.config("sentiment"), extra_params)
