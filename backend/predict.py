@@ -49,7 +49,7 @@ from backend.errors import DraftloopError, InvalidValue, ServiceError, SetupErro
 Status = Literal["ok", "invalid", "undecodable", "failed"]
 
 # Raised when the flow itself changes what it would answer to the same case, model and task.
-_FLOW = 1
+_FLOW = 2
 _SEED = 0  # a draft is repeatable
 BATCH_LIMIT_S = 600.0  # of one task drafted in bulk or late: its model server may restart meanwhile
 
@@ -279,8 +279,9 @@ class Drafter:
         except TaskError:
             return value, reasons, [first]  # most often the retry is longer than the model's context
         second_value, second_reasons = self._read(case, task, second)
-        # Keep the later answer unless it says less than the first.
-        if not second_reasons or second_value is not None or value is None:
+        # Keep the later answer only if it is better: a tuned model has never seen its own answer sent back.
+        better = second_value is not None and (value is None or len(second_reasons) < len(reasons))
+        if better or (value is None and second_value is None):
             return second_value, second_reasons, [first, second]
         return value, reasons, [second, first]
 

@@ -114,6 +114,14 @@ def test_options_that_a_task_brings_bind_its_answer(fake: FakeVllm, drafter: Dra
     assert "key 'options' is missing" in str(drafts[2].reasons[0])
 
 
+def test_a_second_answer_that_is_no_better_leaves_the_first(fake: FakeVllm, drafter: Drafter) -> None:
+    worse = {"intent": "book", "departure_city": "JSON", "arrival_city": "again"}
+    fake.answer = answers(SAME, worse)
+    draft = flight(drafter)
+    assert (draft.status, draft.value, draft.attempts) == ("invalid", SAME, 2)
+    assert [reason.message for reason in draft.reasons] == ["departure_city and arrival_city must differ"]
+
+
 def test_reasons_are_escaped_in_the_page(fake: FakeVllm, drafter: Drafter) -> None:
     fake.answer = answers({**RIGHT, "arrival_city": "<img src=x>"})
     assert "&lt;img" in draft_status_html(flight(drafter))
