@@ -47,6 +47,7 @@ class FakeBoard:
         """Replace a task's data."""
         self._up()
         self.patched.append((task_id, dict(data)))
+        self.tasks[task_id] = dict(data)
 
     def _up(self) -> None:
         if self.down:
