@@ -102,7 +102,9 @@ class LabelStudioBoard:
         """Store predictions where a task has none of their version yet."""
         found = self._label_studio.project(project)
         unjudged = compile_labelling(found.label_config).unjudged
-        self._label_studio.import_predictions(found, predictions, unjudged=unjudged)
+        refused = self._label_studio.import_predictions(found, predictions, unjudged=unjudged)
+        if refused:
+            _log.error("Label Studio refused drafts", project=project, tasks=refused)
 
     def read(self, project: int, tasks: Collection[int]) -> tuple[str, str | None, list[Task]]:
         """Give the labelling config, the name of the case, and those of the tasks that still exist."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import orjson
+import structlog
 from tenacity import (
     Retrying,
     retry_if_exception_type,
@@ -45,6 +46,8 @@ from backend.core.prompting import (
 from backend.core.rules import Reason
 from backend.core.scoring import score
 from backend.errors import DraftloopError, InvalidValue, ServiceError, SetupError, TaskError, Unreachable
+
+_log = structlog.get_logger("backend")
 
 Status = Literal["ok", "invalid", "undecodable", "failed"]
 
@@ -168,6 +171,9 @@ class Drafter:
             return future.result()
         except DraftloopError as error:
             return _failed(task, version, str(error))
+        except Exception as error:  # noqa: BLE001  a mistake of ours in one task must not cost the others theirs
+            _log.error("draft broke", task=task.id, error=type(error).__name__, exc_info=error)
+            return _failed(task, version, "The backend failed on this task; its log says where.")
 
     @property
     def unreachable_s(self) -> float:

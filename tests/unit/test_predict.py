@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from backend.core.labelling import Task, compile_labelling
-from backend.core.prompting import generic_case
+from backend.core.prompting import Completion, Prompt, generic_case
 from backend.edge.cases import Cases
 from backend.edge.vllm import VllmModel
 from backend.predict import Drafter, draft_status_html
@@ -139,6 +139,26 @@ def test_a_refused_prompt_costs_only_its_task(fake: FakeVllm, drafter: Drafter) 
     fake.fail = lambda body: 400 if "拒" in body["messages"][-1]["content"] else None
     drafts = drafter.draft(FLIGHT, [Task(1, {"text": TEXT}), Task(2, {"text": "拒"})])
     assert [draft.status for draft in drafts] == ["ok", "undecodable"]
+
+
+class Broken:
+    """A model client with a mistake in it: it breaks on one text in a way that nobody foresaw."""
+
+    name = "broken"
+
+    def complete(self, prompt: Prompt, *, timeout_s: float) -> Completion:
+        if prompt.messages[-1].content == "bad":
+            raise KeyError("nobody foresaw this")
+        return Completion(FLIGHT.labelling.encode(RIGHT), "stop")
+
+
+def test_a_mistake_of_ours_in_one_task_costs_only_that_task() -> None:
+    drafter = Drafter(Broken(), profile="compact", concurrency=2)
+    drafts = drafter.draft(
+        FLIGHT, [Task(1, {"text": TEXT}), Task(2, {"text": "bad"}), Task(3, {"text": TEXT})]
+    )
+    drafter.close()
+    assert [draft.status for draft in drafts] == ["ok", "failed", "ok"]
 
 
 def test_a_server_that_fails_a_while_is_tried_again(fake: FakeVllm, drafter: Drafter) -> None:
