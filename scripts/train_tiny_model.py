@@ -4,7 +4,7 @@
     scripts/train_tiny_model train --out /tmp/tiny --resume /tmp/tiny/checkpoint-040.0.pt --cpu-minutes 50
     scripts/train_tiny_model evaluate --url http://127.0.0.1:8000/v1 --model tiny-qwen3 --count 300
 
-`train` writes a checkpoint and a model folder every ten CPU minutes, with figures of a small dev draw;
+`train` writes a checkpoint and a model folder every 25 CPU minutes, with figures of a small dev draw;
 the last folder is `model-final`. `evaluate` asks a running vLLM (started with the guidance backend and
 disable_any_whitespace) with the decoding schema and prints one JSON object per case.
 """
@@ -78,10 +78,10 @@ def _train(arguments: argparse.Namespace) -> None:
     # Idle OpenMP threads that spin would be counted as CPU time; set before torch loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from models.tiny_training import Recipe, Trainer  # noqa: PLC0415 - torch is not needed to evaluate
+    from models.tiny_training import Recipe, train  # noqa: PLC0415 - torch is not needed to evaluate
 
-    recipe = Recipe(cpu_minutes=arguments.cpu_minutes, threads=arguments.threads, seed=arguments.seed)
-    Trainer(recipe, arguments.out, arguments.resume).run()
+    recipe = Recipe(cpu_minutes=arguments.cpu_minutes, processes=arguments.processes, seed=arguments.seed)
+    train(recipe, arguments.out, arguments.resume)
     print(f"Next: serve {arguments.out / 'model-final'} with vLLM, `evaluate`, copy to models/tiny-qwen3.")
 
 
@@ -93,8 +93,10 @@ def main() -> None:
     verbs = parser.add_subparsers(required=True)
     train = verbs.add_parser("train", help="train from nothing within a budget of CPU time")
     train.add_argument("--out", type=Path, required=True, help="folder for checkpoints and models")
-    train.add_argument("--cpu-minutes", type=float, default=95.0, help="CPU time of all threads (default 95)")
-    train.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
+    train.add_argument(
+        "--cpu-minutes", type=float, default=110.0, help="CPU time of all processes (default 110)"
+    )
+    train.add_argument("--processes", type=int, default=2, help="one per core (default 2)")
     train.add_argument("--seed", type=int, default=0, help="seed of weights and texts (default 0)")
     train.add_argument("--resume", type=Path, help="checkpoint to go on from; a smaller budget falls sooner")
     train.set_defaults(run=_train)

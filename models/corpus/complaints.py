@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from models.corpus.composed import composed_clause
 from models.corpus.words import LETTERS, Draw, Generated, Language, Piece, join, person_name
 
 _ENDS = "。！？!?…"
@@ -62,27 +63,32 @@ def _email(draw: Draw) -> str:
     return f"{user}@{draw.pick('mail_hosts')}"
 
 
-def _clause(draw: Draw, language: Language) -> str:
-    clause = draw.pick(f"complaint_clauses_{language}")
+def _wild_clause(draw: Draw, language: Language, clause: str) -> str:
+    """Take a training clause apart, or make one up."""
     kind = draw.rng.random()
+    if kind < 0.3:
+        return composed_clause(draw, language)
     if language == "en":
-        if draw.wild and kind < 0.15:
+        if kind < 0.42:
             return " ".join(draw.letters(1, 9) for _ in range(draw.between(2, 7)))
-        if draw.wild and kind < 0.45:
-            words, others = clause.split(), draw.pick("complaint_clauses_en").split()
-            return " ".join(words[: draw.between(1, len(words))] + others[draw.between(0, len(others)) :])
-        return clause
-    if draw.wild and kind < 0.24:
+        words, others = clause.split(), draw.pick("complaint_clauses_en").split()
+        return " ".join(words[: draw.between(1, len(words))] + others[draw.between(0, len(others)) :])
+    if kind < 0.5:
         return draw.characters(2, 12)
-    if draw.wild and kind < 0.36:
+    if kind < 0.68:
         cut = draw.between(0, len(clause) - 1)
         return clause[:cut] + draw.characters(1, 3) + clause[cut + draw.between(0, 2) :]
-    if draw.wild and kind < 0.44:
+    if kind < 0.8:
         return clause[: draw.between(2, len(clause))]
-    if draw.wild and kind < 0.6:
-        other = draw.pick("complaint_clauses_zh")
-        return clause[: len(clause) // 2] + other[len(other) // 2 :]
-    if kind > 0.94:
+    other = draw.pick("complaint_clauses_zh")
+    return clause[: len(clause) // 2] + other[len(other) // 2 :]
+
+
+def _clause(draw: Draw, language: Language) -> str:
+    clause = draw.pick(f"complaint_clauses_{language}")
+    if draw.wildly(0.62):
+        return _wild_clause(draw, language, clause)
+    if language == "zh" and draw.chance(0.08):
         days, yuan, months = draw.between(2, 90), draw.between(10, 9999), draw.between(2, 12)
         return clause + draw.of((f"已经{days}天", f"，损失{yuan}元", f"都{months}个月了"))
     return clause
@@ -237,7 +243,7 @@ def draw_complaint(draw: Draw) -> Generated:
             values[slot] = _question(draw, language, tail)
     shown = dict(values)
     if "name" in shown and draw.chance(0.15):
-        title = draw.pick(f"titles_{language}")
+        title = draw.pick(f"common_roles_{language}" if draw.wildly(0.4) else f"titles_{language}")
         shown["name"] = f"{title} {shown['name']}" if language == "en" else shown["name"] + title
     text = (opener + join(pieces, shown)).strip()
     return Generated(text, {field: values.get(field) for field in _FIELDS}, language)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from models.corpus.composed import composed_news
 from models.corpus.words import Draw, Generated, Language, city_name, person_name
 
 _MAX_ENTITIES = 12  # the decoding schema's maxItems
@@ -25,6 +26,9 @@ def _place(draw: Draw, language: Language) -> str:
 def _organisation(draw: Draw, language: Language) -> str:
     kind = draw.rng.random()
     tail = draw.pick(f"org_tails_{language}")
+    if draw.wildly(0.08):  # no word that tells: what stands around it must
+        capitals = draw.letters(2, 5).upper() if draw.chance(0.3) else draw.letters(4, 9).title()
+        return capitals if language == "en" else draw.characters(2, 4)
     if language == "en":
         if kind < 0.35:
             return draw.pick("orgs_en")
@@ -55,7 +59,10 @@ def draw_entities(draw: Draw) -> Generated:
     text = ""
     spans: list[tuple[int, str, str]] = []
     for _ in range(draw.rng.choice((1, 1, 1, 2, 2, 3))):
-        _, pieces = draw.template(f"entity_templates_{language}", keep=1.0)
+        if draw.wildly(0.6):
+            pieces = composed_news(draw, language)
+        else:
+            _, pieces = draw.template(f"entity_templates_{language}", keep=1.0)
         if len(spans) + sum(piece.slot is not None for piece in pieces) > _MAX_ENTITIES:
             break
         text += " " if text and language == "en" else ""

@@ -151,6 +151,8 @@ class Draw:
     def label(self, language: Language) -> str:
         """Invent a field label that is in no list."""
         word = self.letters(2, 8) if language == "en" or self.chance(0.2) else self.characters(1, 4)
+        if self.chance(0.4):
+            word = self.pick(f"common_nouns_{language}")
         if language == "en" or self.chance(0.1):
             word = word.title()
         return word + self.of((":", "：", "=", " ", "", ">>", ": ", "为", "是"))

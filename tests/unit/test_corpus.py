@@ -4,7 +4,8 @@ import jsonschema
 import pytest
 
 from models.corpus import CASES, INSTRUCTIONS, generate
-from models.corpus.words import Split, word_files, word_list
+from models.corpus.composed import unknown_symbols
+from models.corpus.words import Language, Split, word_files, word_list
 from models.tiny_evaluation import DECODING_SCHEMAS, canonical, score
 
 COUNT = 400
@@ -52,6 +53,11 @@ def test_names_cities_and_mail_words_of_one_list_are_in_no_list_of_the_other_spl
     ):
         train = {entry for kind in kinds for entry in word_list("train", kind)}
         assert not train & {entry for kind in kinds for entry in word_list("held_out", kind)}
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_every_symbol_of_a_grammar_is_defined_or_a_word_list(language: Language) -> None:
+    assert not unknown_symbols(language)
 
 
 @pytest.mark.parametrize("split", SPLITS)
