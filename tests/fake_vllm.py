@@ -33,6 +33,7 @@ class FakeVllm:
     fail: Callable[[Body], int | None] = field(default=lambda _: None)
     delay_s: float = 0.0
     asked: list[Body] = field(default_factory=list)
+    remembers: bool = True  # keeps what it was asked
     most_at_once: int = 0
     _now: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -40,7 +41,8 @@ class FakeVllm:
     def complete(self, body: Body) -> tuple[int, Body]:
         """Answer one chat completion as status and body."""
         with self._lock:
-            self.asked.append(body)
+            if self.remembers:
+                self.asked.append(body)
             self._now += 1
             self.most_at_once = max(self.most_at_once, self._now)
         try:

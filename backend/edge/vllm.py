@@ -98,6 +98,20 @@ class VllmModel:
             TaskError: The server refuses this prompt; trying again does not help.
             SetupError: The server refuses every prompt: wrong model name, wrong key.
         """
+        body = self.body(prompt)
+        answer = self._call("POST", "/chat/completions", body, timeout_s=timeout_s)
+        try:
+            return _completion(answer)
+        except (KeyError, IndexError, TypeError) as error:
+            raise _no_completion() from error
+
+    def body(self, prompt: Prompt) -> dict[str, Any]:
+        """Give the body of the request that `complete` sends.
+
+        Raises:
+            ServiceError: The server, asked for the model's context length, does not answer.
+            SetupError: It does not serve this model.
+        """
         body: dict[str, Any] = {
             "model": self._name,
             "messages": [{"role": message.role, "content": message.content} for message in prompt.messages],
@@ -116,11 +130,7 @@ class VllmModel:
         prompt_bytes = sum(len(message.content.encode()) for message in prompt.messages)
         if not self.context_tokens or prompt_bytes + prompt.max_tokens <= self.context_tokens:
             body["max_tokens"] = prompt.max_tokens
-        answer = self._call("POST", "/chat/completions", body, timeout_s=timeout_s)
-        try:
-            return _completion(answer)
-        except (KeyError, IndexError, TypeError) as error:
-            raise _no_completion() from error
+        return body
 
     def probe(self) -> None:
         """Check that the server serves this model and binds its answers as we need it.

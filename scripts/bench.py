@@ -1,0 +1,107 @@
+"""Measure speed and memory as ratios within this run, and write figures, raw samples and a plot.
+
+    engine   through /predict against the same prompts sent straight to vLLM, at 1, 8, 32 and 64 at once;
+             one call alone; the prefix cache; tasks in turn through the plain OpenAI client
+    memory   peak of prelabel at 1,000 and 100,000 tasks
+    tasks    import and sync against the SDK's own calls
+
+Everything is real but what `memory` stands on (fakes that hold nothing per task). Close other programs
+first: a busy machine makes figures, not errors. All of it takes about 25 minutes on 2 cores.
+
+    scripts/bench --out bench
+    scripts/bench --out bench --only engine --pairs 3
+"""
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from backend.errors import SetupError
+from scripts import servers
+from scripts.benchmarks import engine, memory, plot, tasks
+from scripts.terminal import Verb, app, err, out, plain_errors
+
+cli = app()
+Subject = Literal["engine", "memory", "tasks"]
+SUBJECTS: tuple[Subject, ...] = ("engine", "memory", "tasks")
+Measured = tuple[dict[str, float], dict[str, Any]]
+
+
+@cli.command(cls=Verb, help=__doc__)
+def main(
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder for bench.json and the plots.")],
+    only: Annotated[list[Subject] | None, typer.Option(help="Only this subject; may be repeated.")] = None,
+    pairs: Annotated[int, typer.Option(min=1, help="Interleaved pairs; the median counts.")] = 5,
+    large: Annotated[int, typer.Option(min=1000, help="Tasks of the large memory run.")] = 100_000,
+) -> None:
+    """Run the verb."""
+    with plain_errors("Run the same command again; subjects measured before stay in bench.json."):
+        out_folder.mkdir(parents=True, exist_ok=True)
+        file = out_folder / "bench.json"
+        kept = _read(file)
+        for subject in only or SUBJECTS:
+            scratch = Path(tempfile.mkdtemp(prefix="draftloop-bench-"))
+            try:
+                figures, samples = _MEASURES[subject](scratch, pairs, large)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+            kept |= {name: round(figure, 4) for name, figure in figures.items()}
+            kept["samples"] = kept.get("samples", {}) | {subject: samples}
+            kept["machine"] = {"cpus": len(os.sched_getaffinity(0)), "python": platform.python_version()}
+            file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            for name, figure in figures.items():
+                out.print(f"{name} = {figure:.3f}")
+        if "engine" in kept["samples"]:
+            plot.engine(kept["samples"]["engine"], out_folder / "engine.png")
+        out.print(f"Next: {file}, {out_folder / 'engine.png'}")
+
+
+def _say(words: str) -> None:
+    err.print(words, highlight=False)
+
+
+def _engine(scratch: Path, pairs: int, large: int) -> Measured:
+    del large
+    model = servers.ROOT / "models" / engine.MODEL
+    with servers.start_vllm(model, served_name=engine.MODEL) as vllm:
+        return engine.measure(scratch, vllm.url, pairs, _say)
+
+
+def _memory(scratch: Path, pairs: int, large: int) -> Measured:
+    del pairs
+    return memory.measure(scratch, {"1k": 1000, "100k": large}, _say)
+
+
+def _tasks(scratch: Path, pairs: int, large: int) -> Measured:
+    del large
+    return tasks.measure(scratch, min(pairs, 3), 10_000, 5_000, _say)
+
+
+_MEASURES: dict[Subject, Callable[[Path, int, int], Measured]] = {
+    "engine": _engine,
+    "memory": _memory,
+    "tasks": _tasks,
+}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SetupError(f"{file} is not JSON.", hint="Remove it, or choose another --out.") from error
+    if not isinstance(found, dict):
+        raise SetupError(f"{file} is not an object.", hint="Remove it, or choose another --out.")
+    return found
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,85 @@
+"""What prelabel counts on in Label Studio: the fake in every run, the real one beside it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from backend.edge.cases import Cases
+from backend.edge.labelstudio import LabelStudio, Project
+from backend.errors import SetupError
+from scripts.servers import ROOT
+from tests.fake_label_studio import fake_label_studio
+
+CONFIG = Cases(ROOT / "label_config").config("sentiment")
+TASKS = 620  # more than a page
+
+
+def data(number: int) -> dict[str, str]:
+    return {"text": f"text {number}", "draft_status": ""}
+
+
+@dataclass(frozen=True)
+class Opened:
+    studio: LabelStudio
+    project: Project
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.integration)])
+def opened(request: pytest.FixtureRequest) -> Iterator[Opened]:
+    if request.param == "fake":
+        with fake_label_studio(CONFIG, TASKS, data) as fake, LabelStudio(fake.url, "a-token") as studio:
+            yield Opened(studio, studio.project(1))
+        return
+    server = request.getfixturevalue("label_studio")
+    with LabelStudio(server.url, server.token) as studio:
+        project = studio.create_project("Contract", CONFIG)
+        for _ in studio.import_tasks(project, map(data, range(1, TASKS + 1))):
+            pass
+        yield Opened(studio, studio.project(project.id))
+
+
+def prediction(task: int, version: str) -> dict[str, object]:
+    region = {
+        "id": "sentiment-0",
+        "from_name": "sentiment",
+        "to_name": "text",
+        "type": "choices",
+        "value": {"choices": ["positive"]},
+    }
+    return {"task": task, "result": [region], "score": 0.5, "model_version": version}
+
+
+def test_who_we_are_and_what_the_project_is(opened: Opened) -> None:
+    assert "@" in opened.studio.check()
+    assert opened.project.label_config.strip() == CONFIG.strip()
+    assert opened.project.case is None
+    with pytest.raises(SetupError):
+        opened.studio.project(opened.project.id + 10_000)
+
+
+def test_tasks_are_listed_by_rising_id_over_pages(opened: Opened) -> None:
+    tasks = list(opened.studio.tasks(opened.project))
+    assert [task["data"] for task in tasks] == [data(number) for number in range(1, TASKS + 1)]
+    ids = [task["id"] for task in tasks]
+    assert ids == sorted(set(ids))
+    some = [ids[3], ids[600]]
+    assert [task["id"] for task in opened.studio.tasks_by_id(opened.project, some)] == some
+    assert opened.studio.count_tasks(opened.project) == TASKS
+
+
+def test_a_drafted_task_lacks_no_draft_of_that_version_and_one_of_every_other(opened: Opened) -> None:
+    studio, project = opened.studio, opened.project
+    ids = [task["id"] for task in studio.tasks(project)]
+    assert studio.import_predictions(project, [prediction(task, "v-1") for task in ids[:5]]) == []
+    assert studio.import_predictions(project, [prediction(task, "v-1") for task in ids[:7]]) == []
+    assert [task["id"] for task in studio.tasks(project, lacking="v-1")] == ids[7:]
+    assert studio.count_tasks(project, lacking="v-1") == TASKS - 7
+    assert studio.count_tasks(project, lacking="v-2") == TASKS
+
+
+def test_data_of_a_task_can_be_replaced_and_a_version_shown(opened: Opened) -> None:
+    first = next(opened.studio.tasks(opened.project))
+    opened.studio.set_task_data(first["id"], data(1))
+    opened.studio.import_predictions(opened.project, [prediction(first["id"], "v-1")])
+    opened.studio.set_model_version(opened.project, "v-1")

@@ -1,0 +1,148 @@
+"""An HTTP server that answers prelabel as Label Studio does, for projects of any size.
+
+It holds nothing per task but whether it is drafted; tests/contract/test_label_studio.py holds both to it.
+"""
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+Body = Any
+_PROJECT = 1
+_MOMENT = "2026-01-01T00:00:00.000000Z"
+
+
+@dataclass
+class FakeLabelStudio:
+    """One project with tasks 1 to `tasks`, whose data `data` makes; one model version at a time."""
+
+    config: str
+    tasks: int
+    data: Callable[[int], Mapping[str, Any]]
+    url: str = ""
+    version: str = ""
+    drafted: bytearray = field(default_factory=bytearray)
+    patched: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        """Begin without a draft."""
+        self.drafted = bytearray(self.tasks + 1)
+
+    def answer(self, method: str, path: str, query: Mapping[str, str], body: Body) -> tuple[int, Body]:
+        """Answer a request as status and body."""
+        project = f"/api/projects/{_PROJECT}/"
+        if path == "/api/current-user/whoami":
+            return 200, {"id": 1, "email": "fake@example.com", "username": "fake"}
+        if path == project and method in ("GET", "PATCH"):
+            return 200, self._project()
+        if path == "/api/ml/":
+            return 200, []
+        if path == "/api/tasks/" and method == "GET":
+            return 200, self._listed(query)
+        if path.startswith("/api/tasks/") and method == "PATCH":
+            self.patched += 1
+            return 200, {"id": int(path.split("/")[3])}
+        if path == f"{project}import/predictions":
+            return self._imported(body)
+        return 404, {"detail": "Not found."}
+
+    def _project(self) -> Body:
+        return {
+            "id": _PROJECT,
+            "title": "Fake",
+            "created_at": _MOMENT,
+            "label_config": self.config,
+            "model_version": "",
+        }
+
+    def _imported(self, body: Body) -> tuple[int, Body]:
+        if any(not 1 <= row["task"] <= self.tasks for row in body):
+            return 400, {"detail": "a task is not in the project"}
+        with self._lock:
+            for row in body:
+                if row["model_version"] != self.version:
+                    self.version, self.drafted = row["model_version"], bytearray(self.tasks + 1)
+                self.drafted[row["task"]] = 1
+        return 201, {"created": len(body)}
+
+    def _listed(self, query: Mapping[str, str]) -> Body:
+        low, high, lacking = 1, self.tasks, None
+        for item in json.loads(query["query"])["filters"]["items"]:
+            name, value = item["filter"].removeprefix("filter:tasks:"), item["value"]
+            if (name, item["operator"]) == ("id", "greater"):
+                low = max(low, int(value) + 1)
+            elif (name, item["operator"]) == ("id", "in"):
+                low, high = max(low, int(value["min"])), min(high, int(value["max"]))
+            elif (name, item["operator"]) == ("predictions_model_versions", "not_contains"):
+                lacking = value[0]
+            else:
+                raise NotImplementedError(item)
+        skip = lacking is not None and lacking == self.version
+        wanted = (number for number in range(low, high + 1) if not (skip and self.drafted[number]))
+        page_size = int(query["page_size"])
+        found = [number for _, number in zip(range(page_size), wanted, strict=False)]
+        total = self.tasks - (sum(self.drafted) if skip else 0)
+        keys = query["include"].split(",")
+        return {"tasks": [self._task(number, keys) for number in found], "total": total}
+
+    def _task(self, number: int, keys: list[str]) -> Body:
+        task = {"id": number, "created_at": _MOMENT, "updated_at": _MOMENT}
+        if "data" in keys:
+            task["data"] = dict(self.data(number))
+        return {key: task[key] for key in keys}
+
+
+@contextmanager
+def fake_label_studio(
+    config: str, tasks: int, data: Callable[[int], Mapping[str, Any]]
+) -> Iterator[FakeLabelStudio]:
+    """Serve a fake on a free port of the loopback."""
+    fake = FakeLabelStudio(config, tasks, data)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _serve(self) -> None:
+            length = int(self.headers.get("Content-Length") or 0)
+            body = json.loads(self.rfile.read(length)) if length else None
+            parts = urlsplit(self.path)
+            query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+            status, answer = fake.answer(self.command, parts.path, query, body)
+            content = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def do_GET(self) -> None:
+            self._serve()
+
+        def do_POST(self) -> None:
+            self._serve()
+
+        def do_PATCH(self) -> None:
+            self._serve()
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+    server = Server(("127.0.0.1", 0), Handler)
+    fake.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield fake
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,40 @@
+"""The benchmark, small: it measures what it says, on real servers; what comes out is no test's business."""
+
+from pathlib import Path
+
+import pytest
+
+from scripts.benchmarks import engine, memory, plot
+from tests.conftest import ModelServer
+
+FIGURES = {
+    "engine_share_1",
+    "engine_share_32",
+    "interactive_overhead_ms_p50",
+    "prefix_cached_share",
+    "prefix_shared_share",
+    "vs_one_at_a_time",
+    "client_cpu_ms_per_task",
+}
+
+
+@pytest.mark.integration
+def test_the_engine_is_measured_and_drawn(vllm: ModelServer, tmp_path: Path) -> None:
+    told: list[str] = []
+    url = vllm.url.removesuffix("/v1")
+    figures, samples = engine.measure(
+        tmp_path, url, 1, told.append, engine.Sizes({1: 2, 32: 4}, in_turn=2, alone=2, fresh=3)
+    )
+    assert set(figures) == FIGURES
+    assert all(figure > 0 for name, figure in figures.items() if name != "interactive_overhead_ms_p50")
+    assert figures["prefix_cached_share"] <= 1
+    assert figures["prefix_cached_share"] >= figures["prefix_shared_share"] > 0
+    assert len(told) > 4
+    plot.engine(samples, tmp_path / "engine.png")
+    assert (tmp_path / "engine.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_peak_memory_of_prelabel_is_measured(tmp_path: Path) -> None:
+    told: list[str] = []
+    figures, _ = memory.measure(tmp_path, {"few": 30}, told.append)
+    assert 20 < figures["prelabel_peak_mb_few"] < 2000
