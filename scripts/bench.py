@@ -4,6 +4,7 @@
              one call alone; the prefix cache; tasks in turn through the plain OpenAI client
     memory   peak of prelabel at 1,000 and 100,000 tasks
     tasks    import and sync against the SDK's own calls
+    scores   whether a draft's score tells that it is right, on held-out generated tasks
 
 Everything is real but what `memory` stands on (fakes that hold nothing per task). Close other programs
 first: a busy machine makes figures, not errors. All of it takes about 25 minutes on 2 cores.
@@ -25,12 +26,12 @@ import typer
 
 from backend.errors import SetupError
 from scripts import servers
-from scripts.benchmarks import engine, memory, plot, tasks
+from scripts.benchmarks import engine, memory, plot, scores, tasks
 from scripts.terminal import Verb, app, err, out, plain_errors
 
 cli = app()
-Subject = Literal["engine", "memory", "tasks"]
-SUBJECTS: tuple[Subject, ...] = ("engine", "memory", "tasks")
+Subject = Literal["engine", "memory", "tasks", "scores"]
+SUBJECTS: tuple[Subject, ...] = ("engine", "memory", "tasks", "scores")
 Measured = tuple[dict[str, float], dict[str, Any]]
 
 
@@ -60,7 +61,9 @@ def main(
                 out.print(f"{name} = {figure:.3f}")
         if "engine" in kept["samples"]:
             plot.engine(kept["samples"]["engine"], out_folder / "engine.png")
-        out.print(f"Next: {file}, {out_folder / 'engine.png'}")
+        if "scores" in kept["samples"]:
+            scores.draw(kept["samples"]["scores"], out_folder / "scores.png")
+        out.print(f"Next: look at {file} and the plots beside it")
 
 
 def _say(words: str) -> None:
@@ -72,6 +75,13 @@ def _engine(scratch: Path, pairs: int, large: int) -> Measured:
     model = servers.ROOT / "models" / engine.MODEL
     with servers.start_vllm(model, served_name=engine.MODEL) as vllm:
         return engine.measure(scratch, vllm.url, pairs, _say)
+
+
+def _scores(scratch: Path, pairs: int, large: int) -> Measured:
+    del scratch, pairs, large
+    model = servers.ROOT / "models" / engine.MODEL
+    with servers.start_vllm(model, served_name=engine.MODEL) as vllm:
+        return scores.measure(vllm.url, engine.MODEL, 300, _say)
 
 
 def _memory(scratch: Path, pairs: int, large: int) -> Measured:
@@ -88,6 +98,7 @@ _MEASURES: dict[Subject, Callable[[Path, int, int], Measured]] = {
     "engine": _engine,
     "memory": _memory,
     "tasks": _tasks,
+    "scores": _scores,
 }
 
 

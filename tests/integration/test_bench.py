@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.benchmarks import engine, memory, plot
+from scripts.benchmarks import engine, memory, plot, scores
 from tests.conftest import ModelServer
 
 FIGURES = {
@@ -38,3 +38,24 @@ def test_the_peak_memory_of_prelabel_is_measured(tmp_path: Path) -> None:
     told: list[str] = []
     figures, _ = memory.measure(tmp_path, {"few": 30}, told.append)
     assert 20 < figures["prelabel_peak_mb_few"] < 2000
+
+
+@pytest.mark.integration
+def test_scores_are_judged_and_drawn(vllm: ModelServer, tmp_path: Path) -> None:
+    told: list[str] = []
+    figures, samples = scores.measure(vllm.url.removesuffix("/v1"), vllm.name, 6, told.append)
+    assert {"auroc_complaint", "right_sentiment", "auroc_fields"} <= set(figures)
+    assert len(told) == len(samples["whole"])
+    assert all(len(judged) == 6 for judged in samples["whole"].values())
+    scores.draw(samples, tmp_path / "scores.png")
+    assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_auroc_is_the_share_of_pairs_in_order() -> None:
+    assert scores.auroc([(0.9, True), (0.1, False)]) == 1
+    assert scores.auroc([(0.1, True), (0.9, False)]) == 0
+    assert scores.auroc([(0.5, True), (0.5, False), (0.4, False)]) == 0.75
+    assert scores.bins([(0.5, False), (0.25, False), (1.0, True), (0.5, True)], 2) == [
+        (0.375, 0.0, 2),
+        (0.75, 1.0, 2),
+    ]
