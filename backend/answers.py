@@ -25,7 +25,7 @@ import structlog
 from backend.core.labelling import STATUS_KEY, Task
 from backend.core.prompting import Case
 from backend.edge.metrics import Metrics
-from backend.errors import DraftloopError, ServiceError, SetupError
+from backend.errors import DraftloopError, ServiceError, SetupError, where
 from backend.predict import BATCH_LIMIT_S, Draft, Drafter, draft_status_html
 
 _log = structlog.get_logger("backend")
@@ -305,8 +305,20 @@ class Answers:
             batches: dict[tuple[int, str], list[_Late]] = {}
             for entry in waiting:
                 batches.setdefault((entry.project, entry.draft.version), []).append(entry)
-            waiting = [entry for batch in batches.values() if not self._write(batch) for entry in batch]
+            waiting = [entry for batch in batches.values() for entry in self._unwritten(batch)]
             time.sleep(_LATE_EVERY_S)
+
+    def _unwritten(self, batch: Sequence[_Late]) -> Sequence[_Late]:
+        """Write a batch; give what is worth trying again. A mistake of ours costs only its own task."""
+        try:
+            return [] if self._write(batch) else batch
+        except Exception as error:  # noqa: BLE001  whatever it is, the late answers of others are still to write
+            if len(batch) > 1:
+                return [left for entry in batch for left in self._unwritten([entry])]
+            task, version = batch[0].task.id, batch[0].draft.version
+            _log.error("late answer broke", task=task, error=type(error).__name__, where=where(error))
+            self._give_back([task], version)
+            return []
 
     def _gathered(self, *, block: bool) -> list[_Late]:
         gathered = [self._late.get()] if block else []
@@ -354,15 +366,32 @@ class Answers:
 
     def _take_over_for_ever(self) -> None:
         """Look now and then for late work whose process is gone, and do it."""
+        # What Label Studio could not be asked about stays ours, and is asked again.
+        ours: dict[int, set[tuple[int, str]]] = {}
         while True:
             try:
                 for project, promised in self._memory.abandoned(_LATE_LEASE_S).items():
-                    self._take_over(project, promised)
+                    ours.setdefault(project, set()).update(promised)
             except DraftloopError as error:
-                _log.warning("late work not taken over", error=str(error))
+                _log.warning("late work not looked for", error=str(error))
+            for project in list(ours):
+                try:
+                    self._take_over(project, ours[project])
+                except ServiceError as error:
+                    _log.warning("late work waits", project=project, error=str(error))
+                    continue
+                except Exception as error:  # noqa: BLE001  one project must not cost the others theirs
+                    _log.error(
+                        "late work broke",
+                        project=project,
+                        tasks=sorted(task_id for task_id, _ in ours[project])[:20],
+                        error=type(error).__name__,
+                        where=where(error),
+                    )
+                del ours[project]
             time.sleep(_TAKE_OVER_EVERY_S)
 
-    def _take_over(self, project: int, promised: Sequence[tuple[int, str]]) -> None:
+    def _take_over(self, project: int, promised: Collection[tuple[int, str]]) -> None:
         if self._board is None:
             return
         ids = {task_id for task_id, _ in promised}
@@ -376,13 +405,16 @@ class Answers:
                 self._give_back([task_id], version)
             return
         version = self._drafter.version(case)
-        _log.info("late work taken over", project=project, version=version, tasks=len(tasks))
         there = {task.id for task in tasks}
+        ours = {task_id for task_id, old in promised if old == version} & there
+        # Promised in an older version: drafted in this one, unless somebody is at it already.
+        ours |= self._memory.claim(project, there - ours, version, _LATE_LEASE_S)
+        self._memory.extend(ours, version, _LATE_LEASE_S, late=True)
         for task_id, old in promised:
             if old != version or task_id not in there:
-                self._give_back([task_id], old)  # deleted meanwhile, or promised in an older version
-        self._memory.claim(project, there, version, _LATE_LEASE_S)
-        self._memory.extend(there, version, _LATE_LEASE_S, late=True)
-        futures = self._drafter.submit(case, tasks, limit_s=BATCH_LIMIT_S)
-        for task, future in zip(tasks, futures, strict=True):
+                self._give_back([task_id], old)
+        mine = [task for task in tasks if task.id in ours]
+        _log.info("late work taken over", project=project, version=version, tasks=len(mine))
+        futures = self._drafter.submit(case, mine, limit_s=BATCH_LIMIT_S)
+        for task, future in zip(mine, futures, strict=True):
             future.add_done_callback(self._when_done(project, case, task, version))

@@ -45,7 +45,15 @@ from backend.core.prompting import (
 )
 from backend.core.rules import Reason
 from backend.core.scoring import score
-from backend.errors import DraftloopError, InvalidValue, ServiceError, SetupError, TaskError, Unreachable
+from backend.errors import (
+    DraftloopError,
+    InvalidValue,
+    ServiceError,
+    SetupError,
+    TaskError,
+    Unreachable,
+    where,
+)
 
 _log = structlog.get_logger("backend")
 
@@ -172,7 +180,7 @@ class Drafter:
         except DraftloopError as error:
             return _failed(task, version, str(error))
         except Exception as error:  # noqa: BLE001  a mistake of ours in one task must not cost the others theirs
-            _log.error("draft broke", task=task.id, error=type(error).__name__, exc_info=error)
+            _log.error("draft broke", task=task.id, error=type(error).__name__, where=where(error))
             return _failed(task, version, "The backend failed on this task; its log says where.")
 
     @property

@@ -12,7 +12,6 @@ import hmac
 import json
 import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from backend.answers import Answers
 from backend.core.labelling import Task
 from backend.core.prompting import Case
 from backend.edge.metrics import Metrics
-from backend.errors import DraftloopError, SetupError
+from backend.errors import DraftloopError, SetupError, where
 from backend.predict import Drafter
 
 _log = structlog.get_logger("backend")
@@ -102,7 +101,6 @@ class Server:
         """Make the WSGI application."""
         self.metrics.late.set_function(self._late)
         app = Flask("draftloop")
-        app.json.ensure_ascii = False  # type: ignore[attr-defined]
         app.before_request(self._check_auth)
         app.register_error_handler(DraftloopError, _told)
         app.register_error_handler(HTTPException, _refused)
@@ -187,7 +185,7 @@ class Server:
         return jsonify(status="noted")
 
     def _versions(self) -> Response:
-        return jsonify(versions=self.memory.versions(request.args.get("project", type=int)))
+        return jsonify(versions=self.memory.versions(request.args.get("project", type=_id)))
 
     def _results(self, project: int, tasks: list[Any], xml: str) -> list[dict[str, Any]]:
         """Draft every task; exactly one item per task, in order, whatever fails inside."""
@@ -223,7 +221,18 @@ class Server:
 
 
 def _is_task(task: Any) -> bool:
-    return isinstance(task, dict) and isinstance(task.get("data"), dict) and isinstance(task.get("id"), int)
+    return isinstance(task, dict) and isinstance(task.get("data"), dict) and _is_id(task.get("id"))
+
+
+def _is_id(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and abs(number) < 2**63  # as in SQL
+
+
+def _id(digits: str) -> int:
+    number = int(digits)
+    if not _is_id(number):
+        raise ValueError(digits)
+    return number
 
 
 def _told(error: DraftloopError) -> Response:
@@ -235,15 +244,15 @@ def _refused(error: HTTPException) -> Response:
 
 
 def _broken(error: Exception) -> Response:
-    # Where, not what: the words of a foreign exception may quote a task.
-    frames = traceback.extract_tb(error.__traceback__)[-5:]
-    where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-    _log.error("request failed", path=request.path, error=type(error).__name__, where=where)
+    _log.error("request failed", path=request.path, error=type(error).__name__, where=where(error))
     return _error("The backend failed on this request.", "See its log.", 500)
 
 
 def _body() -> dict[str, Any]:
-    body = request.get_json(silent=True, force=True)
+    try:
+        body = request.get_json(silent=True, force=True)
+    except RecursionError:
+        body = None  # nested without end: not what Label Studio sends
     if not isinstance(body, dict):
         raise SetupError("The body is not a JSON object.", hint="Send one, as Label Studio does.")
     return body
@@ -260,7 +269,7 @@ def _extra_params(extra: Any) -> dict[str, Any]:
     if isinstance(extra, str) and extra.strip():
         try:
             extra = json.loads(extra)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SetupError(
                 f"extra_params is not JSON: {error}.", hint='Write {"case": "complaint"}.'
             ) from error

@@ -13,6 +13,7 @@ Source:
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -63,6 +64,9 @@ _DECODABLE = (
     "description",
 )
 _DECODABLE_FORMATS = ("date", "uuid")
+# The deepest of Label Studio's own templates has 8 levels; a value has few more than its schema.
+_DEEPEST = 100
+_EXACT = 2**53  # larger integers are others in the page, which is JavaScript
 
 
 @dataclass(frozen=True)
@@ -149,15 +153,26 @@ class Labelling:
         """Read a model's answer; keys that are null are absent. Nothing else is changed.
 
         Raises:
-            InvalidValue: Not JSON, not an object, or the same key twice.
+            InvalidValue: Not JSON, not an object, the same key twice, or what no page can show: half a
+                character, a number that JavaScript does not know, an endless nesting.
         """
         try:
-            value = json.loads(text, object_pairs_hook=_no_doubles, parse_constant=_no_constant)
+            value = json.loads(
+                text,
+                object_pairs_hook=_no_doubles,
+                parse_constant=_no_constant,
+                parse_float=_finite,
+                parse_int=_exact,
+            )
+            found = _present(value)
+            # An escape may hold half a character, which no page shows and no file takes.
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise InvalidValue("The answer holds half a character (a lone surrogate).") from error
         except (ValueError, RecursionError) as error:
             raise InvalidValue(f"The answer is not JSON: {error}.") from error
-        if not isinstance(value, dict):
+        if not isinstance(found, dict):
             raise InvalidValue("The answer is JSON but not an object.")
-        found: Value = _present(value)
         return found
 
     def to_regions(self, value: Value, task: Task) -> Placed:
@@ -326,6 +341,14 @@ def _parse(xml: str) -> Element:
             f"The labelling config is not XML that can be read safely: {error}.",
             hint="Check it in the project's Labeling Interface settings.",
         ) from error
+    level, depth = [root], 0
+    while level:
+        level, depth = [below for element in level for below in element], depth + 1
+        if depth > _DEEPEST:
+            raise SetupError(
+                f"The labelling config is nested deeper than {_DEEPEST} tags.",
+                hint="Check it in the project's Labeling Interface settings.",
+            )
     return root
 
 
@@ -477,11 +500,13 @@ def _filled(value: Json, schema: Schema) -> Json:
     return [] if value is None and schema.get("type") == "array" else value
 
 
-def _present(value: Json) -> Json:
+def _present(value: Json, depth: int = 0) -> Json:
     """Leave out keys that are null; the places of an array stay."""
+    if depth > _DEEPEST:
+        raise ValueError(f"nested deeper than {_DEEPEST} levels")
     if isinstance(value, dict):
-        return {key: _present(part) for key, part in value.items() if part is not None}
-    return [_present(part) for part in value] if isinstance(value, list) else value
+        return {key: _present(part, depth + 1) for key, part in value.items() if part is not None}
+    return [_present(part, depth + 1) for part in value] if isinstance(value, list) else value
 
 
 def _no_doubles(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
@@ -493,3 +518,17 @@ def _no_doubles(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
 
 def _no_constant(name: str) -> Json:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{digits[:20]} is too large a number")
+    return number
+
+
+def _exact(digits: str) -> int:
+    number = int(digits)
+    if abs(number) > _EXACT:
+        raise ValueError(f"{digits[:20]} is too large a number")
+    return number

@@ -277,7 +277,7 @@ class LabelStudio:
             SetupError: Label Studio refuses a chunk, for example because the config shows a missing key.
             ServiceError: It is not known whether the last chunk arrived; what was yielded before did.
         """
-        for chunk in _chunks(orjson.dumps({"data": dict(row)}) for row in rows):
+        for chunk in _chunks(_json({"data": dict(row)}) for row in rows):
             what, path = f"{len(chunk)} tasks for project {project.id}", f"api/projects/{project.id}/import"
             params = {"return_task_ids": "true", "commit_to_project": "true"}
             answer = self._send(what, "POST", path, b"[%b]" % b",".join(chunk), params)
@@ -337,7 +337,7 @@ class LabelStudio:
 
     def set_task_data(self, task_id: int, data: Fields) -> None:
         """Replace a task's whole data; Label Studio has no way to change one key."""
-        self._send(f"task {task_id}", "PATCH", f"api/tasks/{task_id}/", orjson.dumps({"data": dict(data)}))
+        self._send(f"task {task_id}", "PATCH", f"api/tasks/{task_id}/", _json({"data": dict(data)}))
 
     def _pages(self, project: Project, filters: Filters, fields: Fields) -> Iterator[dict[str, Json]]:
         """List page by page; a page starts after the last id of the one before.
@@ -420,10 +420,8 @@ class LabelStudio:
             together = [found for found in waiting if found not in alone]
             try:
                 for prediction in alone:
-                    self._send(what, "POST", "api/predictions/", orjson.dumps(prediction))
-                answer = (
-                    self._send(what, "POST", path, orjson.dumps(together)) if together else {"created": 0}
-                )
+                    self._send(what, "POST", "api/predictions/", _json(prediction))
+                answer = self._send(what, "POST", path, _json(together)) if together else {"created": 0}
             except DraftloopError as error:
                 # A task deleted meanwhile makes a 400 of the whole batch; a lost answer says nothing.
                 problem = error
@@ -439,7 +437,7 @@ class LabelStudio:
 
         Label Studio answers 200 also when the backend failed: look at the tasks afterwards.
         """
-        body = orjson.dumps({"selectedItems": {"all": False, "included": list(task_ids)}})
+        body = _json({"selectedItems": {"all": False, "included": list(task_ids)}})
         params = {"project": project.id, "id": "retrieve_tasks_predictions"}
         self._send(f"predictions of project {project.id}", "POST", "api/dm/actions", body, params)
 
@@ -454,7 +452,7 @@ class LabelStudio:
         """Submit an annotation as the labelling page does; gives its id."""
         body = {"result": list(regions), "parent_prediction": parent_prediction, "lead_time": lead_time_s}
         path = f"api/tasks/{task_id}/annotations/"
-        return int(self._send(f"task {task_id}", "POST", path, orjson.dumps(body))["id"])
+        return int(self._send(f"task {task_id}", "POST", path, _json(body))["id"])
 
     # ------------------------------------------------------------------------------ requests
 
@@ -546,6 +544,14 @@ def _sentences(body: Json) -> Iterator[str]:
             yield from _sentences(part)
     else:
         yield str(body)
+
+
+def _json(body: Json) -> bytes:
+    """Serialize what is sent; half characters and integers beyond 64 bits, which Label Studio keeps, too."""
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        return json.dumps(body).encode()
 
 
 def _sdk(base_url: str, api_key: str, timeout_s: float) -> Sdk:

@@ -58,7 +58,9 @@ class Ledger:
             ) from error
 
     def remember_setup(self, project: int, extra_params: dict[str, Any]) -> None:
-        """Keep what `/setup` said about a project."""
+        """Keep what `/setup` said about a project; writes only what is new, so a full disk stops nothing."""
+        if extra_params == self.setup_of(project):
+            return
         with self._connection() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO setups VALUES (?, ?)",

@@ -44,11 +44,31 @@ def test_the_decoding_schema_holds_no_keyword_that_the_engine_refuses_or_ignores
 
 @pytest.mark.parametrize(
     "answer",
-    ["", "{", "[]", "null", '{"name": NaN}', '{"name":"a","name":"b"}', '```{"name":"a"}```', "[" * 100_000],
+    [
+        *("", "{", "[]", "null", '{"name": NaN}', '{"name":"a","name":"b"}', '```{"name":"a"}```'),
+        *(
+            "[" * 100_000,
+            '{"name":' + "[" * 200 + "]" * 200 + "}",
+            '{"name":' + "[" * 2000 + "]" * 2000 + "}",
+        ),
+        # What JSON allows and no page, file or other server takes.
+        *(
+            '{"name": 1e400}',
+            '{"name": -1e400}',
+            '{"name": 9007199254740993}',
+            '{"name": ' + "9" * 5000 + "}",
+        ),
+        *(r'{"name": "\ud83d"}', r'{"name": ["a\udc00b"]}', r'{"\ud83d": 1}'),
+    ],
 )
 def test_an_answer_that_is_not_one_json_object_is_undecodable(answer: str) -> None:
     with pytest.raises(InvalidValue):
         compile_labelling(CONFIG).decode(answer)
+
+
+def test_whole_characters_may_be_written_as_escapes() -> None:
+    decoded = compile_labelling(CONFIG).decode(r'{"name": "\ud83d\ude00", "city": null}')
+    assert decoded == {"name": "😀"}
 
 
 @pytest.mark.parametrize("data", [{}, {"text": None}, {"text": {"a": 1}}, {"text": "half \ud83d"}])
@@ -72,6 +92,12 @@ def test_the_hash_of_a_config_ignores_white_space_and_attribute_order() -> None:
     spaced = '<View>\n  <Text value="$t" name="t"/>\n</View>'
     assert hash_config(spaced) == hash_config('<View><Text name="t" value="$t"></Text></View>')
     assert hash_config(spaced) != hash_config('<View><Text name="u" value="$t"/></View>')
+
+
+def test_a_config_without_end_is_refused_before_it_is_read() -> None:
+    for depth in (101, 50_000):
+        with pytest.raises(SetupError, match="nested deeper than 100 tags"):
+            compile_labelling("<View>" * depth + CONFIG + "</View>" * depth)
 
 
 BOMB = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]><View><Text name="t" value="&b;"/></View>'

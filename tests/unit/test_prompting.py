@@ -121,7 +121,7 @@ def test_half_characters_in_tokens_do_not_disturb_the_score() -> None:
     assert score('{"a":"北"}', split).fields == {"a": pytest.approx(0.5)}
 
 
-@pytest.mark.parametrize("answer", ["", "x", "[1]", '{"a":', '{"a" 1}'])
+@pytest.mark.parametrize("answer", ["", "x", "[1]", '{"a":', '{"a" 1}', '{"a":' + "[" * 5000])
 def test_what_is_no_object_scores_zero(answer: str) -> None:
     assert score(answer, [Token(answer.encode(), 0.0)]).total == 0.0
 
