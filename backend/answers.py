@@ -35,7 +35,6 @@ _UNREACHABLE_S = 5.0  # so long a page waits for a model server at which nobody 
 _LATE_BATCH = 200  # late answers written in one request to Label Studio
 _LATE_EVERY_S = 1.0
 _LATE_LEASE_S = BATCH_LIMIT_S + 120
-_TAKE_OVER_EVERY_S = 15.0
 # Label Studio needs so long to store what it was answered: about 0.17 s a task at its slowest.
 _STORED_S = 5.0
 _STORED_S_PER_TASK = 0.25
@@ -115,6 +114,7 @@ class Answers:
         board: Board | None = None,
         *,
         deadline_s: float = 90.0,
+        take_over_every_s: float = 15.0,
         metrics: Metrics | None = None,
     ) -> None:
         """Prepare; `start` begins with what an earlier process promised.
@@ -125,6 +125,7 @@ class Answers:
             find_case: Finds a case by config and name.
             board: Label Studio, if it may be written to.
             deadline_s: Time within which a call is answered.
+            take_over_every_s: Time between two looks for late work whose process is gone.
             metrics: Where drafts are counted.
         """
         self._drafter = drafter
@@ -132,6 +133,7 @@ class Answers:
         self._find_case = find_case
         self._board = board
         self._deadline_s = deadline_s
+        self._take_over_every_s = take_over_every_s
         self._metrics = metrics or Metrics()
         self._late: queue.SimpleQueue[_Late] = queue.SimpleQueue()
         self._patchers = ThreadPoolExecutor(_PATCHES, "patch")
@@ -389,7 +391,7 @@ class Answers:
                         where=where(error),
                     )
                 del ours[project]
-            time.sleep(_TAKE_OVER_EVERY_S)
+            time.sleep(self._take_over_every_s)
 
     def _take_over(self, project: int, promised: Collection[tuple[int, str]]) -> None:
         if self._board is None:

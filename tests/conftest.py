@@ -180,6 +180,11 @@ def gallery(name: str) -> tuple[Template, Labelling, Task]:
         return labelled(name)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --scale: what is tried a thousand times in every run is tried at full scale."""
+    parser.addoption("--scale", action="store_true", help="run at full scale what is sampled otherwise")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by their folder, and leave those that need servers to the end."""
     order = {"unit": 0, "contract": 1, "integration": 2, "browser": 3, "containers": 4}

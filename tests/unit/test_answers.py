@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from backend import answers as answers_module
 from backend.answers import Answers
 from backend.core.labelling import Task
 from backend.edge.cases import Cases
@@ -119,15 +118,14 @@ def test_a_mistake_of_ours_in_one_late_answer_costs_only_that_answer(
 
 
 def test_late_work_of_a_dead_process_waits_until_label_studio_is_back(
-    drafter: Drafter, board: FakeBoard, ledger_url: str, monkeypatch: pytest.MonkeyPatch
+    drafter: Drafter, board: FakeBoard, ledger_url: str
 ) -> None:
-    monkeypatch.setattr(answers_module, "_TAKE_OVER_EVERY_S", 0.2)
     dead = Ledger(ledger_url, owner="elsewhere:1:1")
     version = drafter.version(CASE)
     dead.claim(PROJECT, [1, 2], version, 60)
     dead.extend([1, 2], version, -1, late=True)
     board.down = True
-    answers = Answers(drafter, Ledger(ledger_url), CASES.find, board, deadline_s=5)
+    answers = Answers(drafter, Ledger(ledger_url), CASES.find, board, deadline_s=5, take_over_every_s=0.2)
     answers.start()
     time.sleep(1)
     assert answers.late() == 2
