@@ -138,7 +138,7 @@ def test_a_wrong_model_name_is_told_and_its_tasks_are_drafted_once_it_is_correct
         assert "Traceback" not in wrong.log()
     connect(studio, project, backend, "sentiment")
     studio.retrieve_predictions(project, tasks)
-    assert stored(studio, project) == {1: 4}
+    until(lambda: stored(studio, project) == {1: 4})
 
 
 def test_an_answer_that_is_cut_is_an_empty_draft_with_its_reason_in_the_page(
@@ -148,6 +148,7 @@ def test_an_answer_that_is_cut_is_an_empty_draft_with_its_reason_in_the_page(
     with backend_with(backend_settings(label_studio, vllm, tmp_path, MODEL_MAX_TOKENS="6"), tmp_path) as cut:
         connect(studio, project, cut.server, "complaint")
         studio.retrieve_predictions(project, tasks)
+        until(lambda: stored(studio, project) == {1: len(tasks)})
         for page in studio.tasks(project, full=True):
             (prediction,) = page["predictions"]
             assert (prediction["result"], prediction["score"]) == ([], 0)
@@ -171,6 +172,7 @@ def test_a_schema_that_vllm_refuses_is_told_in_the_page_in_vllms_words(
     with backend_with(settings, tmp_path) as backend:
         connect(studio, project, backend.server, "complaint")
         studio.retrieve_predictions(project, tasks)
+        until(lambda: stored(studio, project) == {1: len(tasks)})
         for page in studio.tasks(project, full=True):
             (prediction,) = page["predictions"]
             assert (prediction["result"], prediction["score"]) == ([], 0)
@@ -193,18 +195,18 @@ def test_a_full_disk_costs_no_draft(
         with backend_with(settings, tmp_path) as backend:
             connect(studio, project, backend.server, "complaint")
             studio.retrieve_predictions(project, tasks[:8])
-            assert stored(studio, project) == {1: 8, 0: 16}
+            until(lambda: stored(studio, project) == {1: 8, 0: 16})  # a slow machine answers late
             assert "cache not written" not in backend.log()
             fill(disk / "filler")
             studio.retrieve_predictions(project, tasks[:16])
-            assert stored(studio, project) == {1: 16, 0: 8}
+            until(lambda: stored(studio, project) == {1: 16, 0: 8})
             assert "cache not written" in backend.log()
             assert "full" in backend.log()
             assert backend.get("/versions").status_code == 200
             (disk / "filler").unlink()
             told = len(backend.log())
             studio.retrieve_predictions(project, tasks)
-            assert stored(studio, project) == {1: 24}
+            until(lambda: stored(studio, project) == {1: 24})
             assert "cache not written" not in backend.log()[told:]
             assert "Traceback" not in backend.log()
     finally:
