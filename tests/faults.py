@@ -33,6 +33,11 @@ class Call:
     status: int = 0
     answer: bytes = b""
 
+    @property
+    def drafts(self) -> bool:
+        """Tell whether a model is asked for a draft; a backend that starts probes it besides."""
+        return self.path.endswith("/chat/completions") and b'"name":"probe"' not in self.body
+
 
 @dataclass
 class Gate:
@@ -49,8 +54,12 @@ class Gate:
     _let_through: float = float("inf")
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def drafting(self) -> int:
+        """Count how often a model was asked for a draft."""
+        return sum(call.drafts for call in list(self.calls))
+
     def hold_after(self, count: int) -> None:
-        """Let so many more answers of the model through and hold the rest back, until `release`."""
+        """Let so many more drafts of the model through and hold the rest back, until `release`."""
         with self._lock:
             self._let_through = count
             self._open.clear()
@@ -68,7 +77,7 @@ class Gate:
     def answered(self, call: Call) -> None:
         """Decide on an answer that has come: through at once, or held."""
         self.on_answer(call)
-        if call.path.endswith("/chat/completions"):
+        if call.drafts:
             with self._lock:
                 self._let_through -= 1
                 through = self._let_through >= 0

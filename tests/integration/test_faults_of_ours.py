@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,6 @@ from tests.faults import (
 )
 from tests.verbs import environment, run, start
 
-TASKS = 500
 DEADLINE_S = 8
 
 
@@ -44,6 +44,12 @@ def studio(label_studio: LabelStudioServer) -> Iterator[LabelStudio]:
 def gate(vllm: ModelServer) -> Iterator[Gate]:
     with gate_to(vllm.url.removesuffix("/v1")) as made:
         yield made
+
+
+@pytest.fixture
+def count(request: pytest.FixtureRequest) -> int:
+    """Tasks in one call: as many as Label Studio sends at once, or a sample of that."""
+    return 500 if request.config.getoption("--scale") else 160
 
 
 @pytest.fixture
@@ -74,7 +80,7 @@ def test_two_people_who_open_one_task_at_two_workers_cost_one_call_and_both_see_
         connect(studio, project, workers.server, "sentiment", url=front.url)
         gate.hold_after(0)
         first = people.submit(opened, studio, task)
-        until(lambda: len(gate.asked("/chat/completions")) == 1)
+        until(lambda: gate.drafting() == 1)
         (worker,) = owners(workers, late=False)
         os.kill(worker, signal.SIGSTOP)  # so that the second page is answered by the other one
         try:
@@ -88,54 +94,59 @@ def test_two_people_who_open_one_task_at_two_workers_cost_one_call_and_both_see_
         assert [len(page.result()["predictions"]) for page in (first, second)] == [1, 1]
         answers = [results_of(call) for call in front.asked("/predict")]
     assert sorted(bool(items[0]) for items in answers) == [False, True]
-    assert len(gate.asked("/chat/completions")) == 1
+    assert gate.drafting() == 1
     assert stored(studio, project) == {1: 1}
     assert workers.late() == 0
 
 
-def test_five_hundred_tasks_in_one_call_are_answered_in_time_and_the_late_ones_follow_through_two_kills(
-    studio: LabelStudio, workers: Backend, gate: Gate
+def test_many_tasks_in_one_call_are_answered_in_time_and_the_late_ones_follow_through_two_kills(
+    studio: LabelStudio, workers: Backend, gate: Gate, count: int
 ) -> None:
-    project, tasks = project_of(studio, "complaint", TASKS)
+    project, tasks = project_of(studio, "complaint", count)
     labelling = CASES.get("complaint").labelling
     texts = {row["id"]: row["data"] for row in studio.tasks(project)}
-    began: list[float] = []
+    answered: list[float] = []
     with gate_to(workers.server.url) as front:
-        front.on_answer = lambda call: began.append(time.monotonic()) if call.path == "/predict" else None
+        front.on_answer = lambda call: answered.append(time.monotonic()) if call.path == "/predict" else None
         connect(studio, project, workers.server, "complaint", url=front.url)
-        gate.hold_after(60)
+        gate.hold_after(count // 8)  # however fast the engine is, it is slower than the deadline
         asked = time.monotonic()
         studio.retrieve_predictions(project, tasks)
         (call,) = front.asked("/predict")
     # Label Studio waits 100 s where the deadline is 90.
-    assert began[0] - asked < DEADLINE_S + 10
+    assert answered[0] - asked < DEADLINE_S + 10
     in_time = assert_answered_in_order(call, tasks, texts)
-    assert 0 < in_time <= 60
-    assert stored(studio, project) == {1: in_time, 0: TASKS - in_time}
-    assert workers.late() == TASKS - in_time
+    assert 0 < in_time <= count // 8
+    assert stored(studio, project) == {1: in_time, 0: count - in_time}
+    assert workers.late() == count - in_time
 
     # The process that promised them dies: its sibling, or the one that follows it, keeps the promise.
     (worker,) = owners(workers, late=True)
-    gate.hold_after(150)
+    gate.hold_after(count // 4)
     os.kill(worker, signal.SIGKILL)
     until(lambda: owners(workers, late=True) not in ([], [worker]))
-    until(lambda: stored(studio, project)[1] > in_time + 20)
+    until(lambda: stored(studio, project)[1] > in_time)
     # Then all of them die, with late work in every state.
-    assert workers.late() > 0
     workers.process.kill()
     before = stored(studio, project)
     assert set(before) == {0, 1}
     gate.release()
     workers.process.start()
-    until(lambda: workers.late() == 0, limit_s=240)
-    assert stored(studio, project) == {1: TASKS}
-    shown = [task for task in studio.tasks(project, full=True) if task["predictions"][0]["score"] == 0]
-    until(lambda: all(task["data"]["draft_status"] for task in studio.tasks(project) if task in shown))
+    until(lambda: workers.late() == 0, limit_s=280)
+    assert stored(studio, project) == {1: count}
     for task in studio.tasks(project, full=True):
-        labelling.from_regions(task["predictions"][0]["result"], Task(task["id"], task["data"]))
+        (prediction,) = task["predictions"]
+        labelling.from_regions(prediction["result"], Task(task["id"], task["data"]))
+    until(lambda: all(is_told(task) for task in studio.tasks(project, full=True)))
     log = workers.log()
     assert "late work taken over" in log
     assert "Traceback" not in log
+
+
+def is_told(task: dict[str, Any]) -> bool:
+    """Say whether a task whose draft needs a human says why, and no other does."""
+    needs_one = task["predictions"][0]["score"] == 0
+    return bool(needs_one) == bool(task["data"]["draft_status"])
 
 
 def assert_answered_in_order(call: Call, tasks: list[int], texts: dict[int, dict[str, str]]) -> int:
