@@ -183,7 +183,7 @@ def client(fake: FakeVllm, tmp_path: Path) -> Iterator[FlaskClient]:
     with VllmModel(fake.url, fake.name) as model:
         drafter = Drafter(model, profile="compact", temperature=0, concurrency=4)
         ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3")
-        answers = Answers(drafter, ledger, CASES.find, None, deadline_s=5)
+        answers = Answers(drafter, ledger, CASES.find, None, deadline_s=60)
         server = Server(drafter, CASES, ledger, answers, "ann", "páss", model.probe)
         yield server.wsgi().test_client()
         drafter.close()
