@@ -102,6 +102,14 @@ def test_two_people_who_open_one_task_at_two_workers_cost_one_call_and_both_see_
 def test_many_tasks_in_one_call_are_answered_in_time_and_the_late_ones_follow_through_two_kills(
     studio: LabelStudio, workers: Backend, gate: Gate, count: int
 ) -> None:
+    # What was drafted once before is in the cache: ready in time, however slow the machine is.
+    before, earlier = project_of(studio, "complaint", count // 8)
+    connect(studio, before, workers.server, "complaint")
+    studio.retrieve_predictions(before, earlier)
+    until(lambda: stored(studio, before) == {1: len(earlier)})
+    known = sum(task["predictions"][0]["score"] > 0 for task in studio.tasks(before, full=True))
+    assert known > 0
+
     project, tasks = project_of(studio, "complaint", count)
     labelling = CASES.get("complaint").labelling
     texts = {row["id"]: row["data"] for row in studio.tasks(project)}
@@ -109,27 +117,27 @@ def test_many_tasks_in_one_call_are_answered_in_time_and_the_late_ones_follow_th
     with gate_to(workers.server.url) as front:
         front.on_answer = lambda call: answered.append(time.monotonic()) if call.path == "/predict" else None
         connect(studio, project, workers.server, "complaint", url=front.url)
-        gate.hold_after(count // 8)  # however fast the engine is, it is slower than the deadline
+        gate.hold_after(0)  # however fast the engine is, it is slower than the deadline
         asked = time.monotonic()
         studio.retrieve_predictions(project, tasks)
         (call,) = front.asked("/predict")
     # Label Studio waits 100 s where the deadline is 90.
     assert answered[0] - asked < DEADLINE_S + 10
     in_time = assert_answered_in_order(call, tasks, texts)
-    assert 0 < in_time <= count // 8
+    assert in_time == known
     assert stored(studio, project) == {1: in_time, 0: count - in_time}
     assert workers.late() == count - in_time
 
     # The process that promised them dies: its sibling, or the one that follows it, keeps the promise.
     (worker,) = owners(workers, late=True)
+    gate.release()
     gate.hold_after(count // 4)
     os.kill(worker, signal.SIGKILL)
     until(lambda: owners(workers, late=True) not in ([], [worker]))
     until(lambda: stored(studio, project)[1] > in_time)
     # Then all of them die, with late work in every state.
     workers.process.kill()
-    before = stored(studio, project)
-    assert set(before) == {0, 1}
+    assert set(stored(studio, project)) == {0, 1}
     gate.release()
     workers.process.start()
     until(lambda: workers.late() == 0, limit_s=280)
