@@ -84,6 +84,7 @@ def make_server(settings: Settings) -> Server:
         password=settings.backend.password.get_secret_value(),
         probe=model.probe,
         metrics=metrics,
+        check_served=model.check_served,
     )
     # Behind the start: the model may come up later than we do, and health must answer meanwhile.
     Thread(target=_warn_unless_ready, args=[model], daemon=True, name="probe").start()

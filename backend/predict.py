@@ -39,6 +39,7 @@ from backend.core.prompting import (
     Model,
     Profile,
     Prompt,
+    Refinement,
     preamble,
     render,
     render_retry,
@@ -130,20 +131,32 @@ class Drafter:
         """Give everything that decides what a draft looks like; the version is its hash."""
         return {
             "flow": _FLOW,
-            "model": self._model.name,
+            "model": self._model_of(case),
             "profile": self._profile,
             "case": case.name,
             "prompt": [[message.role, message.content] for message in preamble(case, self._profile)],
             "decoding_schema": case.labelling.decoding_schema,
             "validating_schema": case.labelling.validating_schema,
             "config": case.labelling.config_hash,
-            "sampling": {"temperature": self._temperature, "max_tokens": self._max_tokens, "seed": _SEED},
+            "sampling": {
+                "temperature": self._temperature_of(case),
+                "max_tokens": self._max_tokens,
+                "seed": _SEED,
+            },
+            **({"overrides": overrides} if (overrides := case.overrides.told()) else {}),
         }
 
     def version(self, case: Case) -> str:
         """Give the version of this case's drafts: `<model>-<hash10>`."""
         manifest = json.dumps(self.manifest(case), sort_keys=True, ensure_ascii=False)
-        return f"{self._model.name}-{hashlib.sha256(manifest.encode()).hexdigest()[:10]}"
+        return f"{self._model_of(case)}-{hashlib.sha256(manifest.encode()).hexdigest()[:10]}"
+
+    def _model_of(self, case: Case) -> str:
+        return case.overrides.model or self._model.name
+
+    def _temperature_of(self, case: Case) -> float:
+        wanted = case.overrides.temperature
+        return self._temperature if wanted is None else wanted
 
     def draft(self, case: Case, tasks: Sequence[Task], *, deadline_s: float = 90.0) -> list[Draft]:
         """Draft all tasks at once.
@@ -156,11 +169,20 @@ class Drafter:
         version = self.version(case)
         return [self.result(future, task, version) for future, task in zip(futures, tasks, strict=True)]
 
-    def submit(self, case: Case, tasks: Sequence[Task], *, limit_s: float) -> list[Future[Draft]]:
-        """Begin to draft tasks; each is tried for so long at most. Read the futures with `result`."""
+    def submit(
+        self, case: Case, tasks: Sequence[Task], *, limit_s: float, refinement: Refinement | None = None
+    ) -> list[Future[Draft]]:
+        """Begin to draft tasks; each is tried for so long at most. Read the futures with `result`.
+
+        Args:
+            case: The tasks' case.
+            tasks: What to draft.
+            limit_s: Time for each, in seconds.
+            refinement: What an annotator wants changed.
+        """
         ends = time.monotonic() + limit_s
         version = self.version(case)
-        return [self._pool.submit(self._draft_one, case, task, version, ends) for task in tasks]
+        return [self._pool.submit(self._draft_one, case, task, version, ends, refinement) for task in tasks]
 
     def result(self, future: Future[Draft], task: Task, version: str) -> Draft:
         """Give what came of a future; one that is not done is cancelled and `failed`."""
@@ -208,11 +230,13 @@ class Drafter:
         for future in done:
             yield self.result(future, running.pop(future), version)
 
-    def _draft_one(self, case: Case, task: Task, version: str, ends: float) -> Draft:
+    def _draft_one(
+        self, case: Case, task: Task, version: str, ends: float, refinement: Refinement | None = None
+    ) -> Draft:
         started = time.monotonic()
         try:
             case = case.for_task(task)
-            messages = render(case, task, self._profile)
+            messages = render(case, task, self._profile, refinement)
             key = _cache_key(version, messages, case)
             known = self._known(case, task, version, key)
             if known is not None:
@@ -295,9 +319,10 @@ class Drafter:
         prompt = Prompt(
             messages=messages,
             schema=case.labelling.decoding_schema,
-            temperature=self._temperature,
+            temperature=self._temperature_of(case),
             max_tokens=self._max_tokens,
             seed=_SEED,
+            model=case.overrides.model,
         )
         left_s = ends - time.monotonic()
         if left_s <= 0:
