@@ -42,7 +42,7 @@ _STORED_S = 5.0
 _STORED_S_PER_TASK = 0.25
 _PATCHES = 4  # at once; one takes Label Studio 60 to 90 ms
 
-Reasons = tuple[int, int, str, str, list[str], str]
+Kept = tuple[int, int, str, str, list[str], str]
 
 
 class Memory(Protocol):
@@ -72,8 +72,8 @@ class Memory(Protocol):
         """Keep what a version stands for."""
         ...
 
-    def remember_reasons(self, rows: Sequence[Reasons]) -> None:
-        """Keep why drafts needed a human."""
+    def remember_drafts(self, rows: Sequence[Kept]) -> None:
+        """Keep what came of tasks."""
         ...
 
     def setup_of(self, project: int) -> dict[str, Any]:
@@ -256,11 +256,11 @@ class Answers:
     def _tell(
         self, project: int, case: Case, tasks: Sequence[Task], drafts: Sequence[Draft]
     ) -> list[Future[None]]:
-        """Keep reasons in the ledger, begin to show them in the page; no draft is lost if that fails."""
+        """Keep drafts in the ledger, begin to show them in the page; no draft is lost if that fails."""
         for draft in drafts:
             self._note(project, case, draft)
         try:
-            self._memory.remember_reasons(
+            self._memory.remember_drafts(
                 [
                     (
                         project,
@@ -271,11 +271,10 @@ class Answers:
                         draft.raw,
                     )
                     for draft in drafts
-                    if draft.reasons
                 ]
             )
         except DraftloopError as error:
-            _log.error("reasons not kept", project=project, error=str(error))
+            _log.error("drafts not kept", project=project, error=str(error))
         if self._board is None or not case.labelling.shows_status:
             return []
         patches = []
