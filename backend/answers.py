@@ -287,6 +287,8 @@ class Answers:
     def _note(self, project: int, case: Case, draft: Draft) -> None:
         """Count a draft and log it: numbers and names, never the task's text or the model's."""
         self._metrics.drafts.labels(case.name, draft.status).inc()
+        if draft.near_duplicate:
+            self._metrics.near_duplicates.labels(case.name, draft.near_duplicate).inc()
         for reason in draft.reasons:
             self._metrics.reasons.labels(case.name, reason.kind).inc()
         _log.info(

@@ -31,6 +31,7 @@ from tenacity import (
 )
 
 from backend.core.controls import Region
+from backend.core.duplicates import Neighbour, carried
 from backend.core.labelling import Task, Value
 from backend.core.prompting import (
     Case,
@@ -77,6 +78,7 @@ class Draft:
     cached_tokens: int = 0
     ms: float = 0.0
     from_cache: bool = False
+    near_duplicate: Literal["", "example", "reused"] = ""  # what an earlier, similar task was good for
 
     def prediction(self) -> dict[str, Any] | None:
         """Give the prediction that Label Studio stores; None where it should ask again later."""
@@ -97,6 +99,20 @@ class Cache(Protocol):
         ...
 
 
+class Neighbours(Protocol):
+    """Finds earlier answers to similar questions; never fails, at worst it finds nothing."""
+
+    reuse: bool
+
+    def find(self, version: str, question: str) -> Neighbour | None:
+        """Give the most alike of the earlier questions, if one is alike enough."""
+        ...
+
+    def put(self, version: str, question: str, answer: str, score: float) -> None:
+        """Keep an answer under its question."""
+        ...
+
+
 class Drafter:
     """Drafts tasks with one model; keeps a pool of threads, one per request in flight."""
 
@@ -110,9 +126,11 @@ class Drafter:
         concurrency: int = 64,
         timeout_s: float = 60.0,
         cache: Cache | None = None,
+        neighbours: Neighbours | None = None,
     ) -> None:
         self._model = model
         self._cache = cache
+        self._neighbours = neighbours
         self._profile: Profile = profile
         self._temperature = temperature
         self._max_tokens = max_tokens
@@ -143,8 +161,17 @@ class Drafter:
                 "max_tokens": self._max_tokens,
                 "seed": _SEED,
             },
-            **({"overrides": overrides} if (overrides := case.overrides.told()) else {}),
+            **self._otherwise(case),
         }
+
+    def _otherwise(self, case: Case) -> dict[str, Any]:
+        """Give what decides only some versions; the others keep theirs."""
+        told: dict[str, Any] = {}
+        if self._neighbours is not None:
+            told["near_duplicates"] = "reuse" if self._neighbours.reuse else "example"
+        if case.overrides.told():
+            told["overrides"] = case.overrides.told()
+        return told
 
     def version(self, case: Case) -> str:
         """Give the version of this case's drafts: `<model>-<hash10>`."""
@@ -241,7 +268,14 @@ class Drafter:
             known = self._known(case, task, version, key)
             if known is not None:
                 return known
-            value, reasons, answers = self._answers(case, task, messages, ends)
+            # What a human asked for, and options that only one task has, hold for nothing else.
+            near = None if refinement or case.labelling.dynamic else self._neighbours
+            neighbour = near.find(version, messages[-1].content) if near else None
+            if near and neighbour and near.reuse:
+                value = carried(case, task, messages[-1].content, neighbour)
+                if value is not None:
+                    return _reused(case, task, version, value, neighbour, started)
+            value, reasons, answers = self._answers(case, task, messages, ends, neighbour)
         except (ServiceError, SetupError) as error:
             return _failed(task, version, str(error), started)
         except TaskError as error:
@@ -265,8 +299,11 @@ class Drafter:
             completion_tokens=sum(answer.completion_tokens for answer in answers),
             cached_tokens=sum(answer.cached_tokens for answer in answers),
             ms=_ms(started),
+            near_duplicate="example" if neighbour else "",
         )
         self._keep(key, draft)
+        if near and draft.status == "ok":
+            near.put(version, messages[-1].content, draft.raw, draft.score)
         return draft
 
     def _known(self, case: Case, task: Task, version: str, key: str) -> Draft | None:
@@ -297,9 +334,21 @@ class Drafter:
             self._cache.put(key, orjson.dumps(kept))
 
     def _answers(
-        self, case: Case, task: Task, messages: tuple[Message, ...], ends: float
+        self,
+        case: Case,
+        task: Task,
+        messages: tuple[Message, ...],
+        ends: float,
+        neighbour: Neighbour | None = None,
     ) -> tuple[Value | None, tuple[Reason, ...], list[Completion]]:
         """Ask, and where the answer breaks its rules once more; the answer that is kept comes last."""
+        if neighbour is not None:
+            # After all that tasks share, so that the prefix cache still serves that.
+            shown = (Message("user", neighbour.question), Message("assistant", neighbour.answer))
+            try:
+                return self._answers(case, task, (*messages[:-1], *shown, messages[-1]), ends)
+            except TaskError:
+                pass  # most often the example does not fit into the model's context
         first = self._ask(case, messages, ends)
         value, reasons = self._read(case, task, first)
         if not reasons:
@@ -353,6 +402,22 @@ class Drafter:
             words = f"The answer was cut at {answer.completion_tokens} tokens." if cut else str(error)
             return None, (Reason("decode", "", words),)
         return value, case.rules.check(value, task)
+
+
+def _reused(
+    case: Case, task: Task, version: str, value: Value, neighbour: Neighbour, started: float
+) -> Draft:
+    return Draft(
+        task_id=task.id,
+        status="ok",
+        version=version,
+        value=value,
+        regions=case.labelling.to_regions(value, task).regions,
+        score=neighbour.score * neighbour.similarity,
+        raw=neighbour.answer,
+        ms=_ms(started),
+        near_duplicate="reused",
+    )
 
 
 def _cache_key(version: str, messages: Sequence[Message], case: Case) -> str:

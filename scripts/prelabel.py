@@ -20,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from backend.app import make_cache, make_drafter
+from backend.app import make_cache, make_drafter, make_neighbours
 from backend.core.labelling import Task
 from backend.core.prompting import parse_extra_params
 from backend.edge.cases import Cases
@@ -66,7 +66,7 @@ def main(
         named, overrides = parse_extra_params(target.extra_params)
         chosen = Cases(settings.store.cases_dir).find(target.label_config, case or named, overrides)
         check_model(settings.model)
-        drafter = make_drafter(settings.model, make_cache(settings.store))
+        drafter = make_drafter(settings.model, make_cache(settings.store), make_neighbours(settings.store))
         version = drafter.version(chosen)
         ledger = Ledger(settings.store.ledger_url)
         ledger.remember_version(project, version, drafter.manifest(chosen))

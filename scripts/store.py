@@ -174,6 +174,7 @@ def record(project: int, case: Case, task: Task, draft: Draft) -> dict[str, Any]
         "score": draft.score,
         "raw": draft.raw,
         "attempts": draft.attempts,
+        **({"near_duplicate": draft.near_duplicate} if draft.near_duplicate else {}),
         "prompt_tokens": draft.prompt_tokens,
         "completion_tokens": draft.completion_tokens,
         "cached_tokens": draft.cached_tokens,
