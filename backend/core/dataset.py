@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from backend.core.controls import Region
@@ -145,6 +145,9 @@ def annotations_of(task: Mapping[str, Any], project: int) -> list[Annotation]:
 
 def judge(annotation: Annotation, case: Case) -> Sample | Rejected:
     """Make an annotation a sample, or say which gate it failed; the first one that it fails counts."""
+    asked = case.labelling.words(annotation.regions)
+    if asked:
+        annotation = replace(annotation, metadata={**annotation.metadata, "prompt": asked})
     try:
         case = case.for_task(annotation.task)
         case.labelling.inputs(annotation.task)  # what cannot be shown is no sample

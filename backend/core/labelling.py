@@ -37,6 +37,7 @@ from backend.core.controls import (
     Region,
     Schema,
     TextArea,
+    collect,
 )
 from backend.core.sources import OBJECTS, Passage, Source
 from backend.core.sources import Task as Task  # noqa: PLC0414  where everybody looks for it
@@ -52,6 +53,8 @@ CONTROLS: tuple[type[Control], ...] = (
 
 # The key of task data in which a draft's reasons are shown; never part of a prompt.
 STATUS_KEY = "draft_status"
+# A TextArea whose name begins so is no field: in it an annotator tells the model what to do better.
+PROMPT_NAME = "prompt"
 
 _LAYOUT = (
     *("View", "Header", "Style", "Collapse", "Panel", "Filter", "Shortcut", "Hint"),
@@ -67,6 +70,7 @@ _DECODABLE_FORMATS = ("date", "uuid")
 # The deepest of Label Studio's own templates has 8 levels; a value has few more than its schema.
 _DEEPEST = 100
 _EXACT = 2**53  # larger integers are others in the page, which is JavaScript
+_IDS = ("id", "from_id", "to_id")  # of a region, and of the ends of a relation
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Labelling:
     decoding_schema: Schema
     config_hash: str
     shows_status: bool
+    prompts: tuple[str, ...] = ()
     overlay: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -106,6 +111,12 @@ class Labelling:
             if (isinstance(control, Choices) and control.nested)
             or ("toName" not in control.attributes and not isinstance(control, Relations | PerItem))
         )
+
+    def words(self, regions: Sequence[Region]) -> str:
+        """Give what an annotator wrote into the prompt TextAreas, an entry a line; empty for nothing."""
+        asked = [region for region in regions if region.get("from_name") in self.prompts]
+        texts = (str(text).strip() for text in collect(asked, "text"))
+        return "\n".join(text for text in texts if text)
 
     def for_task(self, task: Task) -> "Labelling":
         """Give the labelling with the options that the task brings; itself where it brings none.
@@ -210,11 +221,50 @@ class Labelling:
                 page.quotes.extend([None] * len(value[control.name]))
         return placed
 
+    def relaid(self, before: Value, after: Value, task: Task, mark: str) -> list[Region]:
+        """Give the regions that lay a new value over another one in an open page.
+
+        The page replaces what stands in a control of the whole task and adds spans, but it has no way to
+        take something away: so what the new value leaves empty is emptied, spans of both values stay as
+        they are, with all that hangs on them, and those of the older one alone are left to the human.
+
+        Args:
+            before: What the page holds.
+            after: What it shall hold.
+            task: The task.
+            mark: Makes new ids: the page breaks where a span has the id of another one.
+        Raises:
+            TaskError: The task lacks a key that the config shows.
+        """
+        hosts = {host.name for host in self._hosts()}
+        old = self.to_regions(before, task).regions
+        there = [(region["from_name"], region["value"]) for region in old if region.get("from_name") in hosts]
+        new = self.to_regions(after, task).regions
+        same = {
+            region["id"]
+            for region in new
+            if "from_name" in region and (region["from_name"], region["value"]) in there
+        }
+        relaid = [
+            {key: f"{part}-{mark}" if key in _IDS else part for key, part in region.items()}
+            for region in new
+            if not same & {region.get(key) for key in _IDS}
+        ]
+        emptied = [
+            control.region(dict(control.nothing))
+            for control in self.controls
+            if control.nothing is not None
+            and before.get(control.name) not in (None, [])
+            and after.get(control.name) in (None, [])
+        ]
+        return [*relaid, *emptied]
+
     def from_regions(self, regions: list[Region], task: Task) -> Value:
         """Read a value back from the regions of a prediction or an annotation.
 
         Regions of controls that the config no longer has are an error, not dropped: a training row
-        made from half of an annotation would be wrong without anybody seeing it.
+        made from half of an annotation would be wrong without anybody seeing it. What stands in a prompt
+        TextArea is no part of a value.
 
         Raises:
             InvalidValue: A region does not fit the config.
@@ -228,6 +278,8 @@ class Labelling:
         for region in regions:
             arrow = region.get("type") == "relation"
             name = Relations.NAME if arrow else region.get("from_name")
+            if name in self.prompts:
+                continue
             if name not in by_control:
                 what = "relations" if arrow else f"a region of control '{name}'"
                 raise InvalidValue(f"The annotation holds {what}, which the config lacks.")
@@ -319,6 +371,7 @@ def compile_labelling(xml: str, overlay: Mapping[str, Any] | None = None) -> Lab
         decoding_schema=_decodable(validating),
         config_hash=hash_config(xml),
         shows_status=any(element.get("value") == f"${STATUS_KEY}" for element in root.iter()),
+        prompts=tuple(element.get("name", "") for element in root.iter() if _is_prompt(element)),
         overlay=overlay or {},
     )
 
@@ -368,6 +421,10 @@ def _sources(root: Element) -> Iterator[Source]:
             yield Source.from_attributes(element.tag, element.attrib)
 
 
+def _is_prompt(element: Element) -> bool:
+    return element.tag == TextArea.tag and element.get("name", "").startswith(PROMPT_NAME)
+
+
 def _controls(root: Element, sources: tuple[Source, ...]) -> Iterator[Control]:
     """Read the controls in the order of the page, relations last: they count what stands before them."""
     classes = {control.tag: control for control in CONTROLS}
@@ -375,7 +432,7 @@ def _controls(root: Element, sources: tuple[Source, ...]) -> Iterator[Control]:
     found: list[Control] = []
     hung: list[Control] = []
     for element, conditions in walk(root):
-        if element.tag not in classes:
+        if element.tag not in classes or _is_prompt(element):
             continue
         control = classes[element.tag].from_element(element, conditions)
         if not control.to_name:

@@ -12,7 +12,7 @@ import base64
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Self, TypeVar
 
@@ -54,14 +54,20 @@ _HOW_TO_LOG_IN = (
 
 @dataclass(frozen=True)
 class Project:
-    """A project of Label Studio. `case` is what its backend connection was told to use, if anything."""
+    """A project of Label Studio. `extra_params` is what the connection to its backend says besides."""
 
     id: int
     title: str
     created_at: str
     label_config: str
     model_version: str
-    case: str | None = None
+    extra_params: Fields = field(default_factory=dict)
+
+    @property
+    def case(self) -> str | None:
+        """Name of the case that the connection says, if any."""
+        said = self.extra_params.get("case")
+        return said if isinstance(said, str) else None
 
 
 class LabelStudio:
@@ -124,7 +130,7 @@ class LabelStudio:
             created_at=found["created_at"],
             label_config=found["label_config"],
             model_version=found["model_version"] or "",
-            case=_named_case(self._get("ML backends", "api/ml/", {"project": project_id})),
+            extra_params=_extra_params(self._get("ML backends", "api/ml/", {"project": project_id})),
         )
 
     def find_project(self, title: str) -> Project | None:
@@ -172,13 +178,27 @@ class LabelStudio:
     # ------------------------------------------------------------------------------ connections, tabs
 
     def connect_backend(
-        self, project: Project, url: str, extra_params: Fields, *, user: str = "", password: str = ""
+        self,
+        project: Project,
+        url: str,
+        extra_params: Fields,
+        *,
+        user: str = "",
+        password: str = "",
+        interactive: bool = False,
     ) -> dict[str, Outcome]:
         """Connect an ML backend and its webhook, both with basic auth if there is a user.
 
         Label Studio makes a webhook for every backend, without the backend's auth and for every event;
         that one is given the header and only the events of annotations.
 
+        Args:
+            project: The project.
+            url: The backend, as Label Studio reaches it.
+            extra_params: What the backend is told besides; what people added in Label Studio's form stays.
+            user: For basic auth; empty is none.
+            password: For basic auth.
+            interactive: Have Label Studio offer Auto-Annotation. What people switched on stays on.
         Returns:
             What happened to the "backend" and to the "webhook".
         Raises:
@@ -195,9 +215,12 @@ class LabelStudio:
             "url": url,
             "title": TITLE,
             # A string, because Label Studio's form shows and edits one.
-            "extra_params": json.dumps(dict(extra_params), ensure_ascii=False, sort_keys=True),
+            "extra_params": json.dumps(
+                {**_extra_params([old] if old else []), **extra_params}, ensure_ascii=False, sort_keys=True
+            ),
             "auth_method": "BASIC_AUTH" if user else "NONE",
             **({"basic_auth_user": user} if user else {}),
+            **({"is_interactive": True} if interactive else {}),
         }
         secret = {"basic_auth_pass": password} if user else {}
         what = f"the ML backend at {url}"
@@ -585,8 +608,8 @@ def _hint_for(status: int, detail: str) -> str:
     return "Correct what it names and run this again."
 
 
-def _named_case(backends: Sequence[Fields]) -> str | None:
-    """Read the case from a backend connection's extra_params: an object, or a string that holds one."""
+def _extra_params(backends: Sequence[Fields]) -> Fields:
+    """Read the extra_params of our connection: an object, or a string that holds one."""
     for backend in backends:
         extra = backend.get("extra_params")
         if isinstance(extra, str):
@@ -594,9 +617,11 @@ def _named_case(backends: Sequence[Fields]) -> str | None:
                 extra = json.loads(extra)
             except ValueError:
                 continue
-        if isinstance(extra, Mapping) and isinstance(extra.get("case"), str):
-            return str(extra["case"])
-    return None
+        if isinstance(extra, Mapping) and (
+            backend.get("title") == TITLE or isinstance(extra.get("case"), str)
+        ):
+            return extra
+    return {}
 
 
 def _holds(found: Fields, wanted: Fields) -> bool:
