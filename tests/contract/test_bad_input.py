@@ -184,7 +184,7 @@ def test_half_a_character_in_what_a_team_wrote_is_told(client: FlaskClient) -> N
     body = {"schema": CONFIG, "project": "7.1", "extra_params": {"case": "\ud83d"}}
     answer = client.post("/setup", json=body)
     assert answer.status_code == 400
-    assert "There is no case" in answer.get_json()["error"]
+    assert "extra_params.case is no text" in answer.get_json()["error"]
 
 
 @pytest.mark.parametrize("path", ["/setup", "/predict", "/webhook"])
