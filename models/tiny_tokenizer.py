@@ -1,9 +1,9 @@
 """Build the embedded model's tokenizer: one character one token, and the pieces of its JSON as tokens.
 
 Byte-level BPE without merges: what is not in the vocabulary falls apart into bytes, so nothing is
-un-encodable. A split pattern keeps the JSON pieces whole; they are cut so that a training target
-is tokenised exactly as a decoder that sees only the grammar would most likely emit it: the closing quote of
-one value and the key of the next are one token, for each of string -> string, null -> string, ...
+un-encodable. A split pattern keeps the JSON pieces whole; each ends where a grammar leaves a choice, because
+a constrained decoder tokenises what is forced by itself: after `{"name":` comes a quote or null, so a token
+`{"name":"` would be trained and then never be allowed (0 of 300 answers right, measured).
 """
 
 import re
@@ -26,30 +26,18 @@ _MARKUP = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response
 _ESCAPES = ('\\"', "\\\\", "\\n", "\\t", "\\r")
 
 
-def _nullable(key: str) -> list[str]:
-    """List the ways into the value of a key: after a string or a null, to a string or a null."""
-    return [f'{close},"{key}":{value}' for close in ('"', "") for value in ('"', "null")]
-
-
 def json_pieces() -> list[str]:
-    """List the pieces of JSON structure that are single tokens.
+    """List the pieces of JSON structure, and the words that are values, that are single tokens.
 
     Returns:
         The pieces; no two can start at the same place of a text unless one continues the other.
     """
-    pieces = ['{"name":"', '{"name":null', '"}', '","question":"', ',"question":"']
-    pieces += [*_nullable("address"), *_nullable("email")]
-    pieces += [
-        f'{{"intent":"{intent}","departure_city":"' for intent in ("book", "change", "cancel", "query")
-    ]
-    pieces += ['","arrival_city":"', '","date":"', '","date":null', *_nullable("time")]
-    pieces += [f'{close},"class":null' for close in ('"', "")]
-    pieces += [f'{close},"class":"{cabin}"' for close in ('"', "") for cabin in _CABINS]
-    pieces += [',"passenger_count":', ',"passenger_count":null']
-    pieces += ['{"entities":[{"text":"', '{"entities":[]}', '","nth":', ',{"text":"', "]}"]
-    pieces += [f',"label":"{label}"}}' for label in ("PER", "LOC", "ORG")]
-    pieces += [f'{{"sentiment":"{polarity}"}}' for polarity in ("positive", "negative", "neutral")]
-    return pieces
+    keys = ["address", "email", "question"]
+    keys += ["departure_city", "arrival_city", "date", "time", "class", "passenger_count", "nth", "label"]
+    pieces = ['{"name":', '{"intent":', '{"entities":[', '{"text":', '{"sentiment":']
+    pieces += [f',"{key}":' for key in keys]
+    words = ["book", "change", "cancel", "query", *_CABINS, "PER", "LOC", "ORG"]
+    return [*pieces, *words, "positive", "negative", "neutral", "null"]
 
 
 def _byte_letters() -> dict[int, str]:

@@ -301,7 +301,7 @@ class Trainer:
 
     def _structure_tokens(self) -> list[str]:
         encoded = self.tokenizer.backend_tokenizer.encode_batch(
-            [*json_pieces(), "}"], add_special_tokens=False
+            [*json_pieces(), '"', "}"], add_special_tokens=False
         )
         return [one.tokens[0] for one in encoded]
 

@@ -19,8 +19,9 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -30,9 +31,16 @@ from scripts.benchmarks import engine, memory, plot, scores, tasks
 from scripts.terminal import Verb, app, err, out, plain_errors
 
 cli = app()
-Subject = Literal["engine", "memory", "tasks", "scores"]
-SUBJECTS: tuple[Subject, ...] = ("engine", "memory", "tasks", "scores")
 Measured = tuple[dict[str, float], dict[str, Any]]
+
+
+class Subject(StrEnum):
+    """What can be measured by itself."""
+
+    ENGINE = "engine"
+    MEMORY = "memory"
+    TASKS = "tasks"
+    SCORES = "scores"
 
 
 @cli.command(cls=Verb, help=__doc__)
@@ -47,14 +55,14 @@ def main(
         out_folder.mkdir(parents=True, exist_ok=True)
         file = out_folder / "bench.json"
         kept = _read(file)
-        for subject in only or SUBJECTS:
+        for subject in only or Subject:
             scratch = Path(tempfile.mkdtemp(prefix="draftloop-bench-"))
             try:
                 figures, samples = _MEASURES[subject](scratch, pairs, large)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
             kept |= {name: round(figure, 4) for name, figure in figures.items()}
-            kept["samples"] = kept.get("samples", {}) | {subject: samples}
+            kept["samples"] = kept.get("samples", {}) | {subject.value: samples}
             kept["machine"] = {"cpus": len(os.sched_getaffinity(0)), "python": platform.python_version()}
             file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             for name, figure in figures.items():
@@ -95,10 +103,10 @@ def _tasks(scratch: Path, pairs: int, large: int) -> Measured:
 
 
 _MEASURES: dict[Subject, Callable[[Path, int, int], Measured]] = {
-    "engine": _engine,
-    "memory": _memory,
-    "tasks": _tasks,
-    "scores": _scores,
+    Subject.ENGINE: _engine,
+    Subject.MEMORY: _memory,
+    Subject.TASKS: _tasks,
+    Subject.SCORES: _scores,
 }
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from models.corpus.composed import composed_clause
-from models.corpus.words import LETTERS, Draw, Generated, Language, Piece, join, person_name
+from models.corpus.words import BRACKETS, LETTERS, Draw, Generated, Language, Piece, join, person_name
 
 _ENDS = "。！？!?…"
 _FIELDS = ("name", "address", "email", "question")
@@ -112,6 +112,8 @@ def _noise(draw: Draw, language: Language) -> str:
             )
         else:
             parts.append(draw.pick(f"complaint_noise_{language}"))
+        if draw.wildly(0.15):
+            parts.append(draw.of(parts) if draw.chance(0.6) else parts[-1][-1] * draw.between(1, 3))
     return draw.of(("", "", "，", " ", "、")).join(parts)
 
 
@@ -122,6 +124,8 @@ def _question(draw: Draw, language: Language, tail: str | None) -> str:
     if draw.chance(0.05):
         comma = "\n"
     clauses = [_clause(draw, language) for _ in range(count)]
+    if count > 1 and draw.wildly(0.2):
+        clauses[draw.between(1, count - 1)] = clauses[0]
     if draw.chance(0.06):
         spot = draw.between(0, count - 1)
         clauses[spot] = _quoted(draw, clauses[spot])
@@ -191,6 +195,14 @@ def _invented(draw: Draw, language: Language) -> list[Piece]:
     draw.rng.shuffle(fields)
     mark = draw.pick_shared(f"separators_{language}")
     pieces = [Piece(draw.label(language) if draw.chance(0.4) else "")]
+    if draw.chance(0.2):
+        pair = draw.of(BRACKETS)
+        left, right = pair[0], pair[1]
+        mark = draw.of(("", "", mark))
+        for field in fields:
+            bare = field == "question" and draw.chance(0.5)
+            pieces += [Piece("" if bare else left), Piece("", field), Piece(("" if bare else right) + mark)]
+        return pieces
     for field in fields:
         kind = draw.rng.random()
         if kind < 0.3:

@@ -14,6 +14,26 @@ Language = Literal["zh", "en"]
 ENGLISH_SHARE = 0.2
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SYMBOLS = "／·～＃＆｜－＝＋×*#&~+=<>[]{}^_$%@!?;:'「」【】《》“”—：；、|/-()（）.,，。！？…→"
+RARE_SYMBOLS = (
+    "〔〕『』～＠％￥×℃①②③④⑤"  # signs that no template of the train split has, to be seen all the same
+)
+BRACKETS = (
+    "〔〕",
+    "『』",
+    "「」",
+    "【】",
+    "《》",
+    "()",
+    "（）",
+    "[]",
+    "{}",
+    "<>",
+    "“”",
+    "||",
+    "**",
+    "##",
+    "//",
+)
 _WORDS = Path(__file__).with_name("words")
 
 
@@ -135,10 +155,12 @@ class Draw:
     def characters(self, low: int, high: int) -> str:
         """Draw random Chinese characters; one in two hundred is outside the alphabet (byte fallback)."""
         known = alphabet()
-        return "".join(
+        drawn = "".join(
             self.rng.choice(known) if not self.chance(0.005) else chr(self.between(0x4E00, 0x9FA5))
             for _ in range(self.between(low, high))
         )
+        # Doubled characters, or a model that copies by what stood before never learns to stop.
+        return drawn[:-1] + drawn[-2:-1] if len(drawn) > 1 and self.chance(0.04) else drawn
 
     def letters(self, low: int, high: int) -> str:
         """Draw a random lower-case word."""
@@ -146,13 +168,17 @@ class Draw:
 
     def symbols(self) -> str:
         """Draw one to three random signs."""
-        return "".join(self.rng.choice(SYMBOLS) for _ in range(self.rng.choice((1, 1, 1, 2, 3))))
+        signs = RARE_SYMBOLS if self.chance(0.15) else SYMBOLS
+        return "".join(self.rng.choice(signs) for _ in range(self.rng.choice((1, 1, 1, 2, 3))))
 
     def label(self, language: Language) -> str:
         """Invent a field label that is in no list."""
         word = self.letters(2, 8) if language == "en" or self.chance(0.2) else self.characters(1, 4)
-        if self.chance(0.4):
-            word = self.pick(f"common_nouns_{language}")
+        if self.chance(0.5):
+            words = [self.pick(f"common_nouns_{language}") for _ in range(self.rng.choice((1, 1, 2)))]
+            word = (" " if language == "en" else self.of(("", "的"))).join(words)
+            if language == "zh" and self.chance(0.15):
+                word += self.of(("如下", "是这样", "见下", "就是", "为"))
         if language == "en" or self.chance(0.1):
             word = word.title()
         return word + self.of((":", "：", "=", " ", "", ">>", ": ", "为", "是"))
