@@ -258,9 +258,11 @@ def report_to_json(report: SandboxReport) -> dict[str, Any]:
 def report_from_json(given: Mapping[str, Any]) -> SandboxReport:
     """Read what `report_to_json` gave."""
     return SandboxReport(
-        **{
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()},
-            "programs": tuple(Package(**package) for package in given["programs"]),
-            "packages": tuple(Package(**package) for package in given["packages"]),
-        }
+        layers=tuple(given["layers"]),
+        landlock_abi=given["landlock_abi"],
+        languages=tuple(given["languages"]),
+        programs=tuple(Package(**package) for package in given["programs"]),
+        packages=tuple(Package(**package) for package in given["packages"]),
+        covers=tuple(given["covers"]),
+        gaps=tuple(given["gaps"]),
     )

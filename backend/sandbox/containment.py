@@ -18,7 +18,8 @@ from backend.sandbox import kernel, processes
 
 # What every program needs and no secret lies in. What does not exist is passed over.
 SYSTEM = (
-    "/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/alternatives", "/etc/fonts", "/etc/localtime",
+    "/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/alternatives", "/etc/fonts",
+    "/etc/localtime",
     "/etc/timezone", "/etc/mime.types", "/etc/ssl/openssl.cnf", "/var/cache/fontconfig",
 )  # fmt: skip
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
@@ -87,9 +88,9 @@ def rlimits(limits: Limits) -> dict[int, int]:
 
 
 def _limit(limits: Limits, uid: int | None) -> None:
-    for kind, value in rlimits(limits).items():
+    for kind, wanted in rlimits(limits).items():
         hard = resource.getrlimit(kind)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         # A second between the signal that can be caught and the one that cannot.
         ceiling = value + 1 if kind == resource.RLIMIT_CPU and hard == resource.RLIM_INFINITY else value
         resource.setrlimit(kind, (value, ceiling))

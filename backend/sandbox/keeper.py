@@ -119,7 +119,7 @@ def keep(connection: socket.socket, place: Place, uid: int | None) -> bool:
     request = _read_line(connection)
     if request is None:
         return True
-    folder = os.path.join(place.jobs, os.urandom(8).hex())
+    folder = os.path.join(place.jobs, f"{os.getpid()}-{os.urandom(4).hex()}")
     run = _Run(place, uid, folder, connection)
     try:
         try:
@@ -354,36 +354,12 @@ class _Run:
         Returns:
             Why it was ended, None where it ended by itself; its exit status.
         """
-        end: _End | None = None
-        ended = os.pidfd_open(child)
-        try:
-            with selectors.DefaultSelector() as selector:
-                for fd in (*texts, ended, self._connection.fileno()):
-                    selector.register(fd, selectors.EVENT_READ)
-                for fd in texts:
-                    os.set_blocking(fd, False)
-                next_poll = time.monotonic() + _POLL_S / 2
-                running = True
-                while running and end is None:
-                    for key, _ in selector.select(max(0.0, next_poll - time.monotonic())):
-                        if key.fd in texts:
-                            end = end or self._take(selector, key.fd, texts[key.fd])
-                        elif key.fd == ended:
-                            running = False
-                        else:
-                            end = end or _End("killed", "Cancelled.")
-                    if time.monotonic() >= next_poll:
-                        end = end or self._over(limits)
-                        next_poll = time.monotonic() + _POLL_S
-        finally:
-            os.close(ended)
-        if end is None:
-            # It is dead but not yet waited for, so it is not counted.
-            left = len(processes.descendants(os.getpid()))
-            if left:
-                self._notes.append(f"{left} processes outlived their script and were ended.")
-        else:
+        end = self._follow(limits, child, texts)
+        if end is not None:
             os.kill(child, signal.SIGKILL)
+        elif left := len(processes.descendants(os.getpid())):
+            # The child itself is dead but not yet waited for, so it is not counted.
+            self._notes.append(f"{left} processes outlived their script and were ended.")
         _, status = os.waitpid(child, 0)
         if not processes.end(os.getpid(), self._uid):
             raise OSError("a process could not be ended")
@@ -392,6 +368,32 @@ class _Run:
                 while chunk := os.read(fd, _CHUNK_BYTES):
                     text.add(chunk)
         return end or self._over_files(limits), os.waitstatus_to_exitcode(status)
+
+    def _follow(self, limits: Limits, child: int, texts: dict[int, _Text]) -> _End | None:
+        """Watch until the child ends (None) or has to be ended."""
+        ended = os.pidfd_open(child)
+        try:
+            with selectors.DefaultSelector() as selector:
+                for fd in (*texts, ended, self._connection.fileno()):
+                    selector.register(fd, selectors.EVENT_READ)
+                for fd in texts:
+                    os.set_blocking(fd, False)
+                next_poll = time.monotonic() + _POLL_S / 2
+                while True:
+                    ready = {key.fd for key, _ in selector.select(max(0.0, next_poll - time.monotonic()))}
+                    for fd in texts.keys() & ready:
+                        if end := self._take(selector, fd, texts[fd]):
+                            return end
+                    if ended in ready:
+                        return None
+                    if self._connection.fileno() in ready:
+                        return _End("killed", "Cancelled.")
+                    if time.monotonic() >= next_poll:
+                        if end := self._over(limits):
+                            return end
+                        next_poll = time.monotonic() + _POLL_S
+        finally:
+            os.close(ended)
 
     def _take(self, selector: selectors.BaseSelector, fd: int, text: _Text) -> _End | None:
         try:

@@ -118,32 +118,32 @@ def landlock(abi: int, *, read: Iterable[str], write: Iterable[str], devices: It
 
 # ---------------------------------------------------------------- seccomp
 _ALLOWED = """
-access alarm arch_prctl brk cachestat capget chdir chmod chown clock_getres clock_gettime clock_nanosleep close
-close_range copy_file_range creat dup dup2 dup3 epoll_create epoll_create1 epoll_ctl epoll_pwait epoll_pwait2
-epoll_wait eventfd eventfd2 execve execveat exit exit_group faccessat faccessat2 fadvise64 fallocate fchdir fchmod
-fchmodat fchown fchownat fdatasync fgetxattr flistxattr flock fork fstat fstatfs fsync ftruncate futex
-futex_waitv getcpu getcwd getdents getdents64 getegid geteuid getgid getgroups getitimer getpeername getpgid
-getpgrp getpid getppid getpriority getrandom getresgid getresuid getrlimit getrusage getsid getsockname
-getsockopt gettid gettimeofday getuid getxattr inotify_add_watch inotify_init inotify_init1
-inotify_rm_watch lchown lgetxattr link linkat listxattr llistxattr lseek lstat madvise membarrier mincore mkdir
-mkdirat mknod mknodat mlock mlock2 mmap mprotect mremap msync munlock munmap nanosleep newfstatat pause pipe
-pipe2 pkey_alloc pkey_free pkey_mprotect poll ppoll prctl pread64 preadv preadv2 pselect6 pwrite64 pwritev
-pwritev2 read readahead readlink readlinkat readv recvfrom recvmsg rename renameat renameat2 restart_syscall
-rmdir rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigreturn rt_sigsuspend rt_sigtimedwait
-sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr sched_getparam sched_getscheduler
-sched_rr_get_interval sched_yield select sendfile sendmsg sendto set_robust_list set_tid_address setitimer
-setpgid setrlimit setsid shutdown sigaltstack splice stat statfs statx symlink symlinkat
-sync_file_range sysinfo tee time timer_create timer_delete timer_getoverrun timer_gettime timer_settime
-timerfd_create timerfd_gettime timerfd_settime times umask uname unlink unlinkat utime utimensat utimes vfork
-wait4 waitid write writev
+access alarm arch_prctl brk cachestat capget chdir chmod chown clock_getres clock_gettime clock_nanosleep
+close close_range copy_file_range creat dup dup2 dup3 epoll_create epoll_create1 epoll_ctl epoll_pwait
+epoll_pwait2 epoll_wait eventfd eventfd2 execve execveat exit exit_group faccessat faccessat2 fadvise64
+fallocate fchdir fchmod fchmodat fchown fchownat fdatasync fgetxattr flistxattr flock fork fstat fstatfs
+fsync ftruncate futex futex_waitv getcpu getcwd getdents getdents64 getegid geteuid getgid getgroups
+getitimer getpeername getpgid getpgrp getpid getppid getpriority getrandom getresgid getresuid getrlimit
+getrusage getsid getsockname getsockopt gettid gettimeofday getuid getxattr inotify_add_watch inotify_init
+inotify_init1 inotify_rm_watch lchown lgetxattr link linkat listxattr llistxattr lseek lstat madvise
+membarrier mincore mkdir mkdirat mknod mknodat mlock mlock2 mmap mprotect mremap msync munlock munmap
+nanosleep newfstatat pause pipe pipe2 pkey_alloc pkey_free pkey_mprotect poll ppoll prctl pread64 preadv
+preadv2 pselect6 pwrite64 pwritev pwritev2 read readahead readlink readlinkat readv recvfrom recvmsg rename
+renameat renameat2 restart_syscall rmdir rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigreturn
+rt_sigsuspend rt_sigtimedwait sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr
+sched_getparam sched_getscheduler sched_rr_get_interval sched_yield select sendfile sendmsg sendto
+set_robust_list set_tid_address setitimer setpgid setrlimit setsid shutdown sigaltstack splice stat statfs
+statx symlink symlinkat sync_file_range sysinfo tee time timer_create timer_delete timer_getoverrun
+timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime times umask uname unlink unlinkat
+utime utimensat utimes vfork wait4 waitid write writev
 """.split()
 # Everything else looks as if the kernel did not have it, so that libraries take another way. These say
 # "Operation not permitted", because a human or a model reads it.
 _REFUSED = """
-accept accept4 add_key bind bpf chroot connect fanotify_init fsopen io_uring_setup kcmp kexec_load keyctl listen
-memfd_create mount mq_open msgget name_to_handle_at open_by_handle_at open_tree perf_event_open personality
-pidfd_getfd pivot_root process_vm_readv process_vm_writev ptrace reboot request_key semget setns shmget socket
-swapon umount2 unshare userfaultfd
+accept accept4 add_key bind bpf chroot connect fanotify_init fsopen io_uring_setup kcmp kexec_load keyctl
+listen memfd_create mount mq_open msgget name_to_handle_at open_by_handle_at open_tree perf_event_open
+personality pidfd_getfd pivot_root process_vm_readv process_vm_writev ptrace reboot request_key semget setns
+shmget socket swapon umount2 unshare userfaultfd
 """.split()
 _SIGNALS = "kill rt_sigqueueinfo rt_tgsigqueueinfo tgkill tkill".split()
 # F_DUPFD to F_SETLKW, the open-file-description locks, F_DUPFD_CLOEXEC and the size of pipes: not F_SETOWN
@@ -185,7 +185,7 @@ class _Filter:
         self._context = ctypes.c_void_p(
             self._library.seccomp_init(ctypes.c_uint32(_ACT_ERRNO | errno.ENOSYS))
         )
-        if not self._context:
+        if self._context.value is None:
             raise OSError(errno.ENOMEM, "seccomp_init")
         self._library.seccomp_attr_set(self._context, _FLAG_OPTIMIZE, ctypes.c_uint32(_BINARY_TREE))
 

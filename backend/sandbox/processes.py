@@ -69,6 +69,11 @@ def descendants(root: int, *, strict: bool = False) -> list[Process]:
     return found
 
 
+def dead_children(parent: int) -> list[int]:
+    """Give the children that have ended and that nobody has waited for."""
+    return [process.pid for process in _all() if process.dead and process.parent == parent]
+
+
 def threads_of(uid: int) -> int:
     """Count the threads of a user, as RLIMIT_NPROC does."""
     count = 0
@@ -80,7 +85,7 @@ def threads_of(uid: int) -> int:
 
 
 def memory(processes: list[Process], limit_bytes: int) -> int:
-    """Measure the memory of processes: resident, and where that is over the limit, without what they share."""
+    """Measure what processes hold: resident, and where that is over the limit, shared pages once."""
     resident = sum(process.resident_bytes for process in processes)
     if resident <= limit_bytes:
         return resident

@@ -64,7 +64,7 @@ def forked(environment: Mapping[str, str]) -> None:
     # By line: what was printed before a run is ended at its limit must have left the process.
     sys.stdout = open(1, "w", 1, encoding="utf-8", errors="surrogateescape", closefd=False)
     sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
-    sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
+    vars(sys).update(__stdout__=sys.stdout, __stderr__=sys.stderr)
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()  # else every fork draws the same numbers
 

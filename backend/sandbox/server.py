@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from backend.sandbox.containment import DEVICES, SYSTEM, Containment, python_pat
 SOCKET = "socket"
 # Between Debian's ranges for people and systemd's for services; a block for each sandbox of the machine.
 _FIRST_UID, _UIDS, _BLOCKS = 60720, 32, 14
+_CLEAN_S = 10
 _CODE = str(Path(__file__).parents[1])
 _LAYERS: tuple[Layer, ...] = get_args(Layer)
 
@@ -63,7 +65,8 @@ def main() -> None:
         folder = _prepare_folder(options.folder)
         uids, lock = _pool(options)
         with lock:
-            layers: set[Layer] = {"rlimits", "landlock", "seccomp"} - set(options.without)
+            always: set[Layer] = {"rlimits", "landlock", "seccomp"}
+            layers = always - options.without
             if uids:
                 layers.add("pool-uid")
             if "namespaces" not in options.without and _enter_namespaces(folder, options.inputs):
@@ -116,7 +119,7 @@ def _pool(options: Options) -> tuple[list[int], IO[str]]:
     if "pool-uid" in options.without or not kernel.has_capabilities(kernel.CAP_SETUID, kernel.CAP_SETGID):
         raise SetupError(
             "The sandbox is root and may not become another user: root has no limit on processes.",
-            hint="Run it as a user, or leave it the capabilities SETUID, SETGID, CHOWN, KILL and DAC_OVERRIDE.",
+            hint="Run it as a user, or leave it the capabilities SETUID, SETGID, CHOWN, KILL, DAC_OVERRIDE.",
         )
     for block in range(_BLOCKS):
         first = _FIRST_UID + block * _UIDS
@@ -289,20 +292,34 @@ class _Server:
         pid, uid = self._keepers.pop(fd)
         os.close(fd)
         _, status = os.waitpid(pid, 0)
-        clean = status == 0 or self._clean_after_crash(uid)
+        clean = status == 0 or self._clean_after_crash(pid, uid)
         if uid is not None and clean:
             self._uids.append(uid)
 
-    def _clean_after_crash(self, uid: int | None) -> bool:
-        """End what a dead keeper left; its processes became the server's own children."""
-        others = {pid for pid, _ in self._keepers.values()}
-        for process in processes.descendants(os.getpid()):
-            if process.parent == os.getpid() and process.pid not in others:
+    def _clean_after_crash(self, pid: int, uid: int | None) -> bool:
+        """End what a dead keeper left; its processes become the server's own children."""
+        print(f"keeper {pid} ended without cleaning up", file=sys.stderr, flush=True)
+        deadline = time.monotonic() + _CLEAN_S
+        while strangers := self._strangers():
+            if time.monotonic() > deadline:
+                return False
+            for process in strangers:
                 with suppress(OSError):
                     os.kill(process.pid, signal.SIGKILL)
-                    os.waitpid(process.pid, 0)
-        print(f"a keeper ended without cleaning up (user {uid})", file=sys.stderr, flush=True)
-        return not self._uids or uid is None or processes.threads_of(uid) == 0
+            time.sleep(0.005)
+        for child in set(processes.dead_children(os.getpid())) - {pid for pid, _ in self._keepers.values()}:
+            os.waitpid(child, 0)
+        for folder in (self._folder / "jobs").glob(f"{pid}-*"):
+            keeper.clear(str(folder))
+        return uid is None or processes.threads_of(uid) == 0
+
+    def _strangers(self) -> list[processes.Process]:
+        """Give the processes below the server that belong to no living keeper."""
+        found = processes.descendants(os.getpid())
+        known = {pid for pid, _ in self._keepers.values()}
+        for pid in tuple(known):
+            known |= {process.pid for process in processes.descendants(pid)}
+        return [process for process in found if process.pid not in known]
 
     def _stop(self) -> None:
         """End every job and remove what they made."""

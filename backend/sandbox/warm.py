@@ -21,8 +21,9 @@ PACKAGES = (
 CJK_FAMILIES = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei")
 # Asked for by scripts that were written on other systems, and by seaborn's themes.
 _ALIASES = (
-    "SimHei", "SimSun", "Microsoft YaHei", "Microsoft YaHei UI", "PingFang SC", "Heiti SC", "STHeiti", "STSong",
-    "KaiTi", "FangSong", "Arial Unicode MS", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans CN",
+    "SimHei", "SimSun", "Microsoft YaHei", "Microsoft YaHei UI", "PingFang SC", "Heiti SC", "STHeiti",
+    "STSong", "KaiTi", "FangSong", "Arial Unicode MS", "Noto Sans CJK JP", "Noto Sans SC",
+    "Source Han Sans CN",
     "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Arial", "Helvetica",
 )  # fmt: skip
 

@@ -9,13 +9,16 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backend.core.execution import MIB, Job, Limits, Script
+from backend.errors import SetupError
+from backend.sandbox.files import remove, usage
 from tests.sandbox.conftest import CANARY, Field
 
-SHORT = {"wall_s": 3.0, "cpu_s": 3}
+SHORT: dict[str, Any] = {"wall_s": 3.0, "cpu_s": 3}
 # Calls into the kernel for which Python has no function; raises OSError where it says no.
 CALLS = """
 import ctypes, os
@@ -79,7 +82,8 @@ print("left")
 
 def test_a_chain_of_processes_that_never_stand_still_is_ended(place: Field) -> None:
     # Each link forks the next and ends at once, so that whoever looks finds only the dead.
-    code = "import os\nif os.fork() == 0:\n    while True:\n        if os.fork():\n            os._exit(0)\nprint(1)"
+    code = "import os\nif os.fork() == 0:\n    while True:\n        if os.fork():\n"
+    code += "            os._exit(0)\nprint(1)"
     attempt = place.run(code, **SHORT)
     assert attempt.outcome in {"ok", "killed", "timeout"}
 
@@ -223,7 +227,7 @@ def test_a_zip_bomb_ends_at_the_limit_of_a_file(place: Field) -> None:
     "path", ["/etc/shadow", "/etc/passwd", "/root", "/home", "/etc", "/var", "/tmp", "/"]
 )
 def test_the_machines_files_cannot_be_read(place: Field, path: str) -> None:
-    denied(place, f"import os\nos.listdir({path!r}) if os.path.isdir({path!r}) else open({path!r}).read()")
+    denied(place, f"os.listdir({path!r}) if os.path.isdir({path!r}) else open({path!r}).read()")
 
 
 def test_a_file_that_everybody_may_read_cannot_be_read_or_changed(place: Field) -> None:
@@ -258,7 +262,8 @@ for path in glob.glob("/proc/[0-9]*/environ") + ["/proc/self/environ", "/proc/1/
     "path",
     [
         "/proc/kcore", "/proc/sysrq-trigger", "/proc/1/cmdline", "/proc/1/root/etc/passwd", "/proc/keys",
-        "/proc/self/mem", "/proc/sys/kernel/core_pattern", "/sys/kernel", "/dev/mem", "/dev/vda", "/dev/tty",
+        "/proc/self/mem",
+        "/proc/sys/kernel/core_pattern", "/sys/kernel", "/dev/mem", "/dev/vda", "/dev/tty",
     ],
 )  # fmt: skip
 def test_the_kernels_files_cannot_be_opened(place: Field, path: str) -> None:
@@ -268,8 +273,8 @@ def test_the_kernels_files_cannot_be_opened(place: Field, path: str) -> None:
 def test_another_tasks_folder_cannot_be_read_or_written(place: Field) -> None:
     found = place.home / f"there-{place.mode}"
     found.mkdir()
-    first = "import os, time\nopen('mine', 'w').write('of task 1')\nos.chmod('.', 0o777)\nos.chmod('mine', 0o666)\n"
-    first += "time.sleep(4)"
+    first = "import os, time\nopen('mine', 'w').write('of task 1')\nos.chmod('.', 0o777)\n"
+    first += "os.chmod('mine', 0o666)\ntime.sleep(4)"
     outcome = []
 
     def run_first() -> None:
@@ -312,8 +317,9 @@ for words, attempt in {{
 @pytest.mark.parametrize(
     ("family", "kind"),
     [
-        ("AF_INET", "SOCK_STREAM"), ("AF_INET", "SOCK_DGRAM"), ("AF_INET", "SOCK_RAW"), ("AF_INET6", "SOCK_STREAM"),
-        ("AF_INET6", "SOCK_DGRAM"), ("AF_UNIX", "SOCK_STREAM"), ("AF_UNIX", "SOCK_DGRAM"), ("AF_VSOCK", "SOCK_STREAM"),
+        ("AF_INET", "SOCK_STREAM"), ("AF_INET", "SOCK_DGRAM"), ("AF_INET", "SOCK_RAW"),
+        ("AF_INET6", "SOCK_STREAM"), ("AF_INET6", "SOCK_DGRAM"), ("AF_UNIX", "SOCK_STREAM"),
+        ("AF_UNIX", "SOCK_DGRAM"), ("AF_VSOCK", "SOCK_STREAM"),
         ("AF_NETLINK", "SOCK_RAW"), ("AF_PACKET", "SOCK_RAW"), ("AF_ALG", "SOCK_SEQPACKET"),
     ],
 )  # fmt: skip
@@ -449,7 +455,8 @@ import os, pathlib
 path = "input/given.csv"
 for attempt in (
     lambda: open(path, "a"), lambda: open(path, "r+"), lambda: os.truncate(path, 0),
-    lambda: os.chmod(path, 0o777), lambda: os.utime(path, (0, 0)), lambda: os.chmod(os.path.realpath(path), 0o777),
+    lambda: os.chmod(path, 0o777), lambda: os.utime(path, (0, 0)),
+    lambda: os.chmod(os.path.realpath(path), 0o777),
     lambda: os.unlink(os.path.realpath(path)) if os.path.islink(path) else os.unlink(path),
     lambda: os.rename(os.path.realpath(path), "mine"), lambda: os.link(path, "mine"),
     lambda: os.setxattr(path, "user.a", b"b"),
@@ -526,7 +533,21 @@ def test_a_script_that_ends_the_hard_way_is_told_in_words(place: Field) -> None:
 
 
 def test_limits_that_make_no_sense_are_refused() -> None:
-    from backend.errors import SetupError
-
     with pytest.raises(SetupError, match="wall_s"):
         Limits(wall_s=0)
+
+
+def test_a_folder_of_any_depth_and_width_is_removed(tmp_path: Path) -> None:
+    place, here = Path("/dev/shm") / tmp_path.name, Path.cwd()
+    place.mkdir()
+    os.chdir(place)
+    try:
+        for number in range(5000):
+            Path("f").touch()
+            Path("d" * 20).mkdir(mode=0o000 if number % 500 == 499 and os.getuid() == 0 else 0o700)
+            os.chdir("d" * 20)
+    finally:
+        os.chdir(here)
+    assert usage(str(place), 100_000).hidden
+    remove(str(place))
+    assert not place.exists()
