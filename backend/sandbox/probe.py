@@ -71,7 +71,8 @@ if given["own_user"] and os.getuid() == given["uid"]:
 if libc.prctl(39, 0, 0, 0, 0) != 1:
     possible.append("gain privileges")
 for kind, value in given["rlimits"].items():
-    if resource.getrlimit(int(kind))[0] > value:
+    soft = resource.getrlimit(int(kind))[0]
+    if soft == resource.RLIM_INFINITY or soft > value:
         possible.append(f"exceed resource limit {kind}")
 try:
     bytearray(given["memory_bytes"])
