@@ -9,7 +9,6 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 
 from backend.core.execution import INPUT_FOLDER, Limits, OutputFile, Refused, size
@@ -44,11 +43,15 @@ def usage(folder: str, most_files: int) -> Usage:
                 files += 1
                 if files > most_files:
                     return Usage(disk_bytes, files)
-                with suppress(OSError):
+                try:
                     found = entry.stat(follow_symlinks=False)
-                    disk_bytes += found.st_blocks * 512
-                    if stat.S_ISDIR(found.st_mode):
-                        queue.append(entry.path)
+                except FileNotFoundError:
+                    continue
+                except OSError:
+                    return Usage(disk_bytes, files, hidden=True)
+                disk_bytes += found.st_blocks * 512
+                if stat.S_ISDIR(found.st_mode):
+                    queue.append(entry.path)
     return Usage(disk_bytes, files)
 
 

@@ -20,7 +20,7 @@ _SYSTEM_CALLS = (
 
 # One line for each property; a try that raises OSError is one that was denied.
 _CODE = r"""
-import ctypes, json, os, resource, socket, sys
+import ctypes, json, mmap, os, resource, socket, sys
 given = json.loads(sys.argv[1] if len(sys.argv) > 1 else GIVEN)
 libc = ctypes.CDLL(None, use_errno=True)
 possible = []
@@ -74,11 +74,8 @@ for kind, value in given["rlimits"].items():
     soft = resource.getrlimit(int(kind))[0]
     if soft == resource.RLIM_INFINITY or soft > value:
         possible.append(f"exceed resource limit {kind}")
-try:
-    bytearray(given["memory_bytes"])
-    possible.append("allocate more than its memory")
-except MemoryError:
-    pass
+private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+forbidden("allocate more than its memory", lambda: mmap.mmap(-1, given["memory_bytes"], private))
 open("written", "w").write("ok")
 print(json.dumps(possible))
 """
