@@ -171,8 +171,10 @@ def fresh_home(owner: int | None) -> Iterator[Path]:
     (home / "secret").write_text("for nobody")
     if owner is not None:
         os.chown(home / "sandbox", owner, owner)
-    yield home
-    shutil.rmtree(home)
+    try:
+        yield home
+    finally:
+        shutil.rmtree(home)
 
 
 @contextmanager
