@@ -1,0 +1,101 @@
+"""The containment of one child: rlimits, a user of its own, Landlock, seccomp, in the one order that works.
+
+Knows what a job may touch. The layers are worked out once, at the start of the sandbox; each child then
+puts them on itself between fork and code.
+"""
+
+import os
+import resource
+import signal
+import sys
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from backend.core.execution import MIB, Layer, Limits
+from backend.sandbox import kernel, processes
+
+# What every program needs and no secret lies in. What does not exist is passed over.
+SYSTEM = (
+    "/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/alternatives", "/etc/fonts",
+    "/etc/localtime",
+    "/etc/timezone", "/etc/mime.types", "/etc/ssl/openssl.cnf", "/var/cache/fontconfig",
+)  # fmt: skip
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+_PROC = ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/sys/vm/overcommit_memory", "/proc/version")
+_CPUS = ("/sys/devices/system/cpu",)
+# V8 reserves address space that it does not use; data is what counts.
+_ADDRESS_SPACE_BYTES = 4096 * MIB
+_OPEN_FILES = 256
+RUNNER = str(Path(__file__).with_name("runner.py"))
+
+
+def python_paths() -> tuple[str, ...]:
+    """Give the folders of this Python and its environment."""
+    library = sysconfig.get_path("stdlib")
+    paths = {sys.prefix, sys.base_prefix, str(Path(library).parents[1]), os.path.realpath(sys.executable)}
+    return tuple(sorted(path for path in paths if path not in {"/", "/usr", "/usr/local"}))
+
+
+@dataclass(frozen=True)
+class Containment:
+    """The layers in force, and the seccomp filter, made once."""
+
+    layers: frozenset[Layer]
+    landlock_abi: int
+    seccomp: bytes
+
+    def apply(self, *, uid: int | None, limits: Limits, read: Sequence[str], write: Sequence[str]) -> None:
+        """Contain this process for good. There is no way back and no second call.
+
+        Args:
+            uid: The user to become; None stays who it is.
+            limits: What each process may use; totals are watched from outside.
+            read: Files and folders to read, besides the system's.
+            write: Folders to write to.
+        """
+        if "rlimits" in self.layers:
+            _limit(limits, uid)
+        os.nice(5)
+        Path("/proc/self/oom_score_adj").write_text("1000")
+        if uid is not None:
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        kernel.drop_capabilities()
+        kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+        if "landlock" in self.layers:
+            system = (*SYSTEM, *_PROC, *_CPUS, *python_paths(), RUNNER)
+            kernel.landlock(self.landlock_abi, read=(*system, *read), write=write, devices=DEVICES)
+        if "seccomp" in self.layers:
+            kernel.install_seccomp(self.seccomp)
+
+
+def rlimits(limits: Limits) -> dict[int, int]:
+    """Give the limits that the kernel keeps for each process, but for the number of processes."""
+    return {
+        resource.RLIMIT_CPU: limits.cpu_s,
+        resource.RLIMIT_DATA: limits.memory_bytes,
+        resource.RLIMIT_AS: limits.memory_bytes + _ADDRESS_SPACE_BYTES,
+        resource.RLIMIT_FSIZE: limits.file_bytes,
+        resource.RLIMIT_NOFILE: _OPEN_FILES,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_MSGQUEUE: 0,
+    }
+
+
+def _limit(limits: Limits, uid: int | None) -> None:
+    for kind, wanted in rlimits(limits).items():
+        hard = resource.getrlimit(kind)[1]
+        value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        # A second between the signal that can be caught and the one that cannot.
+        ceiling = value + 1 if kind == resource.RLIMIT_CPU and hard == resource.RLIM_INFINITY else value
+        resource.setrlimit(kind, (value, ceiling))
+    # The kernel counts the user's threads; without a user of its own those of others count too.
+    count = limits.processes + (0 if uid is not None else processes.threads_of(os.getuid()))
+    hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    count = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    resource.setrlimit(resource.RLIMIT_NPROC, (count, count))
