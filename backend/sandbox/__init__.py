@@ -1,4 +1,5 @@
-"""The sandbox: a process and an environment of its own that runs generated code and hands back files.
+"""Generated code: its sandbox, and the loop that leads to it, each a process and an environment of its own.
 
-Sees nothing of ours but `backend.core.execution` and the errors. docs/sandbox.md says what it covers.
+The sandbox runs code and hands back files; it sees nothing of ours but `backend.core.execution` and the
+errors. docs/sandbox.md says what it covers. `interpreter.py` is Open Interpreter's loop, which runs nothing itself.
 """
