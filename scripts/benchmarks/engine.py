@@ -1,7 +1,7 @@
 """The backend against the engine itself: the same prompts through /predict and straight to vLLM.
 
 Both sides send the very same bodies: those that the flow sends for these tasks, second tries included, are
-recorded first, one task at a time. That also fills the prefix cache, so that both sides find vLLM at its
+recorded first. That also fills the prefix cache, so that both sides find vLLM at its
 fastest, which is where our own time weighs most. Pairs are interleaved and change order.
 """
 
@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -130,7 +131,7 @@ def measure(
 
 
 def record(vllm: str, number: int) -> Workload:
-    """Run the flow over held-out tasks, one at a time, and write down every body.
+    """Run the flow over held-out tasks and write down every body, task by task.
 
     Args:
         vllm: Root address of vLLM.
@@ -141,14 +142,16 @@ def record(vllm: str, number: int) -> Workload:
     cases = Cases(servers.ROOT / "label_config")
     case = cases.get(_CASE)
     tasks = _tasks(_CASE, number)
-    chains = []
-    with VllmModel(f"{vllm}/v1", MODEL) as model:
-        for task in tasks:
+    with VllmModel(f"{vllm}/v1", MODEL) as model, ThreadPoolExecutor(16) as pool:
+
+        def bodies(task: Task) -> list[bytes]:
             recorder = _Recorder(model)
             drafter = Drafter(recorder, profile="compact", temperature=0, concurrency=1)
-            drafter.draft(case, [task])
+            drafter.draft(case, [task], deadline_s=_LIMIT_S)
             drafter.close()
-            chains.append(recorder.bodies)
+            return recorder.bodies
+
+        chains = list(pool.map(bodies, tasks))
     return Workload(case, cases.config(_CASE), tasks, chains)
 
 
