@@ -7,6 +7,7 @@ The folder is a function of what Label Studio holds: the same state gives the sa
 interrupted before. So killing it at any moment loses nothing and doubles nothing.
 
     samples.jsonl               canonical records, all of them, sorted by task and annotation
+    sample.schema.json          what a line of it is
     rejected.jsonl              annotations that are no samples, with the gate and the reason
     alpaca.jsonl                training rows           alpaca.test.jsonl      held out: never train on them
     messages.jsonl              training rows           messages.test.jsonl    held out
@@ -28,20 +29,20 @@ import orjson
 
 from backend.core.dataset import (
     FORMATS,
-    SYNC_VERSION,
     Rejected,
-    Sample,
     annotations_of,
     fingerprint,
     judge,
     rows,
 )
 from backend.core.prompting import Case
+from backend.core.sample import SAMPLE_VERSION, Sample, canonical
 from backend.edge.cases import Cases
 from backend.edge.labelstudio import LabelStudio, Project
 from backend.errors import ServiceError, SetupError
 
 _MANIFEST = "manifest.json"
+_SCHEMA = Path(__file__).parent / "core" / "sample.schema.json"
 # Label Studio stamps a change before it commits it: a slow commit appears behind the newest stamp.
 _OVERLAP = timedelta(minutes=5)
 
@@ -231,7 +232,8 @@ def _load(folder: Path) -> State:
     as_promised = all(
         _sha256(content) == manifest["files"][name]["sha256"] for name, content in found.items()
     )
-    if not as_promised or manifest["sync_version"] != SYNC_VERSION:
+    # A folder of another version is made anew; the oldest had no "sample" in its manifest.
+    if not as_promised or manifest.get("sample", {}).get("version") != SAMPLE_VERSION:
         return _unread(sources)
     kept: Rows = {}
     for record in _lines(found["samples.jsonl"]):
@@ -257,19 +259,24 @@ def _store(folder: Path, after: State) -> tuple[str, ...]:
     files: dict[str, bytes] = {
         "samples.jsonl": _jsonl(sample.record() for sample in samples),
         "rejected.jsonl": _jsonl(row.record() for row in rejected),
+        _SCHEMA.name: _SCHEMA.read_bytes(),
     }
     for form in FORMATS:
         files[f"{form.name}.jsonl"] = _jsonl(rows(samples, form, "train"))
         files[f"{form.name}.test.jsonl"] = _jsonl(rows(samples, form, "test"))
     manifest = {
-        "sync_version": SYNC_VERSION,
+        "sample": {"version": SAMPLE_VERSION, "schema": _SCHEMA.name},
         "counts": _counts(ordered),
         "projects": {
             str(key): {"source": asdict(source), "counts": _counts(_of(key, after.rows))}
             for key, source in sorted(after.sources.items())
         },
         "files": {
-            name: {"rows": content.count(b"\n"), "bytes": len(content), "sha256": _sha256(content)}
+            name: {
+                "rows": content.count(b"\n") * name.endswith(".jsonl"),
+                "bytes": len(content),
+                "sha256": _sha256(content),
+            }
             for name, content in files.items()
         },
     }
@@ -302,7 +309,7 @@ def _replaced(path: Path, content: bytes) -> bool:
 
 
 def _jsonl(records: Iterable[Mapping[str, Any]]) -> bytes:
-    return b"".join(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records)
+    return b"".join(f"{canonical(record)}\n".encode() for record in records)
 
 
 def _sha256(content: bytes) -> str:

@@ -9,27 +9,23 @@ prompt before it is the compact one: a model tuned on these rows is asked exactl
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from backend.core.controls import Region
 from backend.core.labelling import Task, Value
 from backend.core.prompting import Case, render
+from backend.core.sample import SAMPLE_VERSION, Record, Sample, Split, canonical, present
 from backend.errors import InvalidValue, TaskError
 
-Record = dict[str, Any]
 Row = dict[str, Any]
-Verdict = Literal["accepted", "corrected", "written"]
-Split = Literal["train", "test"]
 
-# Raised when the same annotations would give other samples: every dataset is then made anew.
-SYNC_VERSION = 1
 TEST_PCT = 10
 
 _HALF = re.compile(r"[\ud800-\udfff]")  # of a surrogate pair: SQLite keeps it, UTF-8 cannot
+_VERSION = re.compile(r"(.+)-[0-9a-f]{10}")  # the backend's: model, hash
 
 
 @dataclass(frozen=True)
@@ -41,6 +37,7 @@ class Annotation:
     task: Task
     regions: list[Region]
     cancelled: bool
+    ground_truth: bool = False
     metadata: Mapping[str, Any] = field(default_factory=dict)
     draft: list[Region] | None = None
 
@@ -69,48 +66,12 @@ class Rejected:
 
     def record(self) -> Record:
         """Give the row of rejected.jsonl."""
-        return _present(self.__dict__)
+        return present(self.__dict__) | {"schema_version": SAMPLE_VERSION}
 
     @classmethod
     def from_record(cls, record: Record) -> "Rejected":
         """Read the row of rejected.jsonl."""
-        return cls(**record)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A training sample: what the human read, what they submitted, and what the draft had said.
-
-    verdict     accepted: the draft was right; corrected: `changed` lists the fields in which it was
-                not; written: there was no draft, or none that the config can read
-    target      canonical serialization of `value`
-    system      the two messages that ask a tuned model for the target
-    user
-    """
-
-    project: int
-    task: int
-    annotation: int
-    case: str
-    split: Split
-    verdict: Verdict
-    input: Mapping[str, str]
-    value: Value
-    target: str
-    system: str
-    user: str
-    draft: Value | None = None
-    changed: tuple[str, ...] = ()
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-    def record(self) -> Record:
-        """Give the row of samples.jsonl; what there is not has no key."""
-        return _present({**self.__dict__, "changed": list(self.changed)})
-
-    @classmethod
-    def from_record(cls, record: Record) -> "Sample":
-        """Read the row of samples.jsonl."""
-        return cls(**{**record, "changed": tuple(record["changed"])})
+        return cls(**{name: part for name, part in record.items() if name != "schema_version"})
 
 
 def annotations_of(task: Mapping[str, Any], project: int) -> list[Annotation]:
@@ -120,13 +81,16 @@ def annotations_of(task: Mapping[str, Any], project: int) -> list[Annotation]:
     for entry in task["annotations"]:
         draft = predictions.get(entry.get("parent_prediction"))
         human = entry.get("completed_by")
+        version = draft and draft.get("model_version")
+        model = _VERSION.fullmatch(version or "")
         metadata = {
             "human": human.get("id") if isinstance(human, Mapping) else human,
             "created_at": entry.get("created_at"),
             "updated_at": entry.get("updated_at"),
             "lead_time_s": entry.get("lead_time"),
             "draft_prediction": entry.get("parent_prediction"),
-            "draft_version": draft and draft.get("model_version"),
+            "draft_version": version,
+            "draft_model": model and model[1],
             "draft_score": draft and draft.get("score"),
         }
         found.append(
@@ -136,7 +100,8 @@ def annotations_of(task: Mapping[str, Any], project: int) -> list[Annotation]:
                 task=Task(task["id"], task["data"]),
                 regions=entry["result"] or [],
                 cancelled=bool(entry.get("was_cancelled")),
-                metadata=_present(metadata),
+                ground_truth=bool(entry.get("ground_truth")),
+                metadata=present(metadata),
                 draft=draft and draft["result"],
             )
         )
@@ -167,22 +132,26 @@ def judge(annotation: Annotation, case: Case) -> Sample | Rejected:
     return _sample(candidate)
 
 
-def split_of(texts: Mapping[str, str]) -> Split:
-    """Put a task into train or test by what the human reads: the same text is never in both."""
-    digest = hashlib.sha256(_canonical(texts).encode()).digest()
-    return "test" if int.from_bytes(digest[:8], "big") % 100 < TEST_PCT else "train"
+def group_of(texts: Mapping[str, str]) -> str:
+    """Hash what must not be both in train and in test; 16 hex digits."""
+    return hashlib.sha256(canonical(texts).encode()).hexdigest()[:16]
+
+
+def split_of(group: str) -> Split:
+    """Put a group into train or test by its hash alone: it stays there as data grow."""
+    return "test" if int(group, 16) % 100 < TEST_PCT else "train"
 
 
 def fingerprint(case: Case) -> str:
     """Hash what decides how a case's annotations become samples; 16 hex digits."""
     decisive = [
-        SYNC_VERSION,
+        SAMPLE_VERSION,
         case.name,
         case.compact,
         case.labelling.config_hash,
         case.labelling.validating_schema,
     ]
-    return hashlib.sha256(_canonical(decisive).encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical(decisive).encode()).hexdigest()[:16]
 
 
 def _sample(candidate: Candidate) -> Sample:
@@ -194,21 +163,26 @@ def _sample(candidate: Candidate) -> Sample:
     changed = () if draft is None else _changed(case, draft, value)
     system, user = render(case, annotation.task, "compact")
     texts = labelling.inputs(annotation.task)
+    group = group_of(texts)
     return Sample(
         project=annotation.project,
         task=annotation.task.id,
         annotation=annotation.id,
         case=case.name,
-        split=split_of(texts),
         verdict="written" if draft is None else "corrected" if changed else "accepted",
         input=texts,
+        system=system.content,
+        instruction=user.content,
         value=value,
         target=labelling.encode(value),
-        system=system.content,
-        user=user.content,
+        group=group,
+        split=split_of(group),
         draft=draft,
+        draft_target=None if draft is None else labelling.encode(draft),
         changed=changed,
-        metadata={**annotation.metadata, "config_hash": labelling.config_hash, "sync_version": SYNC_VERSION},
+        ground_truth=annotation.ground_truth,
+        gates=tuple(gate.__name__ for gate in SAMPLE_GATES),
+        metadata={**annotation.metadata, "config_hash": labelling.config_hash},
     )
 
 
@@ -216,26 +190,18 @@ def _draft_of(candidate: Candidate) -> Value | None:
     if candidate.annotation.draft is None:
         return None
     try:
-        return candidate.case.labelling.from_regions(candidate.annotation.draft, candidate.annotation.task)
+        draft = candidate.case.labelling.from_regions(candidate.annotation.draft, candidate.annotation.task)
     except TaskError:
         return None  # a prediction from elsewhere, or of an older config: nothing can be said about it
+    return None if _HALF.search(canonical(draft)) else draft
 
 
 def _changed(case: Case, draft: Value, value: Value) -> tuple[str, ...]:
     return tuple(
         control.name
         for control in case.labelling.controls
-        if _canonical(draft.get(control.name)) != _canonical(value.get(control.name))
+        if canonical(draft.get(control.name)) != canonical(value.get(control.name))
     )
-
-
-def _canonical(part: Any) -> str:
-    return json.dumps(part, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-
-
-def _present(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what is not there; a key that is null makes trouble in every consumer."""
-    return {key: part for key, part in record.items() if part is not None}
 
 
 # ---------------------------------------------------------------------------------- gates
@@ -248,7 +214,7 @@ def not_skipped(candidate: Candidate) -> str | None:
 
 def readable(candidate: Candidate) -> str | None:
     """Stop regions that the config cannot hold, tasks that lack what it shows, and half characters."""
-    if _HALF.search(_canonical(candidate.value)):
+    if _HALF.search(canonical(candidate.value)):
         return "It holds half a character (a lone surrogate), which no file can."
     return candidate.unreadable or None
 
@@ -272,7 +238,7 @@ def obeys_rules(candidate: Candidate) -> str | None:
 
 def alpaca(sample: Sample) -> Row:
     """Write an Alpaca row; `instruction` is the whole user turn, so no template changes the prompt."""
-    return {"instruction": sample.user, "input": "", "output": sample.target, "system": sample.system}
+    return {"instruction": sample.instruction, "input": "", "output": sample.target, "system": sample.system}
 
 
 def messages(sample: Sample) -> Row:
@@ -280,7 +246,7 @@ def messages(sample: Sample) -> Row:
     return {
         "messages": [
             {"role": "system", "content": sample.system},
-            {"role": "user", "content": sample.user},
+            {"role": "user", "content": sample.instruction},
             {"role": "assistant", "content": sample.target},
         ]
     }

@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parents[2] / "label_config"
 CASES = Cases(FOLDER)
 LABELLING = CASES.get("complaint").labelling
 FILES = {
-    *("samples.jsonl", "rejected.jsonl", "manifest.json"),
+    *("samples.jsonl", "rejected.jsonl", "sample.schema.json", "manifest.json"),
     *("alpaca.jsonl", "alpaca.test.jsonl", "messages.jsonl", "messages.test.jsonl"),
 }
 
@@ -91,7 +91,7 @@ def test_counts_add_up_and_the_manifest_names_every_file(
     assert counts["samples"] == counts["accepted"] + counts["corrected"] + counts["written"]
     assert set(manifest["files"]) == FILES - {"manifest.json"}
     assert {name: entry["rows"] for name, entry in manifest["files"].items()} == {
-        name: len(lines(tmp_path / "d", name)) for name in manifest["files"]
+        name: len(lines(tmp_path / "d", name)) if name.endswith(".jsonl") else 0 for name in manifest["files"]
     }
     assert (report.new, report.changed, report.gone) == (20, 0, 0)
     order = [(row["task"], row["annotation"]) for row in lines(tmp_path / "d")]

@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 from backend.core.dataset import (
     FORMATS,
     Rejected,
-    Sample,
     annotations_of,
     fingerprint,
+    group_of,
     judge,
     rows,
     split_of,
 )
 from backend.core.labelling import Task
 from backend.core.prompting import render
+from backend.core.sample import Sample
 from backend.edge.cases import Cases
 
 CASES = Cases(Path(__file__).parents[2] / "label_config")
@@ -132,6 +133,7 @@ def test_no_key_of_a_record_is_null() -> None:
     ).record()
     target = record.pop("target")
     assert "null" in target  # the model is asked for it there
+    assert record.pop("messages")[-1]["content"] == target
     assert "null" not in orjson.dumps(record).decode()
 
 
@@ -186,11 +188,12 @@ def test_the_same_text_is_never_in_both_splits_whatever_else_differs() -> None:
 
 @given(st.integers(0, 10**9))
 def test_the_split_depends_on_the_text_alone(seed: int) -> None:
-    assert split_of({"text": str(seed)}) == split_of(json.loads(json.dumps({"text": str(seed)})))
+    texts = {"text": str(seed)}
+    assert split_of(group_of(texts)) == split_of(group_of(json.loads(json.dumps(texts))))
 
 
 def test_about_a_tenth_is_held_out() -> None:
-    test = sum(split_of({"text": f"task {number}"}) == "test" for number in range(10_000))
+    test = sum(split_of(group_of({"text": f"task {number}"})) == "test" for number in range(10_000))
     assert 900 < test < 1100
 
 
