@@ -1,8 +1,8 @@
-"""What humans submitted, as training samples: read back, judged by gates, written in formats.
+"""What humans submitted, as training samples: read back from Label Studio's tasks, judged by gates.
 
-Knows Label Studio's task object as its API lists it, the gates that a sample must pass, and the row of
-every format. Does not know files, Label Studio's API or the time: the same annotations always give the
-same samples.
+Knows Label Studio's task object as its API lists it, and the gates that a sample passes by itself. Does
+not know other samples (`corpus`), rows (`formats`), files, Label Studio's API or the time: the same
+annotation always gives the same sample.
 
 The training target is the canonical serialization of the value that the human submitted, and the
 prompt before it is the compact one: a model tuned on these rows is asked exactly what it was trained on.
@@ -10,19 +10,17 @@ prompt before it is the compact one: a model tuned on these rows is asked exactl
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from backend.core.controls import Region
 from backend.core.labelling import Task, Value
+from backend.core.personal import Mask, described, strings
 from backend.core.prompting import Case, render
-from backend.core.sample import SAMPLE_VERSION, Record, Sample, Split, canonical, present
+from backend.core.rules import Reason
+from backend.core.sample import SAMPLE_VERSION, Note, Record, Sample, canonical, present
 from backend.errors import InvalidValue, TaskError
-
-Row = dict[str, Any]
-
-TEST_PCT = 10
 
 _HALF = re.compile(r"[\ud800-\udfff]")  # of a surrogate pair: SQLite keeps it, UTF-8 cannot
 _VERSION = re.compile(r"(.+)-[0-9a-f]{10}")  # the backend's: model, hash
@@ -44,12 +42,13 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An annotation on its way to a sample: its value, or why it does not read back."""
+    """An annotation on its way to a sample: its value and what is wrong with it, or why there is none."""
 
     annotation: Annotation
     case: Case
     value: Value | None
     unreadable: str = ""
+    broken: tuple[Reason, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,62 +107,95 @@ def annotations_of(task: Mapping[str, Any], project: int) -> list[Annotation]:
     return found
 
 
-def judge(annotation: Annotation, case: Case) -> Sample | Rejected:
-    """Make an annotation a sample, or say which gate it failed; the first one that it fails counts."""
+def judge(
+    annotation: Annotation, case: Case, *, group_by: str = "", mask: bool = False, region: str = "CN"
+) -> Sample | Rejected:
+    """Make an annotation a sample, or say which gate it failed; the first one that it fails counts.
+
+    Args:
+        annotation: What a human made of a task.
+        case: The task's case.
+        group_by: Key of task data that names the source document, if tasks have one.
+        mask: Whether stand-ins take the place of personal data, in the reasons too.
+        region: Country of telephone numbers without a country code.
+    """
     try:
         case = case.for_task(annotation.task)
         case.labelling.inputs(annotation.task)  # what cannot be shown is no sample
-        value = case.labelling.from_regions(annotation.regions, annotation.task)
-        candidate = Candidate(annotation, case, value)
+        candidate = _candidate(
+            annotation, case, case.labelling.from_regions(annotation.regions, annotation.task)
+        )
     except TaskError as error:
         candidate = Candidate(annotation, case, None, str(error))
+    draft = _draft_of(candidate)
+    hide = Mask([annotation.task.data, candidate.value, draft], region) if mask else None
+    stopped = _stopped(candidate)
+    if stopped is None and hide is not None:
+        masked = replace(annotation, task=Task(annotation.task.id, hide(dict(annotation.task.data))))
+        candidate = _candidate(masked, case, hide(candidate.value))
+        stopped = _stopped(candidate)
+        if stopped is None:
+            return _sample(candidate, hide(draft), group_by, region)
+        stopped = (still_right_when_masked.__name__, still_right_when_masked(stopped))
+    if stopped is None:
+        return _sample(candidate, draft, group_by, region)
+    gate, reason = stopped
+    return Rejected(
+        annotation.project,
+        annotation.task.id,
+        annotation.id,
+        case.name,
+        gate,
+        hide(reason) if hide else reason,
+        annotation.metadata,
+    )
+
+
+def _candidate(annotation: Annotation, case: Case, value: Value) -> Candidate:
+    return Candidate(annotation, case, value, broken=case.rules.check(value, annotation.task))
+
+
+def _stopped(candidate: Candidate) -> tuple[str, str] | None:
     for gate in SAMPLE_GATES:
         reason = gate(candidate)
         if reason is not None:
-            return Rejected(
-                annotation.project,
-                annotation.task.id,
-                annotation.id,
-                case.name,
-                gate.__name__,
-                reason,
-                annotation.metadata,
-            )
-    return _sample(candidate)
+            return gate.__name__, reason
+    return None
 
 
-def group_of(texts: Mapping[str, str]) -> str:
+def group_of(source: Mapping[str, Any]) -> str:
     """Hash what must not be both in train and in test; 16 hex digits."""
-    return hashlib.sha256(canonical(texts).encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical(source).encode()).hexdigest()[:16]
 
 
-def split_of(group: str) -> Split:
-    """Put a group into train or test by its hash alone: it stays there as data grow."""
-    return "test" if int(group, 16) % 100 < TEST_PCT else "train"
+def fingerprint(case: Case, *how: object) -> str:
+    """Hash what decides how a case's annotations become samples; 16 hex digits.
 
-
-def fingerprint(case: Case) -> str:
-    """Hash what decides how a case's annotations become samples; 16 hex digits."""
+    Args:
+        case: The case.
+        how: What else `judge` is told.
+    """
     decisive = [
         SAMPLE_VERSION,
         case.name,
         case.compact,
         case.labelling.config_hash,
         case.labelling.validating_schema,
+        *how,
     ]
     return hashlib.sha256(canonical(decisive).encode()).hexdigest()[:16]
 
 
-def _sample(candidate: Candidate) -> Sample:
+def _sample(candidate: Candidate, draft: Value | None, group_by: str, region: str) -> Sample:
     annotation, case, value = candidate.annotation, candidate.case, candidate.value
     if value is None:
         raise InvalidValue(candidate.unreadable)
     labelling = case.labelling
-    draft = _draft_of(candidate)
     changed = () if draft is None else _changed(case, draft, value)
     system, user = render(case, annotation.task, "compact")
     texts = labelling.inputs(annotation.task)
-    group = group_of(texts)
+    source = annotation.task.data.get(group_by) if group_by else None
+    notes = ((note.__name__, note(candidate, region)) for note in NOTES)
     return Sample(
         project=annotation.project,
         task=annotation.task.id,
@@ -175,13 +207,13 @@ def _sample(candidate: Candidate) -> Sample:
         instruction=user.content,
         value=value,
         target=labelling.encode(value),
-        group=group,
-        split=split_of(group),
+        group=group_of(texts if source is None else {group_by: source}),
         draft=draft,
         draft_target=None if draft is None else labelling.encode(draft),
         changed=changed,
         ground_truth=annotation.ground_truth,
         gates=tuple(gate.__name__ for gate in SAMPLE_GATES),
+        notes=tuple(Note(gate=gate, reason=reason) for gate, reason in notes if reason),
         metadata={**annotation.metadata, "config_hash": labelling.config_hash},
     )
 
@@ -225,48 +257,48 @@ def not_empty(candidate: Candidate) -> str | None:
     return "The annotation is empty." if says_nothing and candidate.annotation.draft is None else None
 
 
+def fits_schema(candidate: Candidate) -> str | None:
+    """Stop what the validating schema refuses: humans err too."""
+    return _broken(candidate, "schema")
+
+
 def obeys_rules(candidate: Candidate) -> str | None:
-    """Stop what the validating schema, the case's rules or grounding refuse: humans err too."""
-    if candidate.value is None:
-        return None
-    reasons = candidate.case.rules.check(candidate.value, candidate.annotation.task)
-    return "; ".join(map(str, reasons)) or None
+    """Stop what breaks one of the case's rules."""
+    return _broken(candidate, "rule")
 
 
-# ---------------------------------------------------------------------------------- formats
+def is_grounded(candidate: Candidate) -> str | None:
+    """Stop quotes that do not stand in the text."""
+    return _broken(candidate, "grounding")
 
 
-def alpaca(sample: Sample) -> Row:
-    """Write an Alpaca row; `instruction` is the whole user turn, so no template changes the prompt."""
-    return {"instruction": sample.instruction, "input": "", "output": sample.target, "system": sample.system}
+def still_right_when_masked(stopped: tuple[str, str]) -> str:
+    """Say why a sample cannot be masked: it was right, and with stand-ins it is not."""
+    gate, reason = stopped
+    return f"With stand-ins for personal data it does not pass {gate}: {reason}"
 
 
-def messages(sample: Sample) -> Row:
-    """Write Qwen chat messages."""
-    return {
-        "messages": [
-            {"role": "system", "content": sample.system},
-            {"role": "user", "content": sample.instruction},
-            {"role": "assistant", "content": sample.target},
-        ]
-    }
+def personal_data(candidate: Candidate, region: str) -> str:
+    """Note personal data in the texts and in the value, without quoting it."""
+    texts = candidate.case.labelling.inputs(candidate.annotation.task)
+    return described([*texts.values(), *strings(candidate.value)], region)
 
 
-class Format(NamedTuple):
-    """A format of training rows: the name of its files and the row of a sample."""
-
-    name: str
-    row: Callable[[Sample], Row]
-
-
-def rows(samples: list[Sample], form: Format, split: Split) -> Iterator[Row]:
-    """Give the rows of one split in one format, in the order of the samples."""
-    return (form.row(sample) for sample in samples if sample.split == split)
+def _broken(candidate: Candidate, kind: str) -> str | None:
+    return "; ".join(str(reason) for reason in candidate.broken if reason.kind == kind) or None
 
 
 Gate = Callable[[Candidate], str | None]
 
 # One annotation at a time, in this order; the first that gives a reason rejects it.
-SAMPLE_GATES: tuple[Gate, ...] = (not_skipped, readable, not_empty, obeys_rules)
+SAMPLE_GATES: tuple[Gate, ...] = (
+    not_skipped,
+    readable,
+    not_empty,
+    fits_schema,
+    obeys_rules,
+    is_grounded,
+)
 
-FORMATS: tuple[Format, ...] = (Format("alpaca", alpaca), Format("messages", messages))
+# What is told and stops nothing.
+NOTES: tuple[Callable[[Candidate, str], str], ...] = (personal_data,)
