@@ -182,13 +182,13 @@ def gallery(name: str) -> tuple[Template, Labelling, Task]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by their folder, and leave those that need servers to the end."""
-    order = {"unit": 0, "contract": 1, "integration": 2, "browser": 3, "containers": 4}
+    order = {"unit": 0, "contract": 1, "integration": 2, "trainers": 3, "browser": 4, "containers": 5}
 
     def kind(item: pytest.Item) -> str:
         return item.path.relative_to(Path(__file__).parent).parts[0]
 
     for item in items:
-        if kind(item) in {"integration", "browser", "containers"}:
+        if kind(item) in {"integration", "trainers", "browser", "containers"}:
             item.add_marker(kind(item))
     items.sort(key=lambda item: order.get(kind(item), 9))
 

@@ -86,7 +86,6 @@ def store(folder: Path, files: Mapping[str, bytes], manifest: Mapping[str, Any])
         | ({"rows": content.count(b"\n")} if name.endswith(".jsonl") else {})
         for name, content in files.items()
     }
-    last = orjson.dumps({**manifest, "files": described}, option=orjson.OPT_INDENT_2) + b"\n"
     try:
         for leftover in folder.glob(".*.part"):
             leftover.unlink()
@@ -94,13 +93,28 @@ def store(folder: Path, files: Mapping[str, bytes], manifest: Mapping[str, Any])
         written = [name for name, content in files.items() if _replaced(folder / name, content)]
         for name in before["files"].keys() - files.keys():
             (folder / name).unlink(missing_ok=True)
-        if _replaced(folder / MANIFEST, last):
-            written.append(MANIFEST)
     except OSError as error:
-        raise ServiceError(
-            f"{folder} cannot be written: {error.strerror}.", hint="Make room and run the sync again."
-        ) from error
-    return tuple(written)
+        raise _unwritten(folder, error) from error
+    return (*written, *store_manifest(folder, {**manifest, "files": described}))
+
+
+def store_manifest(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """Write the manifest, if it differs; returns its name if it was written.
+
+    Raises:
+        ServiceError: The disk failed.
+    """
+    try:
+        content = orjson.dumps(manifest, option=orjson.OPT_INDENT_2) + b"\n"
+        return (MANIFEST,) if _replaced(folder / MANIFEST, content) else ()
+    except OSError as error:
+        raise _unwritten(folder, error) from error
+
+
+def _unwritten(folder: Path, error: OSError) -> ServiceError:
+    return ServiceError(
+        f"{folder} cannot be written: {error.strerror}.", hint="Make room and run the sync again."
+    )
 
 
 def _replaced(path: Path, content: bytes) -> bool:
