@@ -74,7 +74,7 @@ def templates_table() -> str | None:
 def gates_table() -> str:
     """Give what each gate does, in the order in which they look: the first line of its function."""
     rows = ["| gate | what it does |", "| --- | --- |"]
-    gates = (*SAMPLE_GATES, *CORPUS_GATES, *NOTES)
+    gates: tuple[Callable[..., object], ...] = (*SAMPLE_GATES, *CORPUS_GATES, *NOTES)
     return "\n".join([*rows, *(f"| `{gate.__name__}` | {_first_line(gate)} |" for gate in gates)])
 
 
