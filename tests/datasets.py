@@ -2,11 +2,14 @@
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 from backend.core.corpus import Options, Settled
 from backend.core.formats import FORMATS
+from backend.core.sample import conversation, tools
 from backend.edge.folder import store
+from backend.edge.tokens import Tokens
 from backend.sync import State, _counts, _files
 from scripts import servers
 from tests.conftest import installed
@@ -16,7 +19,12 @@ from tests.samples import written_out
 def write(folder: Path, *, code: bool, files: str = "jsonl") -> Path:
     """Write twelve samples (nine for training) in every format and give the folder."""
     options = Options(formats=tuple(form.name for form in FORMATS), files=files)
-    settled = Settled(tuple(written_out(code=code)), ())
+    counter = Tokens(servers.ROOT / "models" / "tiny-qwen3")
+    samples = (
+        replace(sample, tokens=counter.count(conversation(sample), tools(sample)))
+        for sample in written_out(code=code)
+    )
+    settled = Settled(tuple(samples), ())
     folder.mkdir(parents=True)
     store(folder, *_files(State(options=options), settled, [], _counts(settled, [])))
     return folder

@@ -84,11 +84,6 @@ class Held:
         """Give the row of held.jsonl."""
         return self.sample.record() | {"held": {"gate": self.gate, "reason": self.reason}}
 
-    @classmethod
-    def from_record(cls, record: Record) -> "Held":
-        """Read the row of held.jsonl."""
-        return cls(Sample.from_record(record), **record["held"])
-
 
 @dataclass(frozen=True)
 class Settled:

@@ -5,6 +5,7 @@
 Ends with 1 and a sentence where something is not as it should be.
 """
 
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -54,6 +55,18 @@ def templates(folder: Path, work: Path) -> None:
             demand(text.count(answer) == 1, f"{template.name}: the answer is not once in {text!r}")
             for message in row["messages"]:
                 demand(message["content"].strip() in text, f"{template.name} lost {message['content']!r}")
+
+
+def tokens(folder: Path, work: Path) -> None:
+    """Count the tokens of every sample as Transformers does."""
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        text = tokenizer.apply_chat_template(
+            record["messages"], tools=record.get("tools"), tokenize=False, enable_thinking=False
+        )
+        counted = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        demand(counted == record["tokens"], f"{record['tokens']} tokens instead of {counted}")
 
 
 def sft(folder: Path, work: Path) -> None:
@@ -114,6 +127,7 @@ def demand(holds: bool, words: str) -> None:
 
 CHECKS: dict[str, Callable[[Path, Path], None]] = {
     "templates": templates,
+    "tokens": tokens,
     "sft": sft,
     "dpo": dpo,
     "kto": kto,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from backend.edge.cases import Cases
 from backend.edge.labelstudio import LabelStudio, Project
@@ -96,6 +97,9 @@ def test_counts_add_up_and_the_manifest_names_every_file(
         name: len(lines(tmp_path / "d", name)) for name in manifest["files"] if name.endswith(".jsonl")
     }
     assert (report.new, report.changed, report.gone) == (20, 0, 0)
+    schema = Draft202012Validator(json.loads((tmp_path / "d" / "sample.schema.json").read_bytes()))
+    for row in lines(tmp_path / "d"):
+        schema.validate(row)
     order = [(row["task"], row["annotation"]) for row in lines(tmp_path / "d")]
     assert order == sorted(order)
 

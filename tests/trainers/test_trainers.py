@@ -11,7 +11,9 @@ from tests import datasets
 @pytest.mark.parametrize("code", [False, True], ids=["text", "code"])
 def test_trl_takes_a_step_of_sft_dpo_and_kto(tmp_path: Path, code: bool, files: str) -> None:
     folder = datasets.write(tmp_path / "dataset", code=code, files=files)
-    datasets.load_with("train", "trl_rows.py", folder, tmp_path / "work", "templates", "sft", "dpo", "kto")
+    datasets.load_with(
+        "train", "trl_rows.py", folder, tmp_path / "work", "templates", "tokens", "sft", "dpo", "kto"
+    )
 
 
 @pytest.mark.parametrize("code", [False, True], ids=["text", "code"])

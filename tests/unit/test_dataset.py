@@ -180,6 +180,23 @@ def test_a_draft_that_the_config_cannot_read_is_no_draft() -> None:
     assert sample(task).verdict == "written"
 
 
+@pytest.mark.parametrize("name", CASES.names())
+def test_a_draft_accepted_unchanged_gives_the_models_own_answer_back_to_the_byte(name: str) -> None:
+    case = CASES.get(name)
+    folder = Path(__file__).parents[2] / "label_config" / name
+    data = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+    data = data.get("data", data)
+    answered = case.labelling.encode(json.loads((folder / "value.json").read_text(encoding="utf-8")))
+    result = list(case.labelling.to_regions(case.labelling.decode(answered), Task(1, data)).regions)
+    task = {**listed(result), "data": data}
+    task["predictions"][0]["result"] = result
+    found = sample(task, case)
+    assert (found.verdict, found.target, found.draft_target) == ("accepted", answered, answered)
+    for form in FORMATS:
+        for row in form.rows(found):
+            assert answered in json.dumps(row, ensure_ascii=False).replace('\\"', '"')
+
+
 def test_the_same_text_is_one_group_whatever_else_differs() -> None:
     first = sample(listed(regions(RIGHT)))
     other = {**listed(regions(DRAFT), id=99), "id": 77}
