@@ -65,7 +65,8 @@ class State:
 
     sources: dict[int, Source] = field(default_factory=dict)
     rows: Rows = field(default_factory=dict)
-    splits: dict[str, Split] = field(default_factory=dict)
+    splits: dict[str, Split] = field(default_factory=dict)  # by group
+    given: dict[int, Split] = field(default_factory=dict)  # by annotation
     options: Options = field(default_factory=Options)
     tokenizer: str | None = None
     manifest: Record | None = None
@@ -122,7 +123,7 @@ def sync(
         ids = sorted({*before.sources, *project_ids})
         if not ids:
             raise SetupError(f"{folder} has no project yet.", hint="Say which with --project ID.")
-        after = State(rows=dict(before.rows), splits=before.splits, options=options)
+        after = State(rows=dict(before.rows), options=options)
         looked_at = 0
         for project_id in ids:
             project = label_studio.project(project_id)
@@ -149,7 +150,7 @@ def sync(
             counts = before.manifest["counts"]
             written = store_manifest(folder, _with_cursors(before.manifest, after.sources))
         else:
-            settled = settle(_samples(after.rows), options, after.splits)
+            settled = settle(_samples(after.rows), options, _splits(before, after.rows))
             rejected = [row for row in after.rows.values() if isinstance(row, Rejected)]
             counts = _counts(settled, rejected)
             written = store(folder, *_files(after, settled, rejected, counts))
@@ -212,6 +213,15 @@ def _of(project_id: int, found: Rows) -> Iterator[Sample | Rejected]:
 
 def _samples(found: Rows) -> Iterator[Sample]:
     return (row for row in found.values() if isinstance(row, Sample))
+
+
+def _splits(before: State, found: Rows) -> dict[str, Split]:
+    """Give the splits that stay, by group; where groups are cut anew, by the first sample of each."""
+    splits = dict(before.splits)
+    for sample in sorted(_samples(found), key=lambda one: one.annotation):
+        if sample.annotation in before.given:
+            splits.setdefault(sample.group, before.given[sample.annotation])
+    return splits
 
 
 def _fingerprint(case: Case, options: Options) -> str:
@@ -334,7 +344,8 @@ def _load(folder: Path) -> State:
     for record in _lines(found["rejected.jsonl"]):
         kept[record["annotation"]] = Rejected.from_record(record)
     splits: dict[str, Split] = {record["group"]: record["split"] for record in samples}
-    return State(sources, kept, splits, options, manifest["sample"].get("tokenizer"), manifest)
+    given: dict[int, Split] = {record["annotation"]: record["split"] for record in samples}
+    return State(sources, kept, splits, given, options, manifest["sample"].get("tokenizer"), manifest)
 
 
 def _lines(content: bytes) -> Iterator[dict[str, Any]]:

@@ -121,12 +121,15 @@ def judge(
     """
     try:
         case = case.for_task(annotation.task)
-        case.labelling.inputs(annotation.task)  # what cannot be shown is no sample
+        texts = case.labelling.inputs(annotation.task)  # what cannot be shown is no sample
         candidate = _candidate(
             annotation, case, case.labelling.from_regions(annotation.regions, annotation.task)
         )
     except TaskError as error:
-        candidate = Candidate(annotation, case, None, str(error))
+        candidate, texts = Candidate(annotation, case, None, str(error)), {}
+    # Of the texts as they are: no sample changes sides because it is masked.
+    source = annotation.task.data.get(group_by) if group_by else None
+    group = group_of(texts if source is None else {group_by: source})
     draft = _draft_of(candidate)
     hide = Mask([annotation.task.data, candidate.value, draft], region) if mask else None
     stopped = _stopped(candidate)
@@ -135,10 +138,10 @@ def judge(
         candidate = _candidate(masked, case, hide(candidate.value))
         stopped = _stopped(candidate)
         if stopped is None:
-            return _sample(candidate, hide(draft), group_by, region)
+            return _sample(candidate, hide(draft), group, region)
         stopped = (still_right_when_masked.__name__, still_right_when_masked(stopped))
     if stopped is None:
-        return _sample(candidate, draft, group_by, region)
+        return _sample(candidate, draft, group, region)
     gate, reason = stopped
     return Rejected(
         annotation.project,
@@ -165,7 +168,7 @@ def _stopped(candidate: Candidate) -> tuple[str, str] | None:
 
 def group_of(source: Mapping[str, Any]) -> str:
     """Hash what must not be both in train and in test; 16 hex digits."""
-    return hashlib.sha256(canonical(source).encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical(source).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def fingerprint(case: Case, *how: object) -> str:
@@ -186,7 +189,7 @@ def fingerprint(case: Case, *how: object) -> str:
     return hashlib.sha256(canonical(decisive).encode()).hexdigest()[:16]
 
 
-def _sample(candidate: Candidate, draft: Value | None, group_by: str, region: str) -> Sample:
+def _sample(candidate: Candidate, draft: Value | None, group: str, region: str) -> Sample:
     annotation, case, value = candidate.annotation, candidate.case, candidate.value
     if value is None:
         raise InvalidValue(candidate.unreadable)
@@ -194,7 +197,6 @@ def _sample(candidate: Candidate, draft: Value | None, group_by: str, region: st
     changed = () if draft is None else _changed(case, draft, value)
     system, user = render(case, annotation.task, "compact")
     texts = labelling.inputs(annotation.task)
-    source = annotation.task.data.get(group_by) if group_by else None
     notes = ((note.__name__, note(candidate, region)) for note in NOTES)
     return Sample(
         project=annotation.project,
@@ -207,7 +209,7 @@ def _sample(candidate: Candidate, draft: Value | None, group_by: str, region: st
         instruction=user.content,
         value=value,
         target=labelling.encode(value),
-        group=group_of(texts if source is None else {group_by: source}),
+        group=group,
         draft=draft,
         draft_target=None if draft is None else labelling.encode(draft),
         changed=changed,

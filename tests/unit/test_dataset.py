@@ -263,6 +263,7 @@ def test_a_masked_sample_has_stand_ins_everywhere_and_still_passes_its_gates() -
     everything = canonical(found.record())
     assert "13812345678" not in everything
     assert "zhang.san" not in everything
+    assert found.group == sample(private()).group  # so it stays in its split
 
 
 def test_reasons_are_masked_too() -> None:
