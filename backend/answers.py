@@ -6,6 +6,7 @@ Knows deadlines, claims on tasks and what must be written where. Does not know h
     ready in time      the answer is the draft; Label Studio stores it
     late               the answer is "nothing"; the draft is finished and written through the API, by the
                        next process if this one dies
+    refined            an annotator asks in words for something else: answered, never stored or late
     somebody else's    two pages of one task cost one model call: the second waits until the first one's
                        prediction can be read, and is answered "nothing"
 
@@ -23,9 +24,9 @@ from typing import Any, Protocol
 import structlog
 
 from backend.core.labelling import STATUS_KEY, Task
-from backend.core.prompting import Case
+from backend.core.prompting import Case, Overrides, Refinement, parse_extra_params
 from backend.edge.metrics import Metrics
-from backend.errors import DraftloopError, ServiceError, SetupError
+from backend.errors import DraftloopError, ServiceError, SetupError, where
 from backend.predict import BATCH_LIMIT_S, Draft, Drafter, draft_status_html
 
 _log = structlog.get_logger("backend")
@@ -35,13 +36,12 @@ _UNREACHABLE_S = 5.0  # so long a page waits for a model server at which nobody 
 _LATE_BATCH = 200  # late answers written in one request to Label Studio
 _LATE_EVERY_S = 1.0
 _LATE_LEASE_S = BATCH_LIMIT_S + 120
-_TAKE_OVER_EVERY_S = 15.0
 # Label Studio needs so long to store what it was answered: about 0.17 s a task at its slowest.
 _STORED_S = 5.0
 _STORED_S_PER_TASK = 0.25
 _PATCHES = 4  # at once; one takes Label Studio 60 to 90 ms
 
-Reasons = tuple[int, int, str, str, list[str], str]
+Kept = tuple[int, int, str, str, list[str], str]
 
 
 class Memory(Protocol):
@@ -71,8 +71,12 @@ class Memory(Protocol):
         """Keep what a version stands for."""
         ...
 
-    def remember_reasons(self, rows: Sequence[Reasons]) -> None:
-        """Keep why drafts needed a human."""
+    def remember_drafts(self, rows: Sequence[Kept]) -> None:
+        """Keep what came of tasks."""
+        ...
+
+    def setup_of(self, project: int) -> dict[str, Any]:
+        """Give what `/setup` said about a project."""
         ...
 
 
@@ -111,10 +115,11 @@ class Answers:
         self,
         drafter: Drafter,
         memory: Memory,
-        find_case: Callable[[str, str | None], Case],
+        find_case: Callable[[str, str | None, Overrides], Case],
         board: Board | None = None,
         *,
         deadline_s: float = 90.0,
+        take_over_every_s: float = 15.0,
         metrics: Metrics | None = None,
     ) -> None:
         """Prepare; `start` begins with what an earlier process promised.
@@ -122,9 +127,10 @@ class Answers:
         Args:
             drafter: Makes the drafts.
             memory: The ledger.
-            find_case: Finds a case by config and name.
+            find_case: Finds a case by config, name and what its project wants otherwise.
             board: Label Studio, if it may be written to.
             deadline_s: Time within which a call is answered.
+            take_over_every_s: Time between two looks for late work whose process is gone.
             metrics: Where drafts are counted.
         """
         self._drafter = drafter
@@ -132,6 +138,7 @@ class Answers:
         self._find_case = find_case
         self._board = board
         self._deadline_s = deadline_s
+        self._take_over_every_s = take_over_every_s
         self._metrics = metrics or Metrics()
         self._late: queue.SimpleQueue[_Late] = queue.SimpleQueue()
         self._patchers = ThreadPoolExecutor(_PATCHES, "patch")
@@ -162,6 +169,29 @@ class Answers:
                 drafts |= self._after_another(project, case, task, version, ends)
         return [drafts.get(task.id) for task in tasks]
 
+    def refine(self, project: int, case: Case, task: Task, refinement: Refinement) -> Draft:
+        """Draft a task anew as its annotator asks, within the deadline.
+
+        The annotator waits and takes or leaves it: it is no prediction of the task, so nothing is claimed,
+        and what it breaks is not told in the page, which shows the reasons of the stored draft.
+        """
+        version = self._drafter.version(case)
+        try:
+            self._memory.remember_version(project, version, self._drafter.manifest(case))
+        except DraftloopError as error:
+            _log.error("version not kept", project=project, error=str(error))
+        futures = self._drafter.submit(case, [task], limit_s=self._deadline_s, refinement=refinement)
+        self._wait(futures, time.monotonic() + self._deadline_s)
+        draft = self._drafter.result(futures[0], task, version)
+        self._note(project, case, draft)
+        return draft
+
+    def _wait(self, futures: Collection[Future[Draft]], ends: float) -> None:
+        """Wait for drafts, but not for a model server at which nobody answers."""
+        waiting = set(futures)
+        while waiting and time.monotonic() < ends and self._drafter.unreachable_s < _UNREACHABLE_S:
+            waiting = wait(waiting, timeout=min(_POLL_S, max(0.0, ends - time.monotonic()))).not_done
+
     def _free(self, project: int, case: Case, tasks: Sequence[Task], version: str) -> set[int]:
         """Claim tasks; a ledger that fails costs the sharing of work, not the drafts."""
         ids = {task.id for task in tasks}
@@ -182,9 +212,7 @@ class Answers:
         """Draft claimed tasks; those that are not ready in time follow late, where they can."""
         limit_s = BATCH_LIMIT_S if self._board else max(0.0, ends - time.monotonic())
         futures = self._drafter.submit(case, tasks, limit_s=limit_s)
-        waiting = set(futures)
-        while waiting and time.monotonic() < ends and self._drafter.unreachable_s < _UNREACHABLE_S:
-            waiting = wait(waiting, timeout=min(_POLL_S, max(0.0, ends - time.monotonic()))).not_done
+        self._wait(futures, ends)
         ready: dict[int, Draft] = {}
         late: list[tuple[Task, Future[Draft]]] = []
         for task, future in zip(tasks, futures, strict=True):
@@ -230,11 +258,11 @@ class Answers:
     def _tell(
         self, project: int, case: Case, tasks: Sequence[Task], drafts: Sequence[Draft]
     ) -> list[Future[None]]:
-        """Keep reasons in the ledger, begin to show them in the page; no draft is lost if that fails."""
+        """Keep drafts in the ledger, begin to show them in the page; no draft is lost if that fails."""
         for draft in drafts:
             self._note(project, case, draft)
         try:
-            self._memory.remember_reasons(
+            self._memory.remember_drafts(
                 [
                     (
                         project,
@@ -245,11 +273,10 @@ class Answers:
                         draft.raw,
                     )
                     for draft in drafts
-                    if draft.reasons
                 ]
             )
         except DraftloopError as error:
-            _log.error("reasons not kept", project=project, error=str(error))
+            _log.error("drafts not kept", project=project, error=str(error))
         if self._board is None or not case.labelling.shows_status:
             return []
         patches = []
@@ -262,6 +289,8 @@ class Answers:
     def _note(self, project: int, case: Case, draft: Draft) -> None:
         """Count a draft and log it: numbers and names, never the task's text or the model's."""
         self._metrics.drafts.labels(case.name, draft.status).inc()
+        if draft.near_duplicate:
+            self._metrics.near_duplicates.labels(case.name, draft.near_duplicate).inc()
         for reason in draft.reasons:
             self._metrics.reasons.labels(case.name, reason.kind).inc()
         _log.info(
@@ -305,8 +334,20 @@ class Answers:
             batches: dict[tuple[int, str], list[_Late]] = {}
             for entry in waiting:
                 batches.setdefault((entry.project, entry.draft.version), []).append(entry)
-            waiting = [entry for batch in batches.values() if not self._write(batch) for entry in batch]
+            waiting = [entry for batch in batches.values() for entry in self._unwritten(batch)]
             time.sleep(_LATE_EVERY_S)
+
+    def _unwritten(self, batch: Sequence[_Late]) -> Sequence[_Late]:
+        """Write a batch; give what is worth trying again. A mistake of ours costs only its own task."""
+        try:
+            return [] if self._write(batch) else batch
+        except Exception as error:  # noqa: BLE001  whatever it is, the late answers of others are still to write
+            if len(batch) > 1:
+                return [left for entry in batch for left in self._unwritten([entry])]
+            task, version = batch[0].task.id, batch[0].draft.version
+            _log.error("late answer broke", task=task, error=type(error).__name__, where=where(error))
+            self._give_back([task], version)
+            return []
 
     def _gathered(self, *, block: bool) -> list[_Late]:
         gathered = [self._late.get()] if block else []
@@ -354,21 +395,39 @@ class Answers:
 
     def _take_over_for_ever(self) -> None:
         """Look now and then for late work whose process is gone, and do it."""
+        # What Label Studio could not be asked about stays ours, and is asked again.
+        ours: dict[int, set[tuple[int, str]]] = {}
         while True:
             try:
                 for project, promised in self._memory.abandoned(_LATE_LEASE_S).items():
-                    self._take_over(project, promised)
+                    ours.setdefault(project, set()).update(promised)
             except DraftloopError as error:
-                _log.warning("late work not taken over", error=str(error))
-            time.sleep(_TAKE_OVER_EVERY_S)
+                _log.warning("late work not looked for", error=str(error))
+            for project in list(ours):
+                try:
+                    self._take_over(project, ours[project])
+                except ServiceError as error:
+                    _log.warning("late work waits", project=project, error=str(error))
+                    continue
+                except Exception as error:  # noqa: BLE001  one project must not cost the others theirs
+                    _log.error(
+                        "late work broke",
+                        project=project,
+                        tasks=sorted(task_id for task_id, _ in ours[project])[:20],
+                        error=type(error).__name__,
+                        where=where(error),
+                    )
+                del ours[project]
+            time.sleep(self._take_over_every_s)
 
-    def _take_over(self, project: int, promised: Sequence[tuple[int, str]]) -> None:
+    def _take_over(self, project: int, promised: Collection[tuple[int, str]]) -> None:
         if self._board is None:
             return
         ids = {task_id for task_id, _ in promised}
         try:
             xml, wanted, tasks = self._board.read(project, ids)
-            case = self._find_case(xml, wanted)
+            _, overrides = parse_extra_params(self._memory.setup_of(project))
+            case = self._find_case(xml, wanted, overrides)
         except SetupError as error:
             # The project is gone, or its config is not ours any more: nobody waits for this.
             _log.error("late work dropped", project=project, tasks=len(ids), error=str(error))
@@ -376,13 +435,16 @@ class Answers:
                 self._give_back([task_id], version)
             return
         version = self._drafter.version(case)
-        _log.info("late work taken over", project=project, version=version, tasks=len(tasks))
         there = {task.id for task in tasks}
+        ours = {task_id for task_id, old in promised if old == version} & there
+        # Promised in an older version: drafted in this one, unless somebody is at it already.
+        ours |= self._memory.claim(project, there - ours, version, _LATE_LEASE_S)
+        self._memory.extend(ours, version, _LATE_LEASE_S, late=True)
         for task_id, old in promised:
             if old != version or task_id not in there:
-                self._give_back([task_id], old)  # deleted meanwhile, or promised in an older version
-        self._memory.claim(project, there, version, _LATE_LEASE_S)
-        self._memory.extend(there, version, _LATE_LEASE_S, late=True)
-        futures = self._drafter.submit(case, tasks, limit_s=BATCH_LIMIT_S)
-        for task, future in zip(tasks, futures, strict=True):
+                self._give_back([task_id], old)
+        mine = [task for task in tasks if task.id in ours]
+        _log.info("late work taken over", project=project, version=version, tasks=len(mine))
+        futures = self._drafter.submit(case, mine, limit_s=BATCH_LIMIT_S)
+        for task, future in zip(mine, futures, strict=True):
             future.add_done_callback(self._when_done(project, case, task, version))

@@ -19,7 +19,7 @@ from backend.edge.metrics import Metrics
 from backend.edge.rediscache import RedisCache
 from backend.edge.vllm import VllmModel
 from backend.errors import DraftloopError
-from backend.predict import Cache, Drafter
+from backend.predict import Cache, Drafter, Neighbours
 from backend.protocol import Server
 from backend.settings import LabelStudioSettings, ModelSettings, Settings, StoreSettings
 
@@ -66,7 +66,9 @@ def make_server(settings: Settings) -> Server:
     """
     log_as_json(settings.backend.log_level)
     model, metrics = make_model(settings.model), Metrics()
-    drafter = _drafter(metrics.metered(model), settings.model, make_cache(settings.store))
+    drafter = _drafter(
+        metrics.metered(model), settings.model, make_cache(settings.store), make_neighbours(settings.store)
+    )
     cases = Cases(settings.store.cases_dir)
     ledger = Ledger(settings.store.ledger_url)
     token = settings.label_studio.api_key.get_secret_value()
@@ -84,6 +86,7 @@ def make_server(settings: Settings) -> Server:
         password=settings.backend.password.get_secret_value(),
         probe=model.probe,
         metrics=metrics,
+        check_served=model.check_served,
     )
     # Behind the start: the model may come up later than we do, and health must answer meanwhile.
     Thread(target=_warn_unless_ready, args=[model], daemon=True, name="probe").start()
@@ -126,9 +129,26 @@ def make_cache(settings: StoreSettings) -> Cache | None:
     return SqliteCache(settings.cache_url, max_rows=settings.cache_rows)
 
 
-def make_drafter(settings: ModelSettings, cache: Cache | None = None) -> Drafter:
+def make_neighbours(settings: StoreSettings) -> Neighbours | None:
+    """Make the store in which similar tasks are found, if it is wanted.
+
+    Raises:
+        SetupError: It is wanted, and the cache is no SQLite file.
+    """
+    if settings.near_duplicates == "off":
+        return None
+    # It brings numpy and scipy, a second and 60 MB: for those who want it.
+    from backend.edge.neighbours import SqliteNeighbours  # noqa: PLC0415
+
+    reuse = settings.near_duplicates == "reuse"
+    return SqliteNeighbours(settings.cache_url, max_rows=settings.cache_rows, reuse=reuse)
+
+
+def make_drafter(
+    settings: ModelSettings, cache: Cache | None = None, neighbours: Neighbours | None = None
+) -> Drafter:
     """Make the drafter that talks to the configured model."""
-    return _drafter(make_model(settings), settings, cache)
+    return _drafter(make_model(settings), settings, cache, neighbours)
 
 
 def make_model(settings: ModelSettings) -> VllmModel:
@@ -142,7 +162,9 @@ def make_model(settings: ModelSettings) -> VllmModel:
     )
 
 
-def _drafter(model: Model, settings: ModelSettings, cache: Cache | None) -> Drafter:
+def _drafter(
+    model: Model, settings: ModelSettings, cache: Cache | None, neighbours: Neighbours | None = None
+) -> Drafter:
     return Drafter(
         model,
         profile=settings.profile,
@@ -151,6 +173,7 @@ def _drafter(model: Model, settings: ModelSettings, cache: Cache | None) -> Draf
         concurrency=settings.concurrency,
         timeout_s=settings.timeout_s,
         cache=cache,
+        neighbours=neighbours,
     )
 
 

@@ -11,6 +11,8 @@ Every error carries `hint`, one sentence on what to do. Foreign exceptions becom
 edge that uses the library. Failing generated code is a value, not an exception.
 """
 
+import traceback
+
 
 class DraftloopError(Exception):
     """Base of all errors that this project raises on purpose."""
@@ -42,3 +44,9 @@ class ServiceError(DraftloopError):
 
 class Unreachable(ServiceError):
     """Nobody answers at an outside system's address."""
+
+
+def where(error: BaseException) -> list[str]:
+    """Name the last places that a mistake of ours passed, for the log; its words may quote a task."""
+    frames = traceback.extract_tb(error.__traceback__)[-5:]
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]

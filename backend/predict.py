@@ -31,6 +31,7 @@ from tenacity import (
 )
 
 from backend.core.controls import Region
+from backend.core.duplicates import Neighbour, carried
 from backend.core.labelling import Task, Value
 from backend.core.prompting import (
     Case,
@@ -39,13 +40,22 @@ from backend.core.prompting import (
     Model,
     Profile,
     Prompt,
+    Refinement,
     preamble,
     render,
     render_retry,
 )
 from backend.core.rules import Reason
 from backend.core.scoring import score
-from backend.errors import DraftloopError, InvalidValue, ServiceError, SetupError, TaskError, Unreachable
+from backend.errors import (
+    DraftloopError,
+    InvalidValue,
+    ServiceError,
+    SetupError,
+    TaskError,
+    Unreachable,
+    where,
+)
 
 _log = structlog.get_logger("backend")
 
@@ -76,6 +86,7 @@ class Draft:
     cached_tokens: int = 0
     ms: float = 0.0
     from_cache: bool = False
+    near_duplicate: Literal["", "example", "reused"] = ""  # what an earlier, similar task was good for
 
     def prediction(self) -> dict[str, Any] | None:
         """Give the prediction that Label Studio stores; None where it should ask again later."""
@@ -96,6 +107,20 @@ class Cache(Protocol):
         ...
 
 
+class Neighbours(Protocol):
+    """Finds earlier answers to similar questions; never fails, at worst it finds nothing."""
+
+    reuse: bool
+
+    def find(self, version: str, question: str) -> Neighbour | None:
+        """Give the most alike of the earlier questions, if one is alike enough."""
+        ...
+
+    def put(self, version: str, question: str, answer: str, score: float) -> None:
+        """Keep an answer under its question."""
+        ...
+
+
 class Drafter:
     """Drafts tasks with one model; keeps a pool of threads, one per request in flight."""
 
@@ -109,9 +134,11 @@ class Drafter:
         concurrency: int = 64,
         timeout_s: float = 60.0,
         cache: Cache | None = None,
+        neighbours: Neighbours | None = None,
     ) -> None:
         self._model = model
         self._cache = cache
+        self._neighbours = neighbours
         self._profile: Profile = profile
         self._temperature = temperature
         self._max_tokens = max_tokens
@@ -130,20 +157,41 @@ class Drafter:
         """Give everything that decides what a draft looks like; the version is its hash."""
         return {
             "flow": _FLOW,
-            "model": self._model.name,
+            "model": self._model_of(case),
             "profile": self._profile,
             "case": case.name,
             "prompt": [[message.role, message.content] for message in preamble(case, self._profile)],
             "decoding_schema": case.labelling.decoding_schema,
             "validating_schema": case.labelling.validating_schema,
             "config": case.labelling.config_hash,
-            "sampling": {"temperature": self._temperature, "max_tokens": self._max_tokens, "seed": _SEED},
+            "sampling": {
+                "temperature": self._temperature_of(case),
+                "max_tokens": self._max_tokens,
+                "seed": _SEED,
+            },
+            **self._otherwise(case),
         }
+
+    def _otherwise(self, case: Case) -> dict[str, Any]:
+        """Give what decides only some versions; the others keep theirs."""
+        told: dict[str, Any] = {}
+        if self._neighbours is not None:
+            told["near_duplicates"] = "reuse" if self._neighbours.reuse else "example"
+        if case.overrides.told():
+            told["overrides"] = case.overrides.told()
+        return told
 
     def version(self, case: Case) -> str:
         """Give the version of this case's drafts: `<model>-<hash10>`."""
         manifest = json.dumps(self.manifest(case), sort_keys=True, ensure_ascii=False)
-        return f"{self._model.name}-{hashlib.sha256(manifest.encode()).hexdigest()[:10]}"
+        return f"{self._model_of(case)}-{hashlib.sha256(manifest.encode()).hexdigest()[:10]}"
+
+    def _model_of(self, case: Case) -> str:
+        return case.overrides.model or self._model.name
+
+    def _temperature_of(self, case: Case) -> float:
+        wanted = case.overrides.temperature
+        return self._temperature if wanted is None else wanted
 
     def draft(self, case: Case, tasks: Sequence[Task], *, deadline_s: float = 90.0) -> list[Draft]:
         """Draft all tasks at once.
@@ -156,11 +204,20 @@ class Drafter:
         version = self.version(case)
         return [self.result(future, task, version) for future, task in zip(futures, tasks, strict=True)]
 
-    def submit(self, case: Case, tasks: Sequence[Task], *, limit_s: float) -> list[Future[Draft]]:
-        """Begin to draft tasks; each is tried for so long at most. Read the futures with `result`."""
+    def submit(
+        self, case: Case, tasks: Sequence[Task], *, limit_s: float, refinement: Refinement | None = None
+    ) -> list[Future[Draft]]:
+        """Begin to draft tasks; each is tried for so long at most. Read the futures with `result`.
+
+        Args:
+            case: The tasks' case.
+            tasks: What to draft.
+            limit_s: Time for each, in seconds.
+            refinement: What an annotator wants changed.
+        """
         ends = time.monotonic() + limit_s
         version = self.version(case)
-        return [self._pool.submit(self._draft_one, case, task, version, ends) for task in tasks]
+        return [self._pool.submit(self._draft_one, case, task, version, ends, refinement) for task in tasks]
 
     def result(self, future: Future[Draft], task: Task, version: str) -> Draft:
         """Give what came of a future; one that is not done is cancelled and `failed`."""
@@ -172,7 +229,7 @@ class Drafter:
         except DraftloopError as error:
             return _failed(task, version, str(error))
         except Exception as error:  # noqa: BLE001  a mistake of ours in one task must not cost the others theirs
-            _log.error("draft broke", task=task.id, error=type(error).__name__, exc_info=error)
+            _log.error("draft broke", task=task.id, error=type(error).__name__, where=where(error))
             return _failed(task, version, "The backend failed on this task; its log says where.")
 
     @property
@@ -208,16 +265,25 @@ class Drafter:
         for future in done:
             yield self.result(future, running.pop(future), version)
 
-    def _draft_one(self, case: Case, task: Task, version: str, ends: float) -> Draft:
+    def _draft_one(
+        self, case: Case, task: Task, version: str, ends: float, refinement: Refinement | None = None
+    ) -> Draft:
         started = time.monotonic()
         try:
             case = case.for_task(task)
-            messages = render(case, task, self._profile)
+            messages = render(case, task, self._profile, refinement)
             key = _cache_key(version, messages, case)
             known = self._known(case, task, version, key)
             if known is not None:
                 return known
-            value, reasons, answers = self._answers(case, task, messages, ends)
+            # What a human asked for, and options that only one task has, hold for nothing else.
+            near = None if refinement or case.labelling.dynamic else self._neighbours
+            neighbour = near.find(version, messages[-1].content) if near else None
+            if near and neighbour and near.reuse:
+                value = carried(case, task, messages[-1].content, neighbour)
+                if value is not None:
+                    return _reused(case, task, version, value, neighbour, started)
+            value, reasons, answers = self._answers(case, task, messages, ends, neighbour)
         except (ServiceError, SetupError) as error:
             return _failed(task, version, str(error), started)
         except TaskError as error:
@@ -241,8 +307,11 @@ class Drafter:
             completion_tokens=sum(answer.completion_tokens for answer in answers),
             cached_tokens=sum(answer.cached_tokens for answer in answers),
             ms=_ms(started),
+            near_duplicate="example" if neighbour else "",
         )
         self._keep(key, draft)
+        if near and draft.status == "ok":
+            near.put(version, messages[-1].content, draft.raw, draft.score)
         return draft
 
     def _known(self, case: Case, task: Task, version: str, key: str) -> Draft | None:
@@ -273,9 +342,21 @@ class Drafter:
             self._cache.put(key, orjson.dumps(kept))
 
     def _answers(
-        self, case: Case, task: Task, messages: tuple[Message, ...], ends: float
+        self,
+        case: Case,
+        task: Task,
+        messages: tuple[Message, ...],
+        ends: float,
+        neighbour: Neighbour | None = None,
     ) -> tuple[Value | None, tuple[Reason, ...], list[Completion]]:
         """Ask, and where the answer breaks its rules once more; the answer that is kept comes last."""
+        if neighbour is not None:
+            # After all that tasks share, so that the prefix cache still serves that.
+            shown = (Message("user", neighbour.question), Message("assistant", neighbour.answer))
+            try:
+                return self._answers(case, task, (*messages[:-1], *shown, messages[-1]), ends)
+            except TaskError:
+                pass  # most often the example does not fit into the model's context
         first = self._ask(case, messages, ends)
         value, reasons = self._read(case, task, first)
         if not reasons:
@@ -295,9 +376,10 @@ class Drafter:
         prompt = Prompt(
             messages=messages,
             schema=case.labelling.decoding_schema,
-            temperature=self._temperature,
+            temperature=self._temperature_of(case),
             max_tokens=self._max_tokens,
             seed=_SEED,
+            model=case.overrides.model,
         )
         left_s = ends - time.monotonic()
         if left_s <= 0:
@@ -328,6 +410,22 @@ class Drafter:
             words = f"The answer was cut at {answer.completion_tokens} tokens." if cut else str(error)
             return None, (Reason("decode", "", words),)
         return value, case.rules.check(value, task)
+
+
+def _reused(
+    case: Case, task: Task, version: str, value: Value, neighbour: Neighbour, started: float
+) -> Draft:
+    return Draft(
+        task_id=task.id,
+        status="ok",
+        version=version,
+        value=value,
+        regions=case.labelling.to_regions(value, task).regions,
+        score=neighbour.score * neighbour.similarity,
+        raw=neighbour.answer,
+        ms=_ms(started),
+        near_duplicate="reused",
+    )
 
 
 def _cache_key(version: str, messages: Sequence[Message], case: Case) -> str:

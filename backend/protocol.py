@@ -9,12 +9,11 @@ Source:
 """
 
 import hmac
-import json
 import threading
 import time
-import traceback
+import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,10 +22,11 @@ from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from backend.answers import Answers
-from backend.core.labelling import Task
-from backend.core.prompting import Case
+from backend.core.controls import Region
+from backend.core.labelling import Task, Value
+from backend.core.prompting import NO_OVERRIDES, Case, Overrides, Refinement, parse_extra_params
 from backend.edge.metrics import Metrics
-from backend.errors import DraftloopError, SetupError
+from backend.errors import DraftloopError, ServiceError, SetupError, TaskError, where
 from backend.predict import Drafter
 
 _log = structlog.get_logger("backend")
@@ -37,7 +37,7 @@ _OPEN = frozenset({"/", "/health", "/ready"})  # what an orchestrator asks witho
 class CaseFinder(Protocol):
     """Finds the case for a project."""
 
-    def find(self, xml: str, wanted: str | None = None) -> Case:
+    def find(self, xml: str, wanted: str | None = None, overrides: Overrides = NO_OVERRIDES) -> Case:
         """Find by name, else by config, else make one from the config alone."""
         ...
 
@@ -96,13 +96,14 @@ class Server:
     # Raises while the model cannot draft; None when there is nothing to ask.
     probe: Callable[[], None] | None = None
     metrics: Metrics = field(default_factory=Metrics, repr=False)
+    # Raises where the model server does not serve a model of this name; None when there is nothing to ask.
+    check_served: Callable[[str], None] | None = None
     _readiness: _Readiness = field(default_factory=_Readiness, repr=False)
 
     def wsgi(self) -> Flask:
         """Make the WSGI application."""
         self.metrics.late.set_function(self._late)
         app = Flask("draftloop")
-        app.json.ensure_ascii = False  # type: ignore[attr-defined]
         app.before_request(self._check_auth)
         app.register_error_handler(DraftloopError, _told)
         app.register_error_handler(HTTPException, _refused)
@@ -124,13 +125,17 @@ class Server:
             SetupError: The config is not supported, or the body is none that Label Studio sends.
         """
         project = _project(body)
-        extra = _extra_params(body.get("extra_params"))
+        wanted, overrides = parse_extra_params(body.get("extra_params"))
         xml = body.get("schema")
         if not isinstance(xml, str):
             raise SetupError("/setup without a labelling config.", hint="Send it as `schema`.")
-        wanted = extra.get("case")
-        case = self.cases.find(xml, str(wanted) if wanted else None)
-        self.memory.remember_setup(project, extra)
+        case = self.cases.find(xml, wanted, overrides)
+        if overrides.model and self.check_served is not None:
+            try:
+                self.check_served(overrides.model)
+            except ServiceError as error:
+                _log.warning("model not checked", project=project, error=str(error))
+        self.memory.remember_setup(project, {**({"case": wanted} if wanted else {}), **overrides.told()})
         version = self.drafter.version(case)
         self.memory.remember_version(project, version, self.drafter.manifest(case))
         return version
@@ -147,7 +152,7 @@ class Server:
         if not isinstance(xml, str):
             raise SetupError("/predict without a labelling config.", hint="Send it as `label_config`.")
         with self.metrics.predicts_in_flight.track_inprogress(), self.metrics.predict_seconds.time():
-            return self._results(_project(body), tasks, xml)
+            return self._results(_project(body), tasks, xml, _context(body))
 
     def _check_auth(self) -> Response | None:
         if request.path in _OPEN or not self.user:
@@ -172,7 +177,12 @@ class Server:
         return _error(trouble.message, trouble.hint, 503)
 
     def _setup(self) -> Response:
-        return jsonify(model_version=self.setup(_body()))
+        try:
+            return jsonify(model_version=self.setup(_body()))
+        except SetupError as error:
+            # Label Studio shows the status alone, so the sentence must stand in the log.
+            _log.error("set-up refused", error=error.message, hint=error.hint)
+            raise
 
     def _predict(self) -> Response:
         return jsonify(results=self.predict(_body()))
@@ -187,18 +197,21 @@ class Server:
         return jsonify(status="noted")
 
     def _versions(self) -> Response:
-        return jsonify(versions=self.memory.versions(request.args.get("project", type=int)))
+        return jsonify(versions=self.memory.versions(request.args.get("project", type=_id)))
 
-    def _results(self, project: int, tasks: list[Any], xml: str) -> list[dict[str, Any]]:
+    def _results(
+        self, project: int, tasks: list[Any], xml: str, context: list[Region]
+    ) -> list[dict[str, Any]]:
         """Draft every task; exactly one item per task, in order, whatever fails inside."""
         started = time.monotonic()
         try:
-            wanted = self.memory.setup_of(project).get("case")
-            case = self.cases.find(xml, str(wanted) if wanted else None)
+            case = self.cases.find(xml, *parse_extra_params(self.memory.setup_of(project)))
         except DraftloopError as error:
             # Label Studio shows no error of /predict and stores nothing: the log is the place to say it.
             _log.error("cannot draft", project=project, tasks=len(tasks), error=str(error))
             return [{} for _ in tasks]
+        if context:
+            return [self._refined(project, case, task, context) if _is_task(task) else {} for task in tasks]
         readable = [Task(task["id"], task["data"]) for task in tasks if _is_task(task)]
         drafts = self.answers.answer(project, case, readable)
         statuses = Counter(draft.status if draft else "elsewhere" for draft in drafts)
@@ -215,6 +228,27 @@ class Server:
         items = [next(in_order) if _is_task(task) else None for task in tasks]
         return [(draft.prediction() if draft else None) or {} for draft in items]
 
+    def _refined(
+        self, project: int, case: Case, task: Mapping[str, Any], context: list[Region]
+    ) -> dict[str, Any]:
+        """Draft a task anew in the words of its annotator; nothing where they only work by hand.
+
+        With Auto-Annotation on, Label Studio asks after every region that a human touches, and lays the
+        answer over what they did: so it must be none unless they asked for one.
+        """
+        words = case.labelling.words(context)
+        if not words:
+            return {}
+        found = Task(task["id"], task["data"])
+        current = _current(case, found, task, context)
+        draft = self.answers.refine(project, case, found, Refinement(words, current))
+        prediction = draft.prediction() or {}
+        if prediction and draft.value is not None:
+            labelling = case.for_task(found).labelling
+            mark = uuid.uuid4().hex[:6]
+            prediction["result"] = labelling.relaid(current or {}, draft.value, found, mark)
+        return prediction
+
     def _late(self) -> float:
         try:
             return self.answers.late()
@@ -223,7 +257,18 @@ class Server:
 
 
 def _is_task(task: Any) -> bool:
-    return isinstance(task, dict) and isinstance(task.get("data"), dict) and isinstance(task.get("id"), int)
+    return isinstance(task, dict) and isinstance(task.get("data"), dict) and _is_id(task.get("id"))
+
+
+def _is_id(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and abs(number) < 2**63  # as in SQL
+
+
+def _id(digits: str) -> int:
+    number = int(digits)
+    if not _is_id(number):
+        raise ValueError(digits)
+    return number
 
 
 def _told(error: DraftloopError) -> Response:
@@ -235,15 +280,15 @@ def _refused(error: HTTPException) -> Response:
 
 
 def _broken(error: Exception) -> Response:
-    # Where, not what: the words of a foreign exception may quote a task.
-    frames = traceback.extract_tb(error.__traceback__)[-5:]
-    where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-    _log.error("request failed", path=request.path, error=type(error).__name__, where=where)
+    _log.error("request failed", path=request.path, error=type(error).__name__, where=where(error))
     return _error("The backend failed on this request.", "See its log.", 500)
 
 
 def _body() -> dict[str, Any]:
-    body = request.get_json(silent=True, force=True)
+    try:
+        body = request.get_json(silent=True, force=True)
+    except RecursionError:
+        body = None  # nested without end: not what Label Studio sends
     if not isinstance(body, dict):
         raise SetupError("The body is not a JSON object.", hint="Send one, as Label Studio does.")
     return body
@@ -255,20 +300,40 @@ def _project(body: dict[str, Any]) -> int:
     return int(head) if head.isascii() and head.isdigit() and len(head) < 15 else 0
 
 
-def _extra_params(extra: Any) -> dict[str, Any]:
-    """Take an object or a JSON string of one; Label Studio sends either."""
-    if isinstance(extra, str) and extra.strip():
-        try:
-            extra = json.loads(extra)
-        except ValueError as error:
-            raise SetupError(
-                f"extra_params is not JSON: {error}.", hint='Write {"case": "complaint"}.'
-            ) from error
-    if extra is None or extra == "":
-        return {}
-    if not isinstance(extra, dict):
-        raise SetupError("extra_params is not a JSON object.", hint='Write {"case": "complaint"}.')
-    return extra
+def _context(body: dict[str, Any]) -> list[Region]:
+    """Read the regions of an interactive call; none in every other call."""
+    params = body.get("params")
+    context = params.get("context") if isinstance(params, dict) else None
+    return _regions(context)
+
+
+def _regions(holder: Any) -> list[Region]:
+    found = holder.get("result") if isinstance(holder, dict) else None
+    entries = found if isinstance(found, list) else []
+    return [
+        entry
+        for entry in entries
+        if isinstance(entry, dict)
+        and (isinstance(entry.get("value"), dict) or entry.get("type") == "relation")
+    ]
+
+
+def _current(case: Case, task: Task, row: Mapping[str, Any], context: list[Region]) -> Value | None:
+    """Give the value that an annotator sees while they ask.
+
+    The context holds the regions of the touched control's kind; the others are those of whatever was saved
+    last for the task: the page's own draft, an annotation, or our prediction.
+    """
+    kinds = [row.get(kind) for kind in ("predictions", "annotations", "drafts")]
+    saved = [entry for kind in kinds if isinstance(kind, list) for entry in kind if isinstance(entry, dict)]
+    saved.sort(key=lambda entry: str(entry.get("updated_at") or entry.get("created_at") or ""))
+    touched = [region.get("from_name") for region in context]
+    before = _regions(saved[-1] if saved else None)
+    kept = [region for region in before if region.get("from_name") not in touched]
+    try:
+        return case.for_task(task).labelling.from_regions([*kept, *context], task) or None
+    except (TaskError, TypeError, ValueError, LookupError, AttributeError):
+        return None  # made under an older config, or by hand: then the words alone must do
 
 
 def _error(message: str, hint: str, status: int) -> Response:

@@ -83,6 +83,11 @@ class StoreSettings(BaseSettings):
     cache_rows: int = Field(
         100_000, ge=1, description="Answers that the SQLite cache keeps; the least recently used go."
     )
+    near_duplicates: Literal["off", "example", "reuse"] = Field(
+        "off",
+        description="What a similar task's answer is for: `example` shows it to the model, `reuse` gives it "
+        "again where it provably holds. Needs an SQLite cache.",
+    )
     cases_dir: Path = Field(ROOT / "label_config", description="Folder with one folder per case.")
 
 

@@ -20,8 +20,9 @@ from typing import Annotated
 
 import typer
 
-from backend.app import make_cache, make_drafter
+from backend.app import make_cache, make_drafter, make_neighbours
 from backend.core.labelling import Task
+from backend.core.prompting import parse_extra_params
 from backend.edge.cases import Cases
 from backend.edge.ledger import Ledger
 from backend.edge.vllm import VllmModel
@@ -62,9 +63,10 @@ def main(
         settings = Settings()
         label_studio = connect(settings, url, api_key)
         target = label_studio.project(project)
-        chosen = Cases(settings.store.cases_dir).find(target.label_config, case or target.case)
+        named, overrides = parse_extra_params(target.extra_params)
+        chosen = Cases(settings.store.cases_dir).find(target.label_config, case or named, overrides)
         check_model(settings.model)
-        drafter = make_drafter(settings.model, make_cache(settings.store))
+        drafter = make_drafter(settings.model, make_cache(settings.store), make_neighbours(settings.store))
         version = drafter.version(chosen)
         ledger = Ledger(settings.store.ledger_url)
         ledger.remember_version(project, version, drafter.manifest(chosen))

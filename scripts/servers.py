@@ -210,8 +210,9 @@ def start_backend(
     application: str = "backend.app:create_app()",
     folder: Path = ROOT,
     installed: str = "backend",
+    workers: int = 1,
 ) -> Server:
-    """Start the backend under gunicorn: one process, 64 threads.
+    """Start the backend under gunicorn, 64 threads a process.
 
     Args:
         settings: Environment variables of `backend.settings`.
@@ -220,13 +221,14 @@ def start_backend(
         application: What gunicorn serves, in another form than our own server where that is wanted.
         folder: Where it is served from; modules there are found.
         installed: The environment that it runs in.
+        workers: Processes.
     Raises:
         ServerError: It ended or did not answer within a minute.
     """
     port = free_port(port)
     command = (
         *(str(environment(installed) / "bin" / "python"), "-m", "gunicorn", application),
-        *("--workers", "1", "--threads", "64", "--worker-class", "gthread", "--timeout", "120"),
+        *("--workers", str(workers), "--threads", "64", "--worker-class", "gthread", "--timeout", "120"),
         *("--bind", f"{LOCALHOST}:{port}", "--chdir", str(folder)),
     )
     server = _start(

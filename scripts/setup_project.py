@@ -77,6 +77,7 @@ def main(
                 user=settings.backend.user,
                 password=settings.backend.password.get_secret_value(),
                 extra_params={"case": chosen.name} if chosen.name in cases.names() else {},
+                interactive=bool(chosen.labelling.prompts),
             )
             for what, outcome in outcomes.items():
                 out.print(f"{what:<9} {outcome}: {backend_url}{'/webhook' if what == 'webhook' else ''}")
@@ -88,6 +89,8 @@ def main(
             out.print(
                 "note      the config has no $draft_status: reasons are in the records, not in the page"
             )
+        if chosen.labelling.prompts:
+            out.print("redraft   with Auto-Annotation on, Shift+Enter in the prompt box drafts a task anew")
         out.print(f"Next: scripts/import_tasks --project {target.id} FILE")
 
 

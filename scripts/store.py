@@ -137,9 +137,8 @@ class Store:
         started = time.monotonic()
         project = self._project.id
         self._records.append([record(project, self._case, task, draft) for task, draft in batch])
-        told = [draft for _, draft in batch if draft.reasons]
-        self._ledger.remember_reasons(
-            [(project, d.task_id, d.version, d.status, [str(r) for r in d.reasons], d.raw) for d in told]
+        self._ledger.remember_drafts(
+            [(project, d.task_id, d.version, d.status, [*map(str, d.reasons)], d.raw) for _, d in batch]
         )
         for task, draft in batch:
             words = draft_status_html(draft)
@@ -175,6 +174,7 @@ def record(project: int, case: Case, task: Task, draft: Draft) -> dict[str, Any]
         "score": draft.score,
         "raw": draft.raw,
         "attempts": draft.attempts,
+        **({"near_duplicate": draft.near_duplicate} if draft.near_duplicate else {}),
         "prompt_tokens": draft.prompt_tokens,
         "completion_tokens": draft.completion_tokens,
         "cached_tokens": draft.cached_tokens,

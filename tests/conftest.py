@@ -5,7 +5,8 @@ is installed but does not start always fails.
 """
 
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,45 @@ MODEL = servers.ROOT / "models" / "tiny-qwen3"
 _personal_tokens: dict[str, str] = {}  # by server
 
 
+class Restartable:
+    """A server that tests take down and bring back at the same address, with the same data."""
+
+    def __init__(self, start: Callable[[int | None], servers.Server]) -> None:
+        self._start = start
+        self._server = start(None)
+        self.url = self._server.url
+
+    @property
+    def log(self) -> Path:
+        return self._server.log
+
+    def stop(self) -> None:
+        """End it as an admin does; it may be standing still, or be gone already."""
+        self.signal(signal.SIGCONT)
+        self._server.stop()
+
+    def kill(self) -> None:
+        """End it as `kill -9` of all its processes does."""
+        self.signal(signal.SIGKILL)
+        self._server.process.wait()
+
+    def start(self) -> None:
+        """Bring it back."""
+        self._server = self._start(int(self.url.rpartition(":")[2]))
+        assert self._server.url == self.url
+
+    def restart_if_down(self) -> None:
+        """Leave it running, whatever a test did."""
+        self.signal(signal.SIGCONT)
+        if self._server.process.poll() is not None:
+            self.start()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to all its processes."""
+        if self._server.process.poll() is None:
+            os.killpg(self._server.pid, number)
+
+
 @dataclass(frozen=True)
 class LabelStudioServer:
     """A running Label Studio and the one user it has."""
@@ -45,6 +85,7 @@ class LabelStudioServer:
     password: str = field(repr=False)
     token: str = field(repr=False)
     sdk: LabelStudio = field(repr=False)
+    process: Restartable = field(repr=False)
 
     @contextmanager
     def session(self) -> Iterator[httpx.Client]:
@@ -72,6 +113,7 @@ class ModelServer:
 
     url: str
     name: str
+    process: Restartable = field(repr=False)
     profile: str = "compact"
 
 
@@ -99,10 +141,14 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStud
     username, password, token = "admin@example.com", "draftloop-tests", "draftloop-tests-legacy-token"
     folder = tmp_path_factory.mktemp("label-studio")
     with installed(), ExitStack() as stack:
-        server = servers.start_label_studio(folder, username=username, password=password, token=token)
+        server = Restartable(
+            lambda port: servers.start_label_studio(
+                folder, username=username, password=password, token=token, port=port
+            )
+        )
         stack.callback(server.stop)
         sdk = stack.enter_context(sdk_client(server.url, token))
-        yield LabelStudioServer(server.url, username, password, token, sdk)
+        yield LabelStudioServer(server.url, username, password, token, sdk, server)
 
 
 @pytest.fixture(scope="session")
@@ -111,8 +157,12 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
     if not (MODEL / "config.json").exists():
         missing(f"{MODEL} is missing. Run: scripts/train_tiny_model")
     log = tmp_path_factory.mktemp("vllm") / "vllm.log"
-    with installed(), servers.start_vllm(MODEL, served_name=MODEL.name, log=log) as server:
-        yield ModelServer(f"{server.url}/v1", MODEL.name)
+    with installed(), ExitStack() as stack:
+        server = Restartable(
+            lambda port: servers.start_vllm(MODEL, served_name=MODEL.name, log=log, port=port)
+        )
+        stack.callback(server.stop)
+        yield ModelServer(f"{server.url}/v1", MODEL.name, server)
 
 
 @pytest.fixture(scope="session")
@@ -121,23 +171,36 @@ def backend(
 ) -> Iterator[BackendServer]:
     """Start the backend under gunicorn, with basic auth and a ledger of its own."""
     folder = tmp_path_factory.mktemp("backend")
-    ledger, user, password = folder / "ledger.sqlite3", "drafts", "draftloop-tests"
-    settings = {
+    settings = backend_settings(label_studio, vllm, folder)
+    with installed(), servers.start_backend(settings, log=folder / "backend.log") as server:
+        yield backend_server(server.url, settings, server.log)
+
+
+def backend_settings(
+    label_studio: LabelStudioServer, vllm: ModelServer, folder: Path, **more: str
+) -> dict[str, str]:
+    """Give the settings of a backend between the two, with its state in a folder of its own."""
+    return {
         "BACKEND_DEADLINE_S": "60",
-        "BACKEND_PASSWORD": password,
-        "BACKEND_USER": user,
+        "BACKEND_PASSWORD": "draftloop-tests",
+        "BACKEND_USER": "drafts",
         "CACHE_URL": f"sqlite:///{folder / 'cache.sqlite3'}",
         "CASES_DIR": str(servers.ROOT / "label_config"),
         "LABEL_STUDIO_API_KEY": label_studio.token,
         "LABEL_STUDIO_URL": label_studio.url,
-        "LEDGER_URL": f"sqlite:///{ledger}",
+        "LEDGER_URL": f"sqlite:///{folder / 'ledger.sqlite3'}",
         "MODEL_NAME": vllm.name,
         "MODEL_PROFILE": vllm.profile,
         "MODEL_TEMPERATURE": "0",
         "MODEL_URL": vllm.url,
+        **more,
     }
-    with installed(), servers.start_backend(settings, log=folder / "backend.log") as server:
-        yield BackendServer(server.url, user, password, ledger, server.log)
+
+
+def backend_server(url: str, settings: dict[str, str], log: Path) -> BackendServer:
+    """Say how a backend with these settings is asked, and where its state is."""
+    ledger = Path(settings["LEDGER_URL"].removeprefix("sqlite:///"))
+    return BackendServer(url, settings["BACKEND_USER"], settings["BACKEND_PASSWORD"], ledger, log)
 
 
 @pytest.fixture(scope="session")
@@ -178,6 +241,11 @@ def gallery(name: str) -> tuple[Template, Labelling, Task]:
     """Give a template of Label Studio's gallery, compiled, with its example task."""
     with installed():
         return labelled(name)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --scale: what is tried a thousand times in every run is tried at full scale."""
+    parser.addoption("--scale", action="store_true", help="run at full scale what is sampled otherwise")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

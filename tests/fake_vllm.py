@@ -24,6 +24,7 @@ class FakeVllm:
     """What the fake serves and what it was asked; change it while it runs."""
 
     name: str = "fake"
+    adapters: tuple[str, ...] = ()  # other names that it serves
     api_key: str = ""
     context_tokens: int = 2048
     structured_outputs: str = "guidance"  # or "xgrammar", or "" for a server that ignores schemas
@@ -56,7 +57,7 @@ class FakeVllm:
                 self._now -= 1
 
     def _complete(self, body: Body) -> tuple[int, Body]:
-        if body["model"] != self.name:
+        if body["model"] not in (self.name, *self.adapters):
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
         schema = body.get("response_format", {}).get("json_schema", {}).get("schema")
         if not self.structured_outputs:
@@ -128,7 +129,10 @@ def fake_vllm(**settings: Any) -> Iterator[FakeVllm]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            self._send(200, {"data": [{"id": fake.name, "max_model_len": fake.context_tokens}]})
+            served = [
+                {"id": name, "max_model_len": fake.context_tokens} for name in (fake.name, *fake.adapters)
+            ]
+            self._send(200, {"data": served})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -6,7 +6,7 @@ of values are those of `controls`.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 from xml.etree.ElementTree import Element
 
 from backend.core.conditions import Condition
@@ -37,6 +37,7 @@ class Choices(Control):
 
     tag = "Choices"
     option_tag = "Choice"
+    nothing: ClassVar[Mapping[str, Any]] = {"choices": []}
 
     @property
     def nested(self) -> bool:
@@ -105,6 +106,7 @@ class Taxonomy(Control):
 
     tag = "Taxonomy"
     option_tag = "Choice"
+    nothing: ClassVar[Mapping[str, Any]] = {"taxonomy": []}
     many = True
 
     @classmethod

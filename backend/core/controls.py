@@ -77,6 +77,7 @@ class Control:
     tag: ClassVar[str]
     option_tag: ClassVar[str] = ""
     many: ClassVar[bool] = False
+    nothing: ClassVar[Mapping[str, Any] | None] = None  # region value that empties it in an open page
     name: str
     to_name: str
     required: bool
@@ -268,6 +269,7 @@ class TextArea(Control):
     """
 
     tag = "TextArea"
+    nothing: ClassVar[Mapping[str, Any]] = {"text": []}
 
     @property
     def is_many(self) -> bool:
@@ -301,6 +303,7 @@ class Rating(Control):
     """`<Rating>`: a whole number of stars, from 1."""
 
     tag = "Rating"
+    nothing: ClassVar[Mapping[str, Any]] = {"rating": 0}
 
     def schema(self) -> Schema:
         """Give an integer from 1 to maxRating (5 if the config does not say)."""
@@ -319,6 +322,7 @@ class Number(Control):
     """`<Number>`: an integer where `step` is whole, else a number."""
 
     tag = "Number"
+    nothing: ClassVar[Mapping[str, Any]] = {}  # the page takes no null here
 
     def schema(self) -> Schema:
         """Give a bounded number; the bounds come from min and max."""
@@ -343,6 +347,7 @@ class DateTime(Control):
     """`<DateTime>`: an ISO 8601 string, as exact as the control's `only` asks for."""
 
     tag = "DateTime"
+    nothing: ClassVar[Mapping[str, Any]] = {"datetime": ""}
     # Ranges in the pattern keep a constrained model from writing month 19; the validating `format` keyword
     # then refuses 31 February.
     _DATE: ClassVar[str] = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"

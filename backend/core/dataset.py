@@ -119,6 +119,9 @@ def judge(
         mask: Whether stand-ins take the place of personal data, in the reasons too.
         region: Country of telephone numbers without a country code.
     """
+    asked = case.labelling.words(annotation.regions)
+    if asked:
+        annotation = replace(annotation, metadata={**annotation.metadata, "prompt": asked})
     try:
         case = case.for_task(annotation.task)
         texts = case.labelling.inputs(annotation.task)  # what cannot be shown is no sample
@@ -131,7 +134,9 @@ def judge(
     source = annotation.task.data.get(group_by) if group_by else None
     group = group_of(texts if source is None else {group_by: source})
     draft = _draft_of(candidate)
-    hide = Mask([annotation.task.data, candidate.value, draft], region) if mask else None
+    hide = Mask([annotation.task.data, candidate.value, draft, asked], region) if mask else None
+    if hide is not None:
+        annotation = replace(annotation, metadata=hide(dict(annotation.metadata)))
     stopped = _stopped(candidate)
     if stopped is None and hide is not None:
         masked = replace(annotation, task=Task(annotation.task.id, hide(dict(annotation.task.data))))

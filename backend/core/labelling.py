@@ -13,6 +13,7 @@ Source:
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -36,6 +37,7 @@ from backend.core.controls import (
     Region,
     Schema,
     TextArea,
+    collect,
 )
 from backend.core.sources import OBJECTS, Passage, Source
 from backend.core.sources import Task as Task  # noqa: PLC0414  where everybody looks for it
@@ -51,6 +53,8 @@ CONTROLS: tuple[type[Control], ...] = (
 
 # The key of task data in which a draft's reasons are shown; never part of a prompt.
 STATUS_KEY = "draft_status"
+# A TextArea whose name begins so is no field: in it an annotator tells the model what to do better.
+PROMPT_NAME = "prompt"
 
 _LAYOUT = (
     *("View", "Header", "Style", "Collapse", "Panel", "Filter", "Shortcut", "Hint"),
@@ -63,6 +67,10 @@ _DECODABLE = (
     "description",
 )
 _DECODABLE_FORMATS = ("date", "uuid")
+# The deepest of Label Studio's own templates has 8 levels; a value has few more than its schema.
+_DEEPEST = 100
+_EXACT = 2**53  # larger integers are others in the page, which is JavaScript
+_IDS = ("id", "from_id", "to_id")  # of a region, and of the ends of a relation
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,7 @@ class Labelling:
     decoding_schema: Schema
     config_hash: str
     shows_status: bool
+    prompts: tuple[str, ...] = ()
     overlay: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -102,6 +111,12 @@ class Labelling:
             if (isinstance(control, Choices) and control.nested)
             or ("toName" not in control.attributes and not isinstance(control, Relations | PerItem))
         )
+
+    def words(self, regions: Sequence[Region]) -> str:
+        """Give what an annotator wrote into the prompt TextAreas, an entry a line; empty for nothing."""
+        asked = [region for region in regions if region.get("from_name") in self.prompts]
+        texts = (str(text).strip() for text in collect(asked, "text"))
+        return "\n".join(text for text in texts if text)
 
     def for_task(self, task: Task) -> "Labelling":
         """Give the labelling with the options that the task brings; itself where it brings none.
@@ -149,15 +164,26 @@ class Labelling:
         """Read a model's answer; keys that are null are absent. Nothing else is changed.
 
         Raises:
-            InvalidValue: Not JSON, not an object, or the same key twice.
+            InvalidValue: Not JSON, not an object, the same key twice, or what no page can show: half a
+                character, a number that JavaScript does not know, an endless nesting.
         """
         try:
-            value = json.loads(text, object_pairs_hook=_no_doubles, parse_constant=_no_constant)
+            value = json.loads(
+                text,
+                object_pairs_hook=_no_doubles,
+                parse_constant=_no_constant,
+                parse_float=_finite,
+                parse_int=_exact,
+            )
+            found = _present(value)
+            # An escape may hold half a character, which no page shows and no file takes.
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise InvalidValue("The answer holds half a character (a lone surrogate).") from error
         except (ValueError, RecursionError) as error:
             raise InvalidValue(f"The answer is not JSON: {error}.") from error
-        if not isinstance(value, dict):
+        if not isinstance(found, dict):
             raise InvalidValue("The answer is JSON but not an object.")
-        found: Value = _present(value)
         return found
 
     def to_regions(self, value: Value, task: Task) -> Placed:
@@ -195,11 +221,50 @@ class Labelling:
                 page.quotes.extend([None] * len(value[control.name]))
         return placed
 
+    def relaid(self, before: Value, after: Value, task: Task, mark: str) -> list[Region]:
+        """Give the regions that lay a new value over another one in an open page.
+
+        The page replaces what stands in a control of the whole task and adds spans, but it has no way to
+        take something away: so what the new value leaves empty is emptied, spans of both values stay as
+        they are, with all that hangs on them, and those of the older one alone are left to the human.
+
+        Args:
+            before: What the page holds.
+            after: What it shall hold.
+            task: The task.
+            mark: Makes new ids: the page breaks where a span has the id of another one.
+        Raises:
+            TaskError: The task lacks a key that the config shows.
+        """
+        hosts = {host.name for host in self._hosts()}
+        old = self.to_regions(before, task).regions
+        there = [(region["from_name"], region["value"]) for region in old if region.get("from_name") in hosts]
+        new = self.to_regions(after, task).regions
+        same = {
+            region["id"]
+            for region in new
+            if "from_name" in region and (region["from_name"], region["value"]) in there
+        }
+        relaid = [
+            {key: f"{part}-{mark}" if key in _IDS else part for key, part in region.items()}
+            for region in new
+            if not same & {region.get(key) for key in _IDS}
+        ]
+        emptied = [
+            control.region(dict(control.nothing))
+            for control in self.controls
+            if control.nothing is not None
+            and before.get(control.name) not in (None, [])
+            and after.get(control.name) in (None, [])
+        ]
+        return [*relaid, *emptied]
+
     def from_regions(self, regions: list[Region], task: Task) -> Value:
         """Read a value back from the regions of a prediction or an annotation.
 
         Regions of controls that the config no longer has are an error, not dropped: a training row
-        made from half of an annotation would be wrong without anybody seeing it.
+        made from half of an annotation would be wrong without anybody seeing it. What stands in a prompt
+        TextArea is no part of a value.
 
         Raises:
             InvalidValue: A region does not fit the config.
@@ -213,6 +278,8 @@ class Labelling:
         for region in regions:
             arrow = region.get("type") == "relation"
             name = Relations.NAME if arrow else region.get("from_name")
+            if name in self.prompts:
+                continue
             if name not in by_control:
                 what = "relations" if arrow else f"a region of control '{name}'"
                 raise InvalidValue(f"The annotation holds {what}, which the config lacks.")
@@ -304,6 +371,7 @@ def compile_labelling(xml: str, overlay: Mapping[str, Any] | None = None) -> Lab
         decoding_schema=_decodable(validating),
         config_hash=hash_config(xml),
         shows_status=any(element.get("value") == f"${STATUS_KEY}" for element in root.iter()),
+        prompts=tuple(element.get("name", "") for element in root.iter() if _is_prompt(element)),
         overlay=overlay or {},
     )
 
@@ -326,6 +394,14 @@ def _parse(xml: str) -> Element:
             f"The labelling config is not XML that can be read safely: {error}.",
             hint="Check it in the project's Labeling Interface settings.",
         ) from error
+    level, depth = [root], 0
+    while level:
+        level, depth = [below for element in level for below in element], depth + 1
+        if depth > _DEEPEST:
+            raise SetupError(
+                f"The labelling config is nested deeper than {_DEEPEST} tags.",
+                hint="Check it in the project's Labeling Interface settings.",
+            )
     return root
 
 
@@ -345,6 +421,10 @@ def _sources(root: Element) -> Iterator[Source]:
             yield Source.from_attributes(element.tag, element.attrib)
 
 
+def _is_prompt(element: Element) -> bool:
+    return element.tag == TextArea.tag and element.get("name", "").startswith(PROMPT_NAME)
+
+
 def _controls(root: Element, sources: tuple[Source, ...]) -> Iterator[Control]:
     """Read the controls in the order of the page, relations last: they count what stands before them."""
     classes = {control.tag: control for control in CONTROLS}
@@ -352,7 +432,7 @@ def _controls(root: Element, sources: tuple[Source, ...]) -> Iterator[Control]:
     found: list[Control] = []
     hung: list[Control] = []
     for element, conditions in walk(root):
-        if element.tag not in classes:
+        if element.tag not in classes or _is_prompt(element):
             continue
         control = classes[element.tag].from_element(element, conditions)
         if not control.to_name:
@@ -477,11 +557,13 @@ def _filled(value: Json, schema: Schema) -> Json:
     return [] if value is None and schema.get("type") == "array" else value
 
 
-def _present(value: Json) -> Json:
+def _present(value: Json, depth: int = 0) -> Json:
     """Leave out keys that are null; the places of an array stay."""
+    if depth > _DEEPEST:
+        raise ValueError(f"nested deeper than {_DEEPEST} levels")
     if isinstance(value, dict):
-        return {key: _present(part) for key, part in value.items() if part is not None}
-    return [_present(part) for part in value] if isinstance(value, list) else value
+        return {key: _present(part, depth + 1) for key, part in value.items() if part is not None}
+    return [_present(part, depth + 1) for part in value] if isinstance(value, list) else value
 
 
 def _no_doubles(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
@@ -493,3 +575,17 @@ def _no_doubles(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
 
 def _no_constant(name: str) -> Json:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{digits[:20]} is too large a number")
+    return number
+
+
+def _exact(digits: str) -> int:
+    number = int(digits)
+    if abs(number) > _EXACT:
+        raise ValueError(f"{digits[:20]} is too large a number")
+    return number

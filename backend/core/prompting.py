@@ -8,11 +8,12 @@ What is the same for a whole project comes first, so that vLLM serves it from it
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from backend.core.controls import Schema
 from backend.core.labelling import Labelling, Task, Value
@@ -39,7 +40,14 @@ _RETRY = {
     "en": "This answer is not acceptable:\n{reasons}\nAnswer again with the corrected JSON object only.",
     "zh": "这个答案不符合要求:\n{reasons}\n请重新作答,只输出改正后的 JSON 对象。",
 }
+_REFINE = {
+    "en": "The annotator asks:\n{words}\nAnswer with the whole JSON object, changed as they ask.",
+    "zh": "标注员的要求:\n{words}\n请按要求修改,只输出完整的 JSON 对象。",
+}
 _HAN = re.compile(r"[\u4e00-\u9fff]")
+_HALF = re.compile(r"[\ud800-\udfff]")  # of a surrogate pair: no server takes it
+_EXTRA_HINT = 'Write {"case": "complaint"}, or {"instruction": "...", "temperature": 0, "model": "..."}.'
+_MAX_TEMPERATURE = 2  # vLLM's limit
 
 
 @dataclass(frozen=True)
@@ -52,13 +60,17 @@ class Message:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model is asked: messages, the schema that binds the answer, and how to sample."""
+    """What a model is asked: messages, the schema that binds the answer, and how to sample.
+
+    `model` names another model of the same server; empty is the client's own.
+    """
 
     messages: tuple[Message, ...]
     schema: Schema | None = None
     temperature: float = 0.0
     max_tokens: int = 8192
     seed: int = 0
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,6 +121,35 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Overrides:
+    """What one project wants otherwise: Label Studio's field of extra params on its ML backend.
+
+    instruction     stands for the case's task text, and for its compact line
+    temperature     of sampling
+    model           another model of the same server; empty is the configured one
+    """
+
+    instruction: str = ""
+    temperature: float | None = None
+    model: str = ""
+
+    def told(self) -> dict[str, str | float]:
+        """Give what is set, for manifests."""
+        return {key: part for key, part in self.__dict__.items() if part not in ("", None)}
+
+
+NO_OVERRIDES = Overrides()
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What an annotator asks for in words, and the value that it is about, where there is one."""
+
+    words: str
+    value: Value | None = None
+
+
+@dataclass(frozen=True)
 class Case:
     """A kind of task: its labelling and everything that a model is told about it."""
 
@@ -118,6 +159,7 @@ class Case:
     task_text: str
     compact: str
     examples: tuple[Example, ...] = ()
+    overrides: Overrides = NO_OVERRIDES
 
     @cached_property
     def rules(self) -> Rules:
@@ -131,6 +173,13 @@ class Case:
             TaskError: The task lacks them.
         """
         return replace(self, labelling=self.labelling.for_task(task)) if self.labelling.dynamic else self
+
+    def overridden(self, overrides: Overrides) -> "Case":
+        """Give the case as one project wants it."""
+        said = overrides.instruction
+        return replace(
+            self, overrides=overrides, task_text=said or self.task_text, compact=said or self.compact
+        )
 
     @property
     def language(self) -> Literal["en", "zh"]:
@@ -169,6 +218,48 @@ def parse_prompt(markdown: str, where: str) -> Mapping[str, str]:
     return sections
 
 
+def parse_extra_params(extra: Any) -> tuple[str | None, Overrides]:
+    """Read Label Studio's extra params of an ML backend: an object, or a string that holds one.
+
+    Returns:
+        The name of the case, if there is one, and what the project wants otherwise.
+    Raises:
+        SetupError: It is no JSON object, or holds a key or a value that nobody reads.
+    """
+    if isinstance(extra, str) and extra.strip():
+        try:
+            extra = json.loads(extra)
+        except (ValueError, RecursionError) as error:
+            raise SetupError(f"extra_params is not JSON: {str(error)[:200]}.", hint=_EXTRA_HINT) from error
+    if extra is None or extra == "" or (isinstance(extra, str) and not extra.strip()):
+        return None, NO_OVERRIDES
+    if not isinstance(extra, Mapping):
+        raise SetupError("extra_params is not a JSON object.", hint=_EXTRA_HINT)
+    known = ("case", *Overrides.__dataclass_fields__)
+    for key, part in extra.items():
+        if key not in known:
+            raise SetupError(
+                f"extra_params has a key {ascii(key)[:60]}, which nobody reads.",
+                hint=f"It may have {', '.join(known)}.",
+            )
+        if key == "temperature":
+            is_number = isinstance(part, int | float) and not isinstance(part, bool)
+            if not (is_number and math.isfinite(part) and 0 <= part <= _MAX_TEMPERATURE):
+                raise SetupError(
+                    "extra_params.temperature is no number from 0 to 2.", hint='Write {"temperature": 0.3}.'
+                )
+        elif not (isinstance(part, str) and part.strip() and not _HALF.search(part)):
+            raise SetupError(
+                f"extra_params.{key} is no text.", hint=f'Write {{"{key}": "..."}}, or leave it out.'
+            )
+    temperature = extra.get("temperature")
+    return extra.get("case"), Overrides(
+        instruction=extra.get("instruction", "").strip(),
+        temperature=None if temperature is None else float(temperature),
+        model=extra.get("model", "").strip(),
+    )
+
+
 def preamble(case: Case, profile: Profile) -> tuple[Message, ...]:
     """Give the messages that are the same for every task of the case."""
     if profile == "compact":
@@ -186,13 +277,24 @@ def preamble(case: Case, profile: Profile) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def render(case: Case, task: Task, profile: Profile) -> tuple[Message, ...]:
+def render(
+    case: Case, task: Task, profile: Profile, refinement: Refinement | None = None
+) -> tuple[Message, ...]:
     """Give the messages that ask for one task's value; the answer is `labelling.encode(value)`.
+
+    An annotator's words come last, after the value that they are about: what tasks share stays in front.
 
     Raises:
         TaskError: The task lacks a key that the config shows.
     """
-    return (*preamble(case, profile), Message("user", _question(case, task)))
+    shared, question = preamble(case, profile), _question(case, task)
+    if refinement is None:
+        return (*shared, Message("user", question))
+    words = _REFINE[case.language].format(words=refinement.words)
+    if refinement.value is None:
+        return (*shared, Message("user", f"{question}\n\n{words}"))
+    answer = case.labelling.encode(refinement.value)
+    return (*shared, Message("user", question), Message("assistant", answer), Message("user", words))
 
 
 def render_retry(

@@ -75,7 +75,7 @@ def _field_spans(answer: str) -> dict[str, tuple[int, int]] | None:
             # The separator or closing brace belongs to the value before it: it decides that it ends.
             spans[key] = (len(text[:start].encode()), len(text[: after + 1].encode()))
             at = _after_space(text, after + 1) if text[after] == "," else after
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, RecursionError):
         return None
     return spans
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.core.labelling import Labelling, Task, compile_labelling, hash_config
-from backend.core.prompting import Case, Example, generic_case, parse_prompt
+from backend.core.prompting import NO_OVERRIDES, Case, Example, Overrides, generic_case, parse_prompt
 from backend.errors import DraftloopError, InvalidValue, SetupError
 
 
@@ -33,7 +33,7 @@ class Cases:
         }
         self._configs = {name: read(path / "config.xml") for name, path in self._folders.items()}
         self._by_hash = {hash_config(xml): name for name, xml in self._configs.items()}
-        self._compiled: dict[tuple[str, str], Case] = {}
+        self._compiled: dict[tuple[str, str, Overrides], Case] = {}
         for name in self._folders:
             self.get(name)
 
@@ -59,21 +59,26 @@ class Cases:
         self._known(name)
         return self.find(self._configs[name], name)
 
-    def find(self, xml: str, wanted: str | None = None) -> Case:
+    def find(self, xml: str, wanted: str | None = None, overrides: Overrides = NO_OVERRIDES) -> Case:
         """Find the case for a project.
 
         Args:
             xml: The project's labelling config, which may have been edited since the set-up.
             wanted: The name that the project was set up with, if any.
+            overrides: What the project wants otherwise.
         Raises:
             SetupError: The config is not supported, or there is no such case.
         """
         config_hash = hash_config(xml)
         name = wanted or self._by_hash.get(config_hash, "")
-        key = (name, config_hash)
+        key = (name, config_hash, overrides)
         if key not in self._compiled:
             # Two threads may compile the same case at once: both results are equal, either may stay.
-            self._compiled[key] = self._compile(name, xml)
+            self._compiled[key] = (
+                self._compile(name, xml)
+                if overrides == NO_OVERRIDES
+                else self.find(xml, wanted).overridden(overrides)
+            )
         return self._compiled[key]
 
     def _known(self, name: str) -> None:

@@ -12,7 +12,7 @@ import base64
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Self, TypeVar
 
@@ -54,14 +54,20 @@ _HOW_TO_LOG_IN = (
 
 @dataclass(frozen=True)
 class Project:
-    """A project of Label Studio. `case` is what its backend connection was told to use, if anything."""
+    """A project of Label Studio. `extra_params` is what the connection to its backend says besides."""
 
     id: int
     title: str
     created_at: str
     label_config: str
     model_version: str
-    case: str | None = None
+    extra_params: Fields = field(default_factory=dict)
+
+    @property
+    def case(self) -> str | None:
+        """Name of the case that the connection says, if any."""
+        said = self.extra_params.get("case")
+        return said if isinstance(said, str) else None
 
 
 class LabelStudio:
@@ -124,7 +130,7 @@ class LabelStudio:
             created_at=found["created_at"],
             label_config=found["label_config"],
             model_version=found["model_version"] or "",
-            case=_named_case(self._get("ML backends", "api/ml/", {"project": project_id})),
+            extra_params=_extra_params(self._get("ML backends", "api/ml/", {"project": project_id})),
         )
 
     def find_project(self, title: str) -> Project | None:
@@ -172,13 +178,27 @@ class LabelStudio:
     # ------------------------------------------------------------------------------ connections, tabs
 
     def connect_backend(
-        self, project: Project, url: str, extra_params: Fields, *, user: str = "", password: str = ""
+        self,
+        project: Project,
+        url: str,
+        extra_params: Fields,
+        *,
+        user: str = "",
+        password: str = "",
+        interactive: bool = False,
     ) -> dict[str, Outcome]:
         """Connect an ML backend and its webhook, both with basic auth if there is a user.
 
         Label Studio makes a webhook for every backend, without the backend's auth and for every event;
         that one is given the header and only the events of annotations.
 
+        Args:
+            project: The project.
+            url: The backend, as Label Studio reaches it.
+            extra_params: What the backend is told besides; what people added in Label Studio's form stays.
+            user: For basic auth; empty is none.
+            password: For basic auth.
+            interactive: Have Label Studio offer Auto-Annotation. What people switched on stays on.
         Returns:
             What happened to the "backend" and to the "webhook".
         Raises:
@@ -195,9 +215,12 @@ class LabelStudio:
             "url": url,
             "title": TITLE,
             # A string, because Label Studio's form shows and edits one.
-            "extra_params": json.dumps(dict(extra_params), ensure_ascii=False, sort_keys=True),
+            "extra_params": json.dumps(
+                {**_extra_params([old] if old else []), **extra_params}, ensure_ascii=False, sort_keys=True
+            ),
             "auth_method": "BASIC_AUTH" if user else "NONE",
             **({"basic_auth_user": user} if user else {}),
+            **({"is_interactive": True} if interactive else {}),
         }
         secret = {"basic_auth_pass": password} if user else {}
         what = f"the ML backend at {url}"
@@ -277,7 +300,7 @@ class LabelStudio:
             SetupError: Label Studio refuses a chunk, for example because the config shows a missing key.
             ServiceError: It is not known whether the last chunk arrived; what was yielded before did.
         """
-        for chunk in _chunks(orjson.dumps({"data": dict(row)}) for row in rows):
+        for chunk in _chunks(_json({"data": dict(row)}) for row in rows):
             what, path = f"{len(chunk)} tasks for project {project.id}", f"api/projects/{project.id}/import"
             params = {"return_task_ids": "true", "commit_to_project": "true"}
             answer = self._send(what, "POST", path, b"[%b]" % b",".join(chunk), params)
@@ -337,7 +360,7 @@ class LabelStudio:
 
     def set_task_data(self, task_id: int, data: Fields) -> None:
         """Replace a task's whole data; Label Studio has no way to change one key."""
-        self._send(f"task {task_id}", "PATCH", f"api/tasks/{task_id}/", orjson.dumps({"data": dict(data)}))
+        self._send(f"task {task_id}", "PATCH", f"api/tasks/{task_id}/", _json({"data": dict(data)}))
 
     def _pages(self, project: Project, filters: Filters, fields: Fields) -> Iterator[dict[str, Json]]:
         """List page by page; a page starts after the last id of the one before.
@@ -420,10 +443,8 @@ class LabelStudio:
             together = [found for found in waiting if found not in alone]
             try:
                 for prediction in alone:
-                    self._send(what, "POST", "api/predictions/", orjson.dumps(prediction))
-                answer = (
-                    self._send(what, "POST", path, orjson.dumps(together)) if together else {"created": 0}
-                )
+                    self._send(what, "POST", "api/predictions/", _json(prediction))
+                answer = self._send(what, "POST", path, _json(together)) if together else {"created": 0}
             except DraftloopError as error:
                 # A task deleted meanwhile makes a 400 of the whole batch; a lost answer says nothing.
                 problem = error
@@ -439,7 +460,7 @@ class LabelStudio:
 
         Label Studio answers 200 also when the backend failed: look at the tasks afterwards.
         """
-        body = orjson.dumps({"selectedItems": {"all": False, "included": list(task_ids)}})
+        body = _json({"selectedItems": {"all": False, "included": list(task_ids)}})
         params = {"project": project.id, "id": "retrieve_tasks_predictions"}
         self._send(f"predictions of project {project.id}", "POST", "api/dm/actions", body, params)
 
@@ -454,7 +475,7 @@ class LabelStudio:
         """Submit an annotation as the labelling page does; gives its id."""
         body = {"result": list(regions), "parent_prediction": parent_prediction, "lead_time": lead_time_s}
         path = f"api/tasks/{task_id}/annotations/"
-        return int(self._send(f"task {task_id}", "POST", path, orjson.dumps(body))["id"])
+        return int(self._send(f"task {task_id}", "POST", path, _json(body))["id"])
 
     # ------------------------------------------------------------------------------ requests
 
@@ -548,6 +569,14 @@ def _sentences(body: Json) -> Iterator[str]:
         yield str(body)
 
 
+def _json(body: Json) -> bytes:
+    """Serialize what is sent; half characters and integers beyond 64 bits, which Label Studio keeps, too."""
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        return json.dumps(body).encode()
+
+
 def _sdk(base_url: str, api_key: str, timeout_s: float) -> Sdk:
     # No proxy from the environment sees the texts; trying again is `_ask`'s business.
     client = httpx.Client(timeout=timeout_s, follow_redirects=True, trust_env=False)
@@ -579,8 +608,8 @@ def _hint_for(status: int, detail: str) -> str:
     return "Correct what it names and run this again."
 
 
-def _named_case(backends: Sequence[Fields]) -> str | None:
-    """Read the case from a backend connection's extra_params: an object, or a string that holds one."""
+def _extra_params(backends: Sequence[Fields]) -> Fields:
+    """Read the extra_params of our connection: an object, or a string that holds one."""
     for backend in backends:
         extra = backend.get("extra_params")
         if isinstance(extra, str):
@@ -588,9 +617,11 @@ def _named_case(backends: Sequence[Fields]) -> str | None:
                 extra = json.loads(extra)
             except ValueError:
                 continue
-        if isinstance(extra, Mapping) and isinstance(extra.get("case"), str):
-            return str(extra["case"])
-    return None
+        if isinstance(extra, Mapping) and (
+            backend.get("title") == TITLE or isinstance(extra.get("case"), str)
+        ):
+            return extra
+    return {}
 
 
 def _holds(found: Fields, wanted: Fields) -> bool:

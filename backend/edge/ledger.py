@@ -1,7 +1,7 @@
 """The ledger: the one home of state that must outlive a process and be shared by workers.
 
 SQLite in WAL mode. Holds what `/setup` said about each project (Label Studio does not repeat it with
-`/predict`), what each version stands for, why a draft needed a human, and who is drafting which task.
+`/predict`), what each version stands for, what came of each task, and who is drafting which task.
 """
 
 import json
@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from backend.errors import ServiceError, SetupError
 
@@ -23,30 +23,55 @@ CREATE TABLE IF NOT EXISTS versions (version TEXT PRIMARY KEY, manifest TEXT NOT
     first_used TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP);
 CREATE TABLE IF NOT EXISTS project_versions (project INTEGER NOT NULL, version TEXT NOT NULL,
     first_used TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY (project, version));
-CREATE TABLE IF NOT EXISTS reasons (project INTEGER NOT NULL, task INTEGER NOT NULL, version TEXT NOT NULL,
+CREATE TABLE IF NOT EXISTS drafts (project INTEGER NOT NULL, task INTEGER NOT NULL, version TEXT NOT NULL,
     status TEXT NOT NULL, reasons TEXT NOT NULL, raw TEXT NOT NULL,
-    PRIMARY KEY (project, task, version));
+    drafted TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY (task, project, version));
 CREATE TABLE IF NOT EXISTS claims (task INTEGER NOT NULL, version TEXT NOT NULL, project INTEGER NOT NULL,
     owner TEXT NOT NULL, until REAL NOT NULL, late INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (task, version));
 """
 
 
+class KeptVersion(NamedTuple):
+    """A version: when it was first used (UTC), in which projects, and how many drafts it made."""
+
+    version: str
+    first_used: str
+    projects: list[int]
+    drafts: int
+    manifest: dict[str, Any]
+
+
+class KeptDraft(NamedTuple):
+    """What came of a task in one version; `drafted` is UTC."""
+
+    project: int
+    task: int
+    version: str
+    status: str
+    reasons: list[str]
+    raw: str
+    drafted: str
+
+
 class Ledger:
     """The ledger in an SQLite file. Safe to call from several threads and processes."""
 
-    def __init__(self, url: str, *, owner: str | None = None) -> None:
+    def __init__(self, url: str, *, owner: str | None = None, existing: bool = False) -> None:
         """Open or make the file.
 
         Args:
             url: `sqlite:///relative/path` or `sqlite:////absolute/path`.
             owner: In whose name tasks are claimed; this process's if not given.
+            existing: Make no file where there is none.
         Raises:
-            SetupError: Another kind of URL, or a file that cannot be written.
+            SetupError: Another kind of URL, a file that cannot be written, or one that must be there.
         """
         prefix = "sqlite:///"
         if not url.startswith(prefix) or url == prefix:
             raise SetupError(f"LEDGER_URL is {url!r}.", hint="Use sqlite:///file or sqlite:////folder/file.")
         self._path = url.removeprefix(prefix)
+        if existing and not Path(self._path).is_file():
+            raise SetupError(f"There is no ledger at {self._path}.", hint="Set LEDGER_URL to the backend's.")
         self._owner = owner or f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
         self._local = threading.local()
         try:
@@ -58,7 +83,9 @@ class Ledger:
             ) from error
 
     def remember_setup(self, project: int, extra_params: dict[str, Any]) -> None:
-        """Keep what `/setup` said about a project."""
+        """Keep what `/setup` said about a project; writes only what is new, so a full disk stops nothing."""
+        if extra_params == self.setup_of(project):
+            return
         with self._connection() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO setups VALUES (?, ?)",
@@ -97,6 +124,24 @@ class Ledger:
                 )
             return [row[0] for row in rows]
 
+    def version_rows(self, project: int | None = None) -> list[KeptVersion]:
+        """List versions with what they stand for, oldest first: of one project, or all."""
+        with self._connection() as connection:
+            rows = connection.execute(
+                "SELECT version, first_used, manifest, "
+                "(SELECT json_group_array(project) FROM project_versions AS used "
+                " WHERE used.version = versions.version ORDER BY project), "
+                "(SELECT COUNT(*) FROM drafts WHERE drafts.version = versions.version "
+                " AND drafts.project = coalesce(?, drafts.project)) "
+                "FROM versions ORDER BY first_used, rowid",
+                (project,),
+            )
+            found = [
+                KeptVersion(version, first_used, json.loads(projects), drafts, json.loads(manifest))
+                for version, first_used, manifest, projects, drafts in rows
+            ]
+        return [row for row in found if project is None or project in row.projects]
+
     def manifest(self, version: str) -> dict[str, Any] | None:
         """Give what a version stands for; None if it was never used here."""
         with self._connection() as connection:
@@ -104,29 +149,42 @@ class Ledger:
         found: dict[str, Any] | None = json.loads(row[0]) if row else None
         return found
 
-    def remember_reasons(self, rows: Sequence[tuple[int, int, str, str, list[str], str]]) -> None:
-        """Keep why drafts needed a human.
+    def remember_drafts(self, rows: Sequence[tuple[int, int, str, str, list[str], str]]) -> None:
+        """Keep what came of tasks; a later draft of the same version replaces an earlier one.
 
         Args:
             rows: Project, task, version, status, reasons in words, raw answer.
         """
         with self._connection() as connection:
             connection.executemany(
-                "INSERT OR REPLACE INTO reasons VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO drafts (project, task, version, status, reasons, raw) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
                 [
                     (project, task, version, status, json.dumps(reasons, ensure_ascii=False), raw)
                     for project, task, version, status, reasons, raw in rows
                 ],
             )
 
-    def reasons_of(self, project: int, task: int) -> list[tuple[str, str, list[str]]]:
-        """List a task's troubles as version, status, reasons."""
+    def drafts_of(self, task: int, project: int | None = None) -> list[KeptDraft]:
+        """List what came of a task, oldest first: in one project, or in every one that has its number."""
         with self._connection() as connection:
             rows = connection.execute(
-                "SELECT version, status, reasons FROM reasons WHERE project = ? AND task = ? ORDER BY rowid",
-                (project, task),
+                "SELECT project, task, version, status, reasons, raw, drafted FROM drafts "
+                "WHERE task = ? AND project = coalesce(?, project) ORDER BY drafted, rowid",
+                (task, project),
             )
-            return [(version, status, json.loads(reasons)) for version, status, reasons in rows]
+            return [
+                KeptDraft(found, number, version, status, json.loads(reasons), raw, drafted)
+                for found, number, version, status, reasons, raw, drafted in rows
+            ]
+
+    def reasons_of(self, project: int, task: int) -> list[tuple[str, str, list[str]]]:
+        """List a task's troubles as version, status, reasons."""
+        return [
+            (kept.version, kept.status, kept.reasons)
+            for kept in self.drafts_of(task, project)
+            if kept.reasons
+        ]
 
     def claim(self, project: int, tasks: Collection[int], version: str, lease_s: float) -> set[int]:
         """Take the tasks that nobody is drafting in this version; a claim ends with its lease.

@@ -33,6 +33,12 @@ class Metrics:
             ["case", "kind"],
             registry=registry,
         )
+        self.near_duplicates = prometheus.Counter(
+            "draftloop_near_duplicates",
+            "Drafts for which an earlier, similar task was an example, or whose answer was reused.",
+            ["case", "used"],
+            registry=registry,
+        )
         self.late = prometheus.Gauge(
             "draftloop_late_tasks",
             "Tasks promised to Label Studio and not written yet, by any process of this ledger.",

@@ -7,7 +7,6 @@ Source:
     vLLM 0.32: `response_format` json_schema, `logprobs`, `chat_template_kwargs`; error codes measured.
 """
 
-from functools import cached_property
 from typing import Any, Self
 
 import httpx
@@ -27,6 +26,7 @@ _PROBE_SCHEMA = {
     "additionalProperties": False,
 }
 _PROBE_S = 10.0
+_CHECK_S = 2.0  # Label Studio waits 3 s for a /setup
 _NEEDED = """--structured-outputs-config '{"backend":"guidance","disable_any_whitespace":true}'"""
 
 
@@ -46,7 +46,8 @@ class VllmModel:
             context_tokens: The model's context length; 0 asks the server.
         """
         self._name = name
-        self._context_tokens = context_tokens
+        self._stated_tokens = context_tokens
+        self._context_tokens: dict[str, int] = {}  # by model
         self._client = httpx.Client(
             base_url=url.rstrip("/"),
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
@@ -69,7 +70,7 @@ class VllmModel:
         """Name under which the server knows the model."""
         return self._name
 
-    @cached_property
+    @property
     def context_tokens(self) -> int:
         """Context length that the server states; 0 when it does not.
 
@@ -77,17 +78,32 @@ class VllmModel:
             ServiceError: The server does not answer.
             SetupError: It does not serve this model.
         """
-        return self._context_tokens or self._max_model_len(10)
+        return self._context_of(self._name)
 
-    def _max_model_len(self, timeout_s: float) -> int:
+    def check_served(self, name: str) -> None:
+        """Check that the server serves a model, in the time that Label Studio gives a `/setup`.
+
+        Raises:
+            ServiceError: The server does not answer.
+            SetupError: It does not serve it.
+        """
+        self._max_model_len(name, _CHECK_S)
+
+    def _context_of(self, name: str) -> int:
+        if name not in self._context_tokens:
+            self._context_tokens[name] = self._stated_tokens or self._max_model_len(name, 10)
+        return self._context_tokens[name]
+
+    def _max_model_len(self, name: str, timeout_s: float) -> int:
         models = self._call("GET", "/models", None, timeout_s=timeout_s).get("data", [])
         for model in models:
-            if model.get("id") == self._name:
+            if model.get("id") == name:
                 return int(model.get("max_model_len") or 0)
         served = ", ".join(str(model.get("id")) for model in models)
+        where = "MODEL_NAME" if name == self._name else "model in the project's extra params"
         raise SetupError(
-            f"The model server does not serve '{self._name}'; it serves: {served}.",
-            hint="Set MODEL_NAME to one of them.",
+            f"The model server does not serve '{name}'; it serves: {served}.",
+            hint=f"Set {where} to one of them.",
         )
 
     def complete(self, prompt: Prompt, *, timeout_s: float) -> Completion:
@@ -112,8 +128,9 @@ class VllmModel:
             ServiceError: The server, asked for the model's context length, does not answer.
             SetupError: It does not serve this model.
         """
+        name = prompt.model or self._name
         body: dict[str, Any] = {
-            "model": self._name,
+            "model": name,
             "messages": [{"role": message.role, "content": message.content} for message in prompt.messages],
             "temperature": prompt.temperature,
             "seed": prompt.seed,
@@ -128,7 +145,8 @@ class VllmModel:
         # Left out, the limit is the rest of the context. Stated, it must fit beside the prompt or the
         # server answers 400; a prompt has at most as many tokens as UTF-8 bytes.
         prompt_bytes = sum(len(message.content.encode()) for message in prompt.messages)
-        if not self.context_tokens or prompt_bytes + prompt.max_tokens <= self.context_tokens:
+        context_tokens = self._context_of(name)
+        if not context_tokens or prompt_bytes + prompt.max_tokens <= context_tokens:
             body["max_tokens"] = prompt.max_tokens
         return body
 
@@ -143,7 +161,7 @@ class VllmModel:
             ServiceError: The server does not answer.
             SetupError: It does not serve this model, refuses the key, or runs without a flag that we need.
         """
-        self._max_model_len(_PROBE_S)
+        self._max_model_len(self._name, _PROBE_S)
         choice = self._ask_probe(_PROBE_SCHEMA)
         text = choice["message"]["content"] or ""
         if not _PROBE_ANSWER.startswith("".join(text.split())):
@@ -207,7 +225,7 @@ class VllmModel:
                 hint="Start it, or correct MODEL_URL.",
             ) from error
         if response.status_code != 200:
-            raise _refused(response, self._name)
+            raise _refused(response, str((body or {}).get("model", self._name)))
         try:
             answer = orjson.loads(response.content)
         except orjson.JSONDecodeError as error:

@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from backend.core.labelling import Task
+from backend.core.prompting import Refinement
 from backend.edge.cache import SqliteCache
 from backend.edge.cases import Cases
 from backend.edge.rediscache import RedisCache
@@ -86,6 +87,25 @@ def test_the_second_equal_task_costs_no_model_call_and_gets_the_same_draft(
     assert len(fake.asked) == 2, "another version asks again"
     assert (first.from_cache, second.from_cache, other.from_cache) == (False, True, False)
     assert (first.value, first.regions, first.score) == (second.value, second.regions, second.score)
+
+
+def test_a_redraft_is_cached_by_the_words_and_the_value_that_they_are_about(
+    opened: Callable[[], Cache],
+) -> None:
+    case = CASES.get("sentiment")
+    asked = [
+        None,
+        *(Refinement(words, value) for words in "ab" for value in (None, {"sentiment": "neutral"})),
+    ]
+    with fake_vllm() as fake, VllmModel(fake.url, fake.name) as model:
+        drafter = Drafter(model, profile="compact", cache=opened())
+        task = Task(1, {"text": f"好{fake.url}"})
+        for _ in range(2):
+            for refinement in asked:
+                (future,) = drafter.submit(case, [task], limit_s=20, refinement=refinement)
+                assert future.result().status == "ok"
+        drafter.close()
+    assert len(fake.asked) == len(asked)
 
 
 def test_a_failure_is_never_cached(opened: Callable[[], Cache]) -> None:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,16 @@ def test_a_limit_beyond_the_context_is_left_to_the_server(model: VllmModel) -> N
     prompt = ask("complaint", "我叫王小明")
     long = Prompt(prompt.messages, schema=prompt.schema, max_tokens=100_000)
     assert model.complete(long, timeout_s=60).finish_reason == "stop"
+
+
+def test_a_prompt_may_name_another_model_of_the_server(engine: Engine) -> None:
+    with VllmModel(engine.url, "nobody") as model:
+        named = replace(ask("sentiment", "很好"), model=engine.name)
+        assert model.complete(named, timeout_s=60).finish_reason == "stop"
+        model.check_served(engine.name)
+        with pytest.raises(SetupError, match="does not serve 'another'; it serves: ") as told:
+            model.check_served("another")
+        assert "extra params" in told.value.hint
 
 
 @pytest.mark.parametrize("context_tokens", [0, 2048])

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def serve(fake: FakeVllm, folder: Path, board: FakeBoard | None = None) -> Itera
         drafter = Drafter(metrics.metered(model), profile="compact", temperature=0, concurrency=16)
         ledger = Ledger(f"sqlite:///{folder}/ledger.sqlite3")
         answers = Answers(drafter, ledger, CASES.find, board, deadline_s=5, metrics=metrics)
-        yield Server(drafter, CASES, ledger, answers, "ann", "páss", model.probe, metrics)
+        yield Server(drafter, CASES, ledger, answers, "ann", "páss", model.probe, metrics, model.check_served)
         drafter.close()
 
 
@@ -133,6 +134,121 @@ def test_setup_and_predictions_carry_the_same_version(client: FlaskClient, extra
     version = setup(client, extra).get_json()["model_version"]
     assert {result["model_version"] for result in predict(client, [task(1), task(2)])} == {version}
     assert client.get("/versions?project=7").get_json() == {"versions": [version]}
+
+
+@pytest.mark.parametrize("extra", [{"temperature": 0.9, "model": "big"}, '{"instruction": "判断语气。"}'])
+def test_extra_params_make_a_projects_own_version_and_its_prompt(
+    client: FlaskClient, fake: FakeVllm, extra: Any
+) -> None:
+    fake.adapters = ("big",)
+    plain = setup(client, {"case": "sentiment"}, project="8.1").get_json()["model_version"]
+    version = setup(client, extra).get_json()["model_version"]
+    assert version != plain
+    assert {result["model_version"] for result in predict(client, [task(1)])} == {version}
+    body = fake.asked[-1]
+    asked = (body["temperature"], body["model"], body["messages"][0]["content"] == "判断语气。")
+    assert asked == ((0.9, "big", False) if isinstance(extra, dict) else (0, "fake", True))
+    assert predict(client, [task(1)], project="8.1")[0]["model_version"] == plain
+
+
+@pytest.mark.parametrize(
+    ("extra", "words", "hint"),
+    [
+        ('{"case": ', "not JSON", "Write"),
+        ({"temprature": 1}, "'temprature', which nobody reads", "temperature"),
+        ({"case": "nobody"}, "no case 'nobody'", "There are"),
+        ({"model": "nobody"}, "does not serve 'nobody'; it serves: fake", "extra params"),
+        ({"temperature": -1}, "from 0 to 2", "Write"),
+    ],
+)
+def test_extra_params_that_cannot_be_used_are_refused_in_a_sentence(
+    client: FlaskClient, extra: Any, words: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = setup(client, extra)
+    assert answer.status_code == 400
+    assert words in answer.get_json()["error"]
+    assert hint in answer.get_json()["hint"]
+    # Label Studio shows nothing but the status.
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["error"] == answer.get_json()["error"]
+    assert predict(client, [task(1)])[0]["result"], "what was refused is not remembered"
+
+
+def test_a_model_that_cannot_be_checked_is_taken(server: Server) -> None:
+    with VllmModel("http://127.0.0.1:9/v1", "x") as nobody:
+        client = logged_in(replace(server, check_served=nobody.check_served))
+        assert setup(client, {"model": "big"}).get_json()["model_version"].startswith("big-")
+
+
+COMPLAINT = CASES.config("complaint")
+
+
+def ask(client: FlaskClient, context: Any, **more: Any) -> Any:
+    body = {
+        "tasks": [{**task(1, "我叫林志远。电梯坏了!"), **more}],
+        "project": "7.1",
+        "label_config": COMPLAINT,
+        "params": {"login": None, "password": None, "context": context},
+    }
+    answer = client.post("/predict", json=body)
+    assert answer.status_code == 200
+    (item,) = answer.get_json()["results"]
+    return item
+
+
+def field(name: str, *texts: str, **more: Any) -> dict[str, Any]:
+    value = {"text": [*texts]}
+    return {"from_name": name, "to_name": "text", "type": "textarea", "id": "i", "value": value, **more}
+
+
+@pytest.mark.parametrize("context", [None, {}, {"result": []}, {"result": None}, "x", {"result": [3, {}]}])
+def test_a_call_without_context_is_a_normal_draft(client: FlaskClient, fake: FakeVllm, context: Any) -> None:
+    assert ask(client, context)["result"]
+    assert [message["role"] for message in fake.asked[0]["messages"]] == ["system", "user"]
+
+
+def test_words_of_an_annotator_redraft_what_the_page_holds(client: FlaskClient, fake: FakeVllm) -> None:
+    before = {"result": [field("name", "old"), field("email", "a@b")], "created_at": "2026-01-02"}
+    drafted = {"result": [field("name", "draft"), field("address", "x")], "updated_at": "2026-01-03"}
+    context = {"result": [field("name", "林志"), field("prompt", "the whole name")]}
+    fake.answer = lambda _: CASES.get("complaint").labelling.encode(
+        {"name": "林志远", "question": "电梯坏了!"}
+    )
+    item = ask(client, context, predictions=[before], drafts=[drafted])
+    sent = fake.asked[0]["messages"]
+    assert json.loads(sent[2]["content"]) == {"name": "林志", "address": "x", "email": None, "question": None}
+    assert "the whole name" in sent[3]["content"]
+    shown = {region["from_name"]: region["value"]["text"] for region in item["result"]}
+    assert shown == {"name": ["林志远"], "question": ["电梯坏了!"], "address": []}
+    assert item["model_version"] == ask(client, None)["model_version"]
+
+
+def test_a_human_who_works_by_hand_is_not_drafted_over(client: FlaskClient, fake: FakeVllm) -> None:
+    assert ask(client, {"result": [field("name", "林志远")]}) == {}
+    assert ask(client, {"result": [field("prompt", " ")]}) == {}
+    assert fake.asked == []
+
+
+def test_a_redraft_is_neither_claimed_nor_told_nor_written(fake: FakeVllm, tmp_path: Path) -> None:
+    board = FakeBoard()
+    for server in serve(fake, tmp_path, board):
+        fake.answer = lambda _: "no json"
+        item = ask(logged_in(server), {"result": [field("prompt", "again")]})
+        assert item["result"] == []
+        fake.answer, fake.fail = None, lambda _: 503
+        server.drafter.close()
+        assert (board.predictions, board.patched, server.answers.late()) == ([], [], 0)
+        ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3")
+        assert ledger.reasons_of(7, 1) == []
+        assert ledger.claim(7, [1], item["model_version"], 1) == {1}
+
+
+def test_what_the_page_holds_but_the_config_does_not_costs_only_the_value(
+    client: FlaskClient, fake: FakeVllm
+) -> None:
+    context = {"result": [field("gone", "x"), field("prompt", "again")]}
+    assert ask(client, context)["result"]
+    assert len(fake.asked[0]["messages"]) == 2
+    assert "again" in fake.asked[0]["messages"][1]["content"]
 
 
 def test_two_projects_are_served_at_once_each_by_its_own_config(client: FlaskClient) -> None:
@@ -303,6 +419,11 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
+regions = st.fixed_dictionaries(
+    {"from_name": st.sampled_from(["sentiment", "prompt", "gone"]), "value": json_values}
+)
+contexts = st.fixed_dictionaries({"result": st.lists(regions | json_values, max_size=3)})
+PROMPTED = CONFIG.replace("</View>", '<TextArea name="prompt" toName="text"/></View>', 1)
 bodies = st.fixed_dictionaries(
     {},
     optional={
@@ -312,9 +433,11 @@ bodies = st.fixed_dictionaries(
         )
         | json_values,
         "project": json_values,
-        "label_config": st.just(CONFIG) | json_values,
+        "label_config": st.sampled_from([CONFIG, PROMPTED]) | json_values,
         "schema": st.just(CONFIG) | json_values,
-        "extra_params": json_values,
+        "extra_params": json_values
+        | st.dictionaries(st.sampled_from(["case", "model", "instruction", "temperature"]), json_values),
+        "params": json_values | st.fixed_dictionaries({"context": json_values | contexts}),
     },
 )
 

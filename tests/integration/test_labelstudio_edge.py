@@ -162,6 +162,28 @@ def test_backend_and_webhook_are_connected_once_both_with_auth(studio: LabelStud
     assert bodies["/webhook"]["action"] == "ANNOTATION_CREATED"
 
 
+def test_what_people_wrote_into_the_connection_stays(studio: LabelStudio, project: Project) -> None:
+    with recording_backend() as (url, calls):
+        studio.connect_backend(project, url, extra_params={"case": "complaint"})
+        (backend,) = studio._get("ML backends", "api/ml/", {"project": project.id})
+        assert backend["is_interactive"] is False
+        mine = {
+            "project": project.id,
+            "url": url,
+            "extra_params": json.dumps({"case": "sentiment", "temperature": 0.9}),
+        }
+        studio._send("a backend", "PATCH", f"api/ml/{backend['id']}", json.dumps(mine).encode())
+        outcome = studio.connect_backend(project, url, extra_params={"case": "complaint"}, interactive=True)
+        assert outcome["backend"] == "updated"
+        assert studio.connect_backend(project, url, extra_params={})["backend"] == "already there"
+        found = studio.project(project.id)
+        assert (found.case, found.extra_params) == ("complaint", {"case": "complaint", "temperature": 0.9})
+        (backend,) = studio._get("ML backends", "api/ml/", {"project": project.id})
+        assert backend["is_interactive"] is True
+    said = [json.loads(body["extra_params"]) for path, _, body in calls if path == "/setup"]
+    assert said[-1] == found.extra_params
+
+
 def test_a_backend_that_moved_takes_its_webhook_along(studio: LabelStudio, project: Project) -> None:
     with recording_backend() as (old, _), recording_backend() as (new, _):
         studio.connect_backend(project, old, extra_params={})
@@ -205,12 +227,30 @@ def test_tabs_go_by_score_where_the_config_shows_no_status(studio: LabelStudio) 
     assert tabs(studio, project) == dict(zip(TABS, (ids, ids[:1], ids[1:2]), strict=True))
 
 
+def test_tabs_show_the_uncertain_first_and_what_has_no_draft_last(
+    studio: LabelStudio, project: Project
+) -> None:
+    studio.keep_tabs(project, shows_status=True)
+    ids = imported(studio, project, 8)
+    scores = [0.4, 0.9, 0.0, 0.7, 0.1, 0.5]
+    studio.import_predictions(
+        project, [prediction(task_id, score=score) for task_id, score in zip(ids, scores, strict=False)]
+    )
+    studio.set_model_version(project, "m-1")
+    for task_id in (*ids[:3], ids[7]):
+        studio.set_task_data(task_id, {"text": "x", "draft_status": "<b>The draft breaks its rules</b>"})
+    shown = tabs(studio, project)
+    assert shown["Needs a human"] == [ids[2], ids[0], ids[1], ids[7]]
+    assert shown["Passed the rules"] == [ids[4], ids[5], ids[3]]
+
+
 def tabs(studio: LabelStudio, project: Project) -> dict[str, list[int]]:
+    """Give the tasks of each tab, in the order in which its page shows them."""
     views = studio._get("tabs", "api/dm/views/", {"project": project.id})
     pages = {
         view["data"]["title"]: studio._get("a tab", "api/tasks/", {"view": view["id"]}) for view in views
     }
-    return {title: sorted(task["id"] for task in page["tasks"]) for title, page in pages.items()}
+    return {title: [task["id"] for task in page["tasks"]] for title, page in pages.items()}
 
 
 def test_tabs_that_people_changed_keep_their_columns(studio: LabelStudio, project: Project) -> None:

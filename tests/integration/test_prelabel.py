@@ -17,6 +17,7 @@ from backend.core.labelling import Task
 from backend.edge.cases import Cases
 from backend.edge.labelstudio import LabelStudio, Project
 from backend.edge.ledger import Ledger
+from scripts import servers
 from tests.conftest import LabelStudioServer
 from tests.fake_vllm import Body, FakeVllm, fake_vllm
 from tests.verbs import environment, kill, run, start
@@ -132,6 +133,28 @@ def progress(studio: LabelStudio, project: Project, file: Path, version: str, st
 def records_even_if_torn(path: Path) -> list[dict[str, Any]]:
     whole = path.read_bytes().rpartition(b"\n")[0]
     return [json.loads(line) for line in whole.splitlines()]
+
+
+def test_bulk_drafts_are_made_as_the_projects_connection_says(
+    studio: LabelStudio, label_studio: LabelStudioServer, model: FakeVllm, env: dict[str, str], tmp_path: Path
+) -> None:
+    project = studio.create_project("Extra params", CASES.config("complaint"))
+    (ids,) = studio.import_tasks(
+        project, [{"text": f"李四 {index}说", "draft_status": ""} for index in range(4)]
+    )
+    extra = {"case": "complaint", "temperature": 0.9, "instruction": "摘录。"}
+    ours = ("MODEL_", "LABEL_STUDIO_", "LEDGER_", "CACHE_")
+    settings = {name: value for name, value in env.items() if name.startswith(ours)}
+    with servers.start_backend(settings, log=tmp_path / "backend.log") as server:
+        studio.connect_backend(project, server.url, extra_params=extra)
+        studio.retrieve_predictions(project, ids[:2])
+    code, _, err = run(env, "prelabel", "--project", project.id, "--out", tmp_path / "records.jsonl")
+    assert code == 0, err
+    drafted = [task["predictions"] for task in studio.tasks(project, full=True)]
+    assert len({prediction["model_version"] for (prediction,) in drafted}) == 1
+    asked = [body for body in model.asked if "top_logprobs" not in body]  # as the probe asks
+    assert {body["temperature"] for body in asked} == {0.9}
+    assert {body["messages"][0]["content"] for body in asked} == {"摘录。"}
 
 
 def test_tasks_for_which_the_model_failed_are_asked_again_by_the_next_run(

@@ -3,9 +3,10 @@
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,6 +92,60 @@ def test_late_work_of_a_process_that_died_is_done_by_the_next(
     answers.start()
     until(lambda: answers.late() == 0)
     assert stored(board) == [1, 2, 3]
+
+
+def test_a_mistake_of_ours_in_one_late_answer_costs_only_that_answer(
+    fake: FakeVllm, drafter: Drafter, board: FakeBoard, ledger_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken(FakeBoard):
+        def write(self, project: int, predictions: Sequence[Mapping[str, Any]]) -> None:
+            if any(prediction["task"] == 2 for prediction in predictions):
+                raise RuntimeError("words of task 2")
+            super().write(project, predictions)
+
+    fake.delay_s = 0.3
+    broken = Broken(config=board.config, case=board.case, tasks=board.tasks, project=PROJECT)
+    answers = Answers(drafter, Ledger(ledger_url), CASES.find, broken, deadline_s=0.1)
+    answers.start()
+    for round_of_two in (tasks(3), tasks(5)[3:]):  # the thread goes on: what comes later is written too
+        assert answers.answer(PROJECT, CASE, round_of_two) == [None] * len(round_of_two)
+        until(lambda: answers.late() == 0)
+    assert stored(broken) == [1, 3, 4, 5]
+    log = capsys.readouterr().out
+    assert "late answer broke" in log
+    assert "test_answers.py" in log
+    assert "words of task 2" not in log
+
+
+def test_late_work_of_a_dead_process_waits_until_label_studio_is_back(
+    drafter: Drafter, board: FakeBoard, ledger_url: str
+) -> None:
+    dead = Ledger(ledger_url, owner="elsewhere:1:1")
+    version = drafter.version(CASE)
+    dead.claim(PROJECT, [1, 2], version, 60)
+    dead.extend([1, 2], version, -1, late=True)
+    board.down = True
+    answers = Answers(drafter, Ledger(ledger_url), CASES.find, board, deadline_s=5, take_over_every_s=0.2)
+    answers.start()
+    time.sleep(1)
+    assert answers.late() == 2
+    board.down = False
+    until(lambda: answers.late() == 0)
+    assert stored(board) == [1, 2]
+
+
+def test_late_work_in_an_older_version_is_left_to_whoever_drafts_the_newer_one(
+    fake: FakeVllm, drafter: Drafter, board: FakeBoard, ledger_url: str
+) -> None:
+    dead, alive = Ledger(ledger_url, owner="elsewhere:1:1"), Ledger(ledger_url, owner="elsewhere:2:2")
+    dead.claim(PROJECT, [1, 2], "older", 60)
+    dead.extend([1, 2], "older", -1, late=True)
+    alive.claim(PROJECT, [2], drafter.version(CASE), 60)
+    answers = Answers(drafter, Ledger(ledger_url), CASES.find, board, deadline_s=5)
+    answers.start()
+    until(lambda: answers.late() == 0)
+    assert stored(board) == [1]
+    assert len(fake.asked) == 1
 
 
 def test_late_work_waits_until_label_studio_is_back(

@@ -102,6 +102,16 @@ def test_an_annotation_without_a_draft_is_written_by_the_human_alone() -> None:
     assert "draft_version" not in found.record()["metadata"]
 
 
+def test_what_a_human_asked_the_model_for_is_metadata_and_nothing_else() -> None:
+    plain = sample(listed(regions(RIGHT)))
+    asked = sample(listed([*regions(RIGHT), *textarea("prompt", "add the address")]))
+    assert asked.metadata == {**plain.metadata, "prompt": "add the address"}
+    assert (asked.value, asked.target, asked.changed) == (plain.value, plain.target, plain.changed)
+    skipped = judged(listed(textarea("prompt", "add it"), was_cancelled=True))
+    assert isinstance(skipped, Rejected)
+    assert skipped.metadata["prompt"] == "add it"
+
+
 def test_the_origin_of_regions_is_never_asked() -> None:
     result = [{**region, "origin": "manual"} for region in regions(DRAFT)]
     assert sample(listed(result)).verdict == "accepted"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from backend.core.labelling import Task, compile_labelling
-from backend.core.prompting import Completion, Prompt, generic_case
+from backend.core.prompting import Completion, Overrides, Prompt, generic_case
 from backend.edge.cases import Cases
 from backend.edge.vllm import VllmModel
 from backend.predict import Drafter, draft_status_html
@@ -186,6 +186,7 @@ def test_tasks_run_side_by_side_but_never_more_than_stated(fake: FakeVllm, draft
 def test_the_version_says_all_that_decides_a_draft(fake: FakeVllm) -> None:
     model = VllmModel(fake.url, fake.name)
     edited = CASES.find(CASES.config("flight_booking").replace("Intent", "Wish"), "flight_booking")
+    wanted = [Overrides("Do it."), Overrides(temperature=0.7), Overrides(model="big")]
     versions = [
         Drafter(model, profile="compact", temperature=0).version(FLIGHT),
         Drafter(model, profile="full", temperature=0).version(FLIGHT),
@@ -193,8 +194,13 @@ def test_the_version_says_all_that_decides_a_draft(fake: FakeVllm) -> None:
         Drafter(VllmModel(fake.url, "other"), profile="compact", temperature=0).version(FLIGHT),
         Drafter(model, profile="compact", temperature=0).version(edited),
         Drafter(model, profile="compact", temperature=0).version(CASES.get("sentiment")),
+        *(
+            Drafter(model, profile="compact", temperature=0).version(FLIGHT.overridden(overrides))
+            for overrides in wanted
+        ),
     ]
-    assert len(set(versions)) == 6
+    assert len(set(versions)) == 9
+    assert versions[8].startswith("big-")
     assert versions[0] == Drafter(
         VllmModel("http://elsewhere/v1", fake.name), profile="compact", temperature=0
     ).version(FLIGHT)

@@ -3,12 +3,23 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from label_studio_sdk.label_interface.interface import LabelInterface
 
 from backend.core.labelling import Task, compile_labelling
-from backend.core.prompting import Token, generic_case, parse_prompt, render, render_retry
+from backend.core.prompting import (
+    NO_OVERRIDES,
+    Overrides,
+    Refinement,
+    Token,
+    generic_case,
+    parse_extra_params,
+    parse_prompt,
+    render,
+    render_retry,
+)
 from backend.core.rules import Reason
 from backend.core.scoring import score
 from backend.edge.cases import Cases
@@ -73,6 +84,67 @@ def test_an_answer_is_sent_back_with_the_words_of_its_reasons() -> None:
     assert "- time: too short" in again[-1].content
 
 
+@pytest.mark.parametrize("profile", ["full", "compact"])
+def test_an_annotators_words_come_after_everything_that_tasks_share(profile: Any) -> None:
+    case, task = CASES.get("complaint"), Task(1, {"text": "x"})
+    asked = render(case, task, profile)
+    again = render(case, task, profile, Refinement("shorter", {"question": "x"}))
+    assert again[: len(asked)] == asked
+    assert [message.role for message in again[len(asked) :]] == ["assistant", "user"]
+    assert again[-2].content == case.labelling.encode({"question": "x"})
+    assert "shorter" in again[-1].content
+    blank = render(case, task, profile, Refinement("shorter"))
+    assert blank[:-1] == asked[:-1]
+    assert blank[-1].content.startswith("x\n\n")
+    assert "shorter" in blank[-1].content
+
+
+@pytest.mark.parametrize("extra", [None, "", " ", {}, "{}"])
+def test_no_extra_params_change_nothing(extra: Any) -> None:
+    assert parse_extra_params(extra) == (None, NO_OVERRIDES)
+
+
+def test_extra_params_are_read_from_an_object_and_from_a_string() -> None:
+    said = {"case": "complaint", "instruction": " Do it. ", "temperature": 0, "model": "big"}
+    read = ("complaint", Overrides("Do it.", 0.0, "big"))
+    assert parse_extra_params(said) == parse_extra_params(json.dumps(said)) == read
+    assert parse_extra_params(read[1].told()) == (None, read[1])
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "no|not a JSON object"),
+        ({"instructions": "x"}, "'instructions', which nobody reads.*case, instruction, temperature, model"),
+        ({"temperature": "hot"}, "from 0 to 2"),
+        ({"temperature": 2.5}, "from 0 to 2"),
+        ({"temperature": True}, "from 0 to 2"),
+        ('{"temperature": NaN}', "from 0 to 2"),
+        ({"model": ""}, "extra_params.model is no text"),
+        ({"case": 7}, "extra_params.case is no text"),
+        ('{"instruction": "\\ud83d"}', "extra_params.instruction is no text"),
+    ],
+)
+def test_extra_params_that_nobody_can_use_are_told(extra: Any, words: str) -> None:
+    with pytest.raises(SetupError, match=words) as told:
+        parse_extra_params(extra)
+    assert told.value.hint
+
+
+def test_an_instruction_stands_for_the_cases_own_in_both_profiles() -> None:
+    xml = CASES.config("sentiment")
+    case = CASES.find(xml, "sentiment", Overrides("Judge the tone."))
+    assert case is CASES.find(xml, "sentiment", Overrides("Judge the tone."))
+    assert render(case, Task(1, {"text": "x"}), "compact")[0].content == "Judge the tone."
+    full = render(case, Task(1, {"text": "x"}), "full")[0].content
+    assert "Judge the tone." in full
+    assert CASES.get("sentiment").task_text not in full
+    assert CASES.get("sentiment").role in full
+    assert CASES.find(xml, "sentiment") is CASES.get("sentiment")
+
+
 def test_several_texts_are_told_apart() -> None:
     config = """<View><Text name="q" value="$question"/><Text name="a" value="$answer"/>
     <Rating name="r" toName="a"/></View>"""
@@ -121,7 +193,7 @@ def test_half_characters_in_tokens_do_not_disturb_the_score() -> None:
     assert score('{"a":"北"}', split).fields == {"a": pytest.approx(0.5)}
 
 
-@pytest.mark.parametrize("answer", ["", "x", "[1]", '{"a":', '{"a" 1}'])
+@pytest.mark.parametrize("answer", ["", "x", "[1]", '{"a":', '{"a" 1}', '{"a":' + "[" * 5000])
 def test_what_is_no_object_scores_zero(answer: str) -> None:
     assert score(answer, [Token(answer.encode(), 0.0)]).total == 0.0
 

@@ -1,0 +1,197 @@
+"""Bad input at the wire protocol: told in a sentence, and at the cost of nobody else."""
+
+import base64
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from flask.testing import FlaskClient
+
+from backend.answers import Answers
+from backend.app import log_as_json
+from backend.edge.cases import Cases
+from backend.edge.ledger import Ledger
+from backend.edge.vllm import VllmModel
+from backend.predict import Drafter
+from backend.protocol import Server
+from tests.fake_board import FakeBoard
+from tests.fake_vllm import Body, FakeVllm, fake_vllm
+
+CASES = Cases(Path(__file__).parents[2] / "label_config")
+CONFIG = CASES.config("sentiment")
+FORM = """<View><HyperText name="why" value="$draft_status"/><Text name="text" value="$text"/>
+<TextArea name="words" toName="text" maxSubmissions="1"/><Number name="count" toName="text"/></View>"""
+LAUGHS = "".join(
+    f'<!ENTITY lol{number} "{("&lol%s;" % (number - 1 or "")) * 10}">' for number in range(1, 10)
+)
+BOMB = f'<!DOCTYPE x [<!ENTITY lol "lol">{LAUGHS}]><View><Text name="t" value="$t"/>&lol9;</View>'
+OPEN = ("/", "/health", "/ready")
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    log_as_json("error")
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeVllm]:
+    with fake_vllm(context_tokens=4096) as server:
+        yield server
+
+
+@pytest.fixture
+def board() -> FakeBoard:
+    return FakeBoard()
+
+
+@pytest.fixture
+def anybody(fake: FakeVllm, board: FakeBoard, tmp_path: Path) -> Iterator[FlaskClient]:
+    """A client without a password."""
+    with VllmModel(fake.url, fake.name) as model:
+        drafter = Drafter(model, profile="compact", temperature=0, concurrency=4)
+        ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3")
+        answers = Answers(drafter, ledger, CASES.find, board, deadline_s=60)
+        yield Server(drafter, CASES, ledger, answers, "ann", "páss", model.probe).wsgi().test_client()
+        drafter.close()
+
+
+@pytest.fixture
+def client(anybody: FlaskClient) -> FlaskClient:
+    anybody.environ_base["HTTP_AUTHORIZATION"] = basic("ann:páss")
+    return anybody
+
+
+def basic(pair: str) -> str:
+    return "Basic " + base64.b64encode(pair.encode()).decode()
+
+
+def predict(client: FlaskClient, texts: list[str], config: str = CONFIG) -> list[dict[str, Any]]:
+    tasks = [
+        {"id": number, "data": {"text": text, "draft_status": ""}} for number, text in enumerate(texts, 1)
+    ]
+    answer = client.post("/predict", json={"tasks": tasks, "label_config": config, "project": "7.1"})
+    assert answer.status_code == 200
+    results: list[dict[str, Any]] = answer.get_json()["results"]
+    assert len(results) == len(texts)
+    return results
+
+
+@pytest.mark.parametrize("bad", ["nobody:páss", "ann:wrong", "ann:", ":", "páss", "ann:páss\x00"])
+def test_wrong_credentials_are_refused_alike_at_every_endpoint_and_say_nothing(
+    anybody: FlaskClient, fake: FakeVllm, bad: str
+) -> None:
+    told = set()
+    paths = {str(rule) for rule in anybody.application.url_map.iter_rules()}
+    assert {"/setup", "/predict", "/webhook", "/versions", "/metrics"} < paths
+    for path in {*paths, "/nowhere"} - {*OPEN, "/static/<path:filename>"}:
+        for method in ("GET", "POST", "PUT", "DELETE"):
+            for header in (None, basic(bad), bad.replace("\x00", ""), "Basic ???", "Bearer x", "Digest x"):
+                headers = {} if header is None else {"Authorization": header}
+                answer = anybody.open(path, method=method, headers=headers, json={"tasks": [1]})
+                assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (
+                    401,
+                    'Basic realm="draftloop"',
+                )
+                told.add(answer.text)
+    (only,) = told
+    assert set(json.loads(only)) == {"error", "hint"}
+    for secret in ("páss", "nobody", "ann", "sentiment", fake.name, fake.url):
+        assert secret not in only
+    assert fake.asked == []
+
+
+def test_what_an_orchestrator_asks_needs_no_password(anybody: FlaskClient) -> None:
+    assert [anybody.get(path).status_code for path in OPEN] == [200, 200, 200]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "",
+        "no xml",
+        "{}",
+        "<View>",
+        "<View/><View/>",
+        BOMB,
+        '<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/hostname">]><View><Header value="&e;"/></View>',
+        '<!DOCTYPE x SYSTEM "http://127.0.0.1:9/x.dtd"><View/>',
+        "<View>\ud83d</View>",
+        "<View>&#xD83D;</View>",
+        "<View>" * 9_000 + "</View>" * 9_000,
+    ],
+)
+def test_a_config_that_is_no_safe_xml_is_told_and_costs_no_time(client: FlaskClient, config: str) -> None:
+    began = time.monotonic()
+    answer = client.post("/setup", json={"schema": config, "project": "7.1"})
+    assert answer.status_code == 400
+    assert "The labelling config is n" in answer.get_json()["error"]
+    assert answer.get_json()["hint"]
+    assert predict(client, ["a", "b"], config) == [{}, {}]
+    assert time.monotonic() - began < 10  # a bomb that goes off takes gigabytes and minutes
+
+
+def test_two_thousand_labels_are_served(client: FlaskClient, fake: FakeVllm) -> None:
+    labels = "".join(f'<Label value="label {number}"/>' for number in range(2000))
+    config = (
+        f'<View><Text name="text" value="$text"/><Labels name="spans" toName="text">{labels}</Labels></View>'
+    )
+    assert client.post("/setup", json={"schema": config, "project": "7.1"}).status_code == 200
+    fake.answer = lambda _: '{"spans":[{"text":"北京","nth":0,"label":"label 1999"}]}'
+    (item,) = predict(client, ["在北京"], config)
+    assert item["result"][0]["value"] == {"start": 1, "end": 3, "text": "北京", "labels": ["label 1999"]}
+
+
+@pytest.mark.parametrize(
+    ("says", "words"),
+    [
+        (r'{"words":"\ud83d","count":null}', "half a character"),
+        ('{"words":"x","count":1e999}', "too large a number"),
+        ('{"words":"x","count":123456789012345678901234567890}', "too large a number"),
+        ('{"words":' + "[" * 2000, "not JSON"),
+        ('{"words":' + "[" * 500 + "]" * 500 + ',"count":1}', "nested deeper"),
+    ],
+)
+def test_an_answer_that_no_page_can_show_costs_only_its_own_task(
+    client: FlaskClient, fake: FakeVllm, board: FakeBoard, says: str, words: str
+) -> None:
+    def answer(body: Body) -> str:
+        bad = any("bad" in message["content"] for message in body["messages"])
+        return says if bad else '{"words":"good","count":2}'
+
+    fake.answer = answer
+    results = predict(client, ["good", "bad", "good"], FORM)
+    assert [len(item["result"]) for item in results] == [2, 0, 2]
+    assert [item["score"] > 0 for item in results] == [True, False, True]
+    ((task, data),) = board.patched
+    assert task == 2
+    assert words in data["draft_status"]
+
+
+def test_a_task_whose_number_no_database_holds_costs_only_itself(client: FlaskClient) -> None:
+    tasks = [{"id": number, "data": {"text": "好"}} for number in (1, 2**63, True, -(2**70), 2)]
+    answer = client.post("/predict", json={"tasks": tasks, "label_config": CONFIG})
+    assert [bool(item) for item in answer.get_json()["results"]] == [True, False, False, False, True]
+    assert client.get(f"/versions?project={2**63}").status_code == 200
+
+
+def test_half_a_character_in_what_a_team_wrote_is_told(client: FlaskClient) -> None:
+    body = {"schema": CONFIG, "project": "7.1", "extra_params": {"case": "\ud83d"}}
+    answer = client.post("/setup", json=body)
+    assert answer.status_code == 400
+    assert "extra_params.case is no text" in answer.get_json()["error"]
+
+
+@pytest.mark.parametrize("path", ["/setup", "/predict", "/webhook"])
+def test_a_body_without_end_is_told(client: FlaskClient, path: str) -> None:
+    for body in (b"[" * 100_000, b'{"tasks":' + b"[" * 100_000, b'{"a":' * 50_000):
+        answer = client.post(path, data=body)
+        assert (answer.status_code, answer.get_json()["error"]) == (400, "The body is not a JSON object.")
+    answer = client.post("/setup", json={"schema": CONFIG, "extra_params": "[" * 100_000})
+    assert answer.status_code == 400
+    assert "extra_params is not JSON" in answer.get_json()["error"]

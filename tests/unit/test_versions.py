@@ -1,0 +1,130 @@
+"""What a prediction was made with can be looked up later, from the ledger alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backend.answers import Answers
+from backend.core.labelling import Task
+from backend.core.prompting import Overrides
+from backend.edge.cases import Cases
+from backend.edge.ledger import Ledger
+from backend.edge.vllm import VllmModel
+from backend.predict import Drafter
+from scripts.servers import ROOT
+from tests.fake_vllm import fake_vllm
+
+CASES = Cases(ROOT / "label_config")
+CASE = CASES.get("complaint")
+WARM = CASES.find(CASES.config("complaint"), "complaint", Overrides("只摘录。", 0.9))
+
+
+def versions(ledger: str, *arguments: object) -> tuple[int, str, str]:
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "LEDGER_URL": ledger}
+    command = [sys.executable, "-P", "-m", "scripts.versions", *map(str, arguments)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def drafted(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
+    """A ledger after three drafts: task 1 twice, as its project was set up anew; task 2 breaks its rules."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('ledger')}/ledger.sqlite3"
+    with fake_vllm(context_tokens=4096) as fake, VllmModel(fake.url, fake.name) as model:
+        drafter = Drafter(model, profile="full", temperature=0)
+        answers = Answers(drafter, Ledger(url), CASES.find, None, deadline_s=20)
+        fake.answer = lambda body: CASE.labelling.encode(
+            {
+                "name": "何平" if "何平" in body["messages"][-1]["content"] else "nobody",
+                "question": "电梯[坏]了",
+            }
+        )
+        answers.answer(7, CASE, [Task(1, {"text": "电梯[坏]了。何平"})])
+        answers.answer(7, WARM, [Task(1, {"text": "电梯[坏]了。何平"}), Task(2, {"text": "电梯[坏]了。"})])
+        found = [drafter.version(CASE), drafter.version(WARM)]
+        drafter.close()
+    return url, found
+
+
+def test_versions_are_listed_with_what_tells_them_apart(drafted: tuple[str, list[str]]) -> None:
+    url, (plain, warm) = drafted
+    code, out, err = versions(url)
+    assert code == 0, err
+    one, two = out.splitlines()
+    assert one.startswith(f"{plain} ")
+    assert "projects 7  1 drafts  case complaint  profile full" in one
+    assert two.startswith(f"{warm} ")
+    assert "2 drafts" in two
+    assert "otherwise instruction, temperature" in two
+    assert versions(url, "--project", 8)[1].startswith("no versions yet")
+    listed = json.loads(versions(url, "--project", 7, "--json")[1])
+    assert [row["version"] for row in listed] == [plain, warm]
+
+
+def test_a_version_is_shown_with_everything_that_made_it(drafted: tuple[str, list[str]]) -> None:
+    url, (_, warm) = drafted
+    code, out, err = versions(url, "show", warm, "--json")
+    assert code == 0, err
+    manifest: dict[str, Any] = json.loads(out)["manifest"]
+    assert set(manifest) == {
+        *("flow", "model", "profile", "case", "prompt", "decoding_schema", "validating_schema", "config"),
+        *("sampling", "overrides"),
+    }
+    assert manifest["sampling"]["temperature"] == 0.9
+    assert manifest["validating_schema"]["x-validations"][0]["message"] == "email must hold an @"
+    assert "只摘录。" in manifest["prompt"][0][1]
+    words = versions(url, "show", warm)[1]
+    assert manifest["prompt"][0][1] in words
+    assert '"x-validations"' in words
+
+
+def test_a_task_is_looked_up_with_its_versions_reasons_and_raw_answers(
+    drafted: tuple[str, list[str]],
+) -> None:
+    url, (plain, warm) = drafted
+    one = versions(url, "--task", 1)[1]
+    assert [line.split()[2] for line in one.splitlines() if line.startswith("project 7")] == [plain, warm]
+    assert one.count('raw     {"name":"何平","address":null,"email":null,"question":"电梯[坏]了"}') == 2
+    (two,) = json.loads(versions(url, "--task", 2, "--project", 7, "--json")[1])
+    assert (two["version"], two["status"]) == (warm, "invalid")
+    assert "does not stand in the text" in two["reasons"][0]
+    assert json.loads(two["raw"])["name"] == "nobody"
+    assert "reason  name: 'nobody'" in versions(url, "--task", 2)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["show", "nobody-0"], 1, "knows no version 'nobody-0'. scripts/versions lists them."),
+        (["--task", 99], 1, "knows no draft of task 99."),
+        (["--task", 1, "--project", 8], 1, "no draft of task 1 in project 8"),
+        (["show"], 2, "scripts/versions show VERSION"),
+        (["--task", "x"], 2, "valid integer"),
+    ],
+)
+def test_what_is_not_there_is_told(
+    drafted: tuple[str, list[str]], arguments: list[object], code: int, words: str
+) -> None:
+    found, out, err = versions(drafted[0], *arguments)
+    assert (found, out) == (code, "")
+    assert words in " ".join(err.split())
+    assert "Traceback" not in err
+
+
+def test_a_wrong_ledger_is_told_and_not_made(tmp_path: Path) -> None:
+    code, _, err = versions(f"sqlite:///{tmp_path}/nowhere.sqlite3")
+    assert code == 1
+    assert "There is no ledger at" in err
+    assert "LEDGER_URL" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_shows_examples() -> None:
+    code, out, _ = versions("sqlite:///x", "--help")
+    assert code == 0
+    assert "scripts/versions show tiny-qwen3-0123456789" in out
