@@ -60,10 +60,12 @@ def templates(folder: Path, work: Path) -> None:
 def tokens(folder: Path, work: Path) -> None:
     """Count the tokens of every sample as Transformers does."""
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [record for record in map(json.loads, lines) if record["split"] == "train"]
+    # The rows, not the records: a template writes tools in the order of their keys, which records sort.
+    for record, row in zip(records, rows(folder, "messages"), strict=True):
         text = tokenizer.apply_chat_template(
-            record["messages"], tools=record.get("tools"), tokenize=False, enable_thinking=False
+            without_null(row["messages"]), tools=row.get("tools"), tokenize=False, enable_thinking=False
         )
         counted = len(tokenizer(text, add_special_tokens=False)["input_ids"])
         demand(counted == record["tokens"], f"{record['tokens']} tokens instead of {counted}")
