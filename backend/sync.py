@@ -1,51 +1,49 @@
 """Flow 2: what humans submitted in Label Studio -> gates -> samples -> a folder of training files.
 
 Knows the order of the steps, the folder's files and its manifest. Does not know what a sample is
-(`core.dataset`) or how Label Studio is asked (`edge.labelstudio`).
+(`core.dataset`, `core.corpus`), what rows are (`core.formats`), how Label Studio is asked
+(`edge.labelstudio`) or how files are written (`edge.folder`).
 
-The folder is a function of what Label Studio holds: the same state gives the same bytes, whatever was
-interrupted before. So killing it at any moment loses nothing and doubles nothing.
+The folder is a function of what Label Studio holds, of what the team decided, and of the splits that were
+given before: the same state gives the same bytes, whatever was interrupted. So killing it at any moment
+loses nothing and doubles nothing.
 
-    samples.jsonl               canonical records, all of them, sorted by task and annotation
+    samples.jsonl               canonical records, sorted by task and annotation
+    sample.schema.json          what a line of it is
+    held.jsonl                  samples that a gate holds back because of others, with the reason
     rejected.jsonl              annotations that are no samples, with the gate and the reason
-    alpaca.jsonl                training rows           alpaca.test.jsonl      held out: never train on them
-    messages.jsonl              training rows           messages.test.jsonl    held out
+    FORMAT.jsonl                training rows           FORMAT.test.jsonl      held out: never train on them
+    README.md, dataset_info.json, FORMAT.yaml           lead `datasets` and trainers to the rows
     manifest.json               counts, hashes, cursors; written last: what it does not match is not valid
 """
 
-import fcntl
-import hashlib
-import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from backend.core.dataset import (
-    FORMATS,
-    SYNC_VERSION,
-    Rejected,
-    Sample,
-    annotations_of,
-    fingerprint,
-    judge,
-    rows,
-)
+from backend.core.companions import COMPANIONS, Written
+from backend.core.corpus import Options, Settled, as_judged, settle, split_of
+from backend.core.dataset import Rejected, annotations_of, fingerprint, group_of, judge
+from backend.core.formats import FORMATS, rows
 from backend.core.prompting import Case
+from backend.core.sample import SAMPLE_VERSION, Note, Record, Sample, Split, canonical, conversation, tools
 from backend.edge.cases import Cases
+from backend.edge.folder import contents_of, locked, manifest_of, store, store_manifest
 from backend.edge.labelstudio import LabelStudio, Project
-from backend.errors import ServiceError, SetupError
+from backend.edge.rowfiles import KINDS
+from backend.edge.tokens import Tokens
+from backend.errors import SetupError, TaskError
 
-_MANIFEST = "manifest.json"
+_SCHEMA = Path(__file__).parent / "core" / "sample.schema.json"
+_SPLITS: tuple[Split, ...] = ("train", "test")
 # Label Studio stamps a change before it commits it: a slow commit appears behind the newest stamp.
 _OVERLAP = timedelta(minutes=5)
 
-Rows = dict[int, Sample | Rejected]  # by annotation
+Rows = dict[int, Sample | Rejected]  # by annotation, as they were judged alone
 Tell = Callable[[], None]
 
 
@@ -63,15 +61,25 @@ class Source:
 
 @dataclass
 class State:
-    """A dataset folder's content."""
+    """A dataset folder's content; `tokenizer` is the hash of the one that counted its tokens."""
 
     sources: dict[int, Source] = field(default_factory=dict)
     rows: Rows = field(default_factory=dict)
+    splits: dict[str, Split] = field(default_factory=dict)  # by group
+    given: dict[int, Split] = field(default_factory=dict)  # by annotation
+    options: Options = field(default_factory=Options)
+    tokenizer: str | None = None
+    manifest: Record | None = None
+
+    def gives_the_rows_of(self, other: "State") -> bool:
+        """Tell whether the files but the manifest would be those of another state that was stored."""
+        same = all(getattr(self, name) == getattr(other, name) for name in ("rows", "options", "tokenizer"))
+        return other.manifest is not None and self.sources.keys() == other.sources.keys() and same
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a sync did: tasks looked at, rows that came, changed or went, and the counts after it."""
+    """What a sync did: tasks looked at, annotations that came, changed or went, and the counts after it."""
 
     looked_at: int
     new: int
@@ -88,6 +96,7 @@ def sync(
     project_ids: Sequence[int] = (),
     *,
     wanted_case: str | None = None,
+    changes: Mapping[str, Any] | None = None,
     tell: Tell | None = None,
 ) -> Report:
     """Bring a dataset folder up to date with its projects.
@@ -98,19 +107,23 @@ def sync(
         folder: The dataset; made if there is none.
         project_ids: Projects to add; those that the folder has already are synced as well.
         wanted_case: Case of all these projects, where their backend connections do not say.
+        changes: Options that are decided anew; the folder remembers the others.
         tell: Called after each task that was looked at.
     Returns:
         What was done; nothing is written where nothing changed.
     Raises:
-        SetupError: No project, another Label Studio's folder, or one that is being synced.
+        SetupError: No project, another Label Studio's folder, one that is being synced, or an option
+            that there is not.
         ServiceError: Label Studio or the disk failed; the folder is as it was, or is completed next time.
     """
-    with _locked(folder):
+    with locked(folder):
         before = _load(folder)
+        options = replace(before.options, **(changes or {}))
+        counter = Tokens(Path(options.tokenizer)) if options.tokenizer else None
         ids = sorted({*before.sources, *project_ids})
         if not ids:
             raise SetupError(f"{folder} has no project yet.", hint="Say which with --project ID.")
-        after = State(rows=dict(before.rows))
+        after = State(rows=dict(before.rows), options=options)
         looked_at = 0
         for project_id in ids:
             project = label_studio.project(project_id)
@@ -127,13 +140,21 @@ def sync(
                 title=project.title,
                 created_at=project.created_at,
                 case=case.name,
-                case_hash=fingerprint(case),
+                case_hash=_fingerprint(case, options),
                 config_hash=case.labelling.config_hash,
                 cursor=cursor,
             )
             looked_at += _read_project(label_studio, project, case, old, after, tell)
-        written = _store(folder, after)
-    return _report(before, after, looked_at, written)
+        _count_tokens(after, counter, known=before.tokenizer)
+        if before.manifest is not None and after.gives_the_rows_of(before):
+            counts = before.manifest["counts"]
+            written = store_manifest(folder, _with_cursors(before.manifest, after.sources))
+        else:
+            settled = settle(_samples(after.rows), options, _splits(before, after.rows))
+            rejected = [row for row in after.rows.values() if isinstance(row, Rejected)]
+            counts = _counts(settled, rejected)
+            written = store(folder, *_files(after, settled, rejected, counts))
+    return _report(before, after, looked_at, written, counts)
 
 
 def _read_project(
@@ -146,19 +167,25 @@ def _read_project(
 ) -> int:
     """Read what changed in a project, or all of it where that is not enough; returns tasks looked at."""
     looked_at = 0
-    if old is not None and old.cursor is not None and old.case_hash == fingerprint(case):
-        looked_at = _read_tasks(label_studio, project, case, _earlier(old.cursor), after.rows, tell)
+    if old is not None and old.cursor is not None and old.case_hash == _fingerprint(case, after.options):
+        looked_at = _read_tasks(label_studio, project, case, _earlier(old.cursor), after, tell)
         # A deleted task leaves no trace in a listing by time, nor does a server whose clock went back.
         if len({row.task for row in _of(project.id, after.rows)}) == label_studio.count_annotated(project):
             return looked_at
     for row in list(_of(project.id, after.rows)):
         del after.rows[row.annotation]
-    return looked_at + _read_tasks(label_studio, project, case, None, after.rows, tell)
+    return looked_at + _read_tasks(label_studio, project, case, None, after, tell)
 
 
 def _read_tasks(
-    label_studio: LabelStudio, project: Project, case: Case, since: str | None, found: Rows, tell: Tell | None
+    label_studio: LabelStudio,
+    project: Project,
+    case: Case,
+    since: str | None,
+    after: State,
+    tell: Tell | None,
 ) -> int:
+    found, options = after.rows, after.options
     known: dict[int, list[int]] = {}
     for row in _of(project.id, found):
         known.setdefault(row.task, []).append(row.annotation)
@@ -171,7 +198,9 @@ def _read_tasks(
         for annotation_id in known.pop(task["id"], []):
             del found[annotation_id]
         for annotation in annotations_of(task, project.id):
-            found[annotation.id] = judge(annotation, case)
+            found[annotation.id] = judge(
+                annotation, case, group_by=options.group_by, mask=options.mask, region=options.region
+            )
         looked_at += 1
         if tell is not None:
             tell()
@@ -180,6 +209,23 @@ def _read_tasks(
 
 def _of(project_id: int, found: Rows) -> Iterator[Sample | Rejected]:
     return (row for row in found.values() if row.project == project_id)
+
+
+def _samples(found: Rows) -> Iterator[Sample]:
+    return (row for row in found.values() if isinstance(row, Sample))
+
+
+def _splits(before: State, found: Rows) -> dict[str, Split]:
+    """Give the splits that stay, by group; where groups are cut anew, by the first sample of each."""
+    splits = dict(before.splits)
+    for sample in sorted(_samples(found), key=lambda one: one.annotation):
+        if sample.annotation in before.given:
+            splits.setdefault(sample.group, before.given[sample.annotation])
+    return splits
+
+
+def _fingerprint(case: Case, options: Options) -> str:
+    return fingerprint(case, options.group_by, options.mask, options.region)
 
 
 def _remembered(old: Source | None, cases: Cases) -> str | None:
@@ -191,144 +237,213 @@ def _earlier(cursor: str) -> str:
     return (datetime.fromisoformat(cursor) - _OVERLAP).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
+def _count_tokens(after: State, counter: Tokens | None, known: str | None) -> None:
+    """Count the samples that were not counted with this tokenizer yet."""
+    after.tokenizer = counter.fingerprint if counter else None
+    for sample in list(_samples(after.rows)):
+        if counter is None:
+            after.rows[sample.annotation] = replace(sample, tokens=None)
+        elif sample.tokens is None or known != counter.fingerprint:
+            try:
+                counted = replace(sample, tokens=counter.count(conversation(sample), tools(sample)))
+            except TaskError as error:
+                note = Note(gate="fits_tokens", reason=str(error))
+                counted = replace(sample, tokens=None, notes=(*sample.notes, note))
+            after.rows[sample.annotation] = counted
+
+
+# ---------------------------------------------------------------------------------- the story of a task
+
+
+def explain(folder: Path, task: int) -> list[str]:
+    """Tell from a dataset folder what became of a task's annotations, and why; Label Studio is not asked.
+
+    Raises:
+        SetupError: There is no dataset, or its files are not as its manifest says.
+    """
+    manifest = manifest_of(folder)
+    found = contents_of(folder, manifest) if manifest else None
+    if manifest is None or found is None or manifest.get("sample", {}).get("version") != SAMPLE_VERSION:
+        raise SetupError(f"{folder} holds no dataset that can be read.", hint="Run the sync first.")
+    names = ("samples.jsonl", "held.jsonl", "rejected.jsonl")
+    records = [record for name in names for record in _lines(found[name]) if record["task"] == task]
+    if not records:
+        cursors = [entry["source"]["cursor"] for entry in manifest["projects"].values()]
+        latest = max(filter(None, cursors), default="the beginning")
+        return [
+            f"Task {task} has no annotation that this dataset knows.",
+            f"Its projects ({', '.join(manifest['projects'])}) were read up to {latest}.",
+        ]
+    told = [f"Task {task} of project {records[0]['project']}, case {records[0]['case']}:"]
+    for record in sorted(records, key=lambda one: int(one["annotation"])):
+        told += _story(record, Options(**_tuples(manifest["options"])))
+    return told
+
+
+def _story(record: Record, options: Options) -> Iterator[str]:
+    by = record["metadata"]
+    when = f" at {by['updated_at']}" if "updated_at" in by else ""
+    yield f"Annotation {record['annotation']}, by annotator {by.get('human', 'unknown')}{when}:"
+    if "gate" in record:
+        yield f"  rejected by {record['gate']}: {record['reason']}"
+        return
+    if record["verdict"] == "written":
+        yield "  written without a draft that can be read"
+    else:
+        score = f", score {by['draft_score']:.2f}" if "draft_score" in by else ""
+        changed = f"corrected in {', '.join(record['changed'])}" if record["changed"] else "accepted"
+        yield f"  draft by {by.get('draft_version', 'unknown')}{score}: {changed}"
+    yield f"  it says {record['target']}"
+    yield f"  passed {', '.join(record['gates'])}"
+    yield from (f"  noted by {note['gate']}: {note['reason']}" for note in record["notes"])
+    if "tokens" in record:
+        yield f"  {record['tokens']} tokens of at most {options.max_tokens}"
+    if "held" in record:
+        yield f"  held back by {record['held']['gate']}: {record['held']['reason']}"
+        return
+    own = split_of(record["group"])
+    kept = "by the hash of its group" if own == record["split"] else "as nearly the same text, or as before"
+    yield f"  in {record['split']}, {kept} ({record['group']})"
+    sample = Sample.from_record(record)
+    written = {form.name: len(form.rows(sample)) for form in FORMATS if form.name in options.formats}
+    yield "  rows: " + ", ".join(f"{count} in {name}" for name, count in written.items())
+
+
+def _tuples(record: Record) -> Record:
+    """Give options as they were before JSON, which has no tuples."""
+    return {key: tuple(part) if isinstance(part, list) else part for key, part in record.items()}
+
+
 # ---------------------------------------------------------------------------------- the folder
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep a second sync away; the lock is on the folder itself and ends with the process."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise SetupError(
-            f"{folder} cannot be used: {error.strerror}.", hint="Choose another --out."
-        ) from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise SetupError(f"Another sync is writing to {folder}.", hint="Wait until it has ended.") from error
-    finally:
-        os.close(handle)
 
 
 def _load(folder: Path) -> State:
     """Read the folder; where the manifest does not match the files, only its projects are known."""
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_bytes())
-        sources = {int(key): Source(**entry["source"]) for key, entry in manifest["projects"].items()}
-    except FileNotFoundError:
+    manifest = manifest_of(folder)
+    if manifest is None:
         return State()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SetupError(
-            f"{folder / _MANIFEST} cannot be read.", hint="Remove it: the next sync makes the dataset anew."
-        ) from error
     try:
-        found = {name: (folder / name).read_bytes() for name in manifest["files"]}
-    except OSError:
-        return _unread(sources)
-    as_promised = all(
-        _sha256(content) == manifest["files"][name]["sha256"] for name, content in found.items()
-    )
-    if not as_promised or manifest["sync_version"] != SYNC_VERSION:
-        return _unread(sources)
+        sources = {int(key): Source(**entry["source"]) for key, entry in manifest["projects"].items()}
+        options = Options(**_tuples(manifest.get("options", {})))  # the version before had none
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SetupError(
+            f"The manifest of {folder} is not of this program.",
+            hint="Remove it: the next sync makes the dataset anew.",
+        ) from error
+    found = contents_of(folder, manifest)
+    unread = State({key: replace(source, cursor=None) for key, source in sources.items()}, options=options)
+    if found is None:
+        return unread
+    samples = list(_lines(found["samples.jsonl"]))
+    if manifest.get("sample", {}).get("version") != SAMPLE_VERSION:
+        # Of the version before only the splits are kept: what was held out stays held out.
+        return replace(unread, splits={group_of(record["input"]): record["split"] for record in samples})
     kept: Rows = {}
-    for record in _lines(found["samples.jsonl"]):
-        kept[record["annotation"]] = Sample.from_record(record)
+    for record in (*samples, *_lines(found["held.jsonl"])):
+        kept[record["annotation"]] = as_judged(Sample.from_record(record))
     for record in _lines(found["rejected.jsonl"]):
         kept[record["annotation"]] = Rejected.from_record(record)
-    return State(sources, kept)
-
-
-def _unread(sources: Mapping[int, Source]) -> State:
-    return State({key: Source(**{**asdict(source), "cursor": None}) for key, source in sources.items()})
+    splits: dict[str, Split] = {record["group"]: record["split"] for record in samples}
+    given: dict[int, Split] = {record["annotation"]: record["split"] for record in samples}
+    return State(sources, kept, splits, given, options, manifest["sample"].get("tokenizer"), manifest)
 
 
 def _lines(content: bytes) -> Iterator[dict[str, Any]]:
     return (orjson.loads(line) for line in content.splitlines())
 
 
-def _store(folder: Path, after: State) -> tuple[str, ...]:
-    """Write the files that differ, each aside and then renamed, the manifest last."""
-    ordered = sorted(after.rows.values(), key=lambda row: (row.task, row.annotation))
-    samples = [row for row in ordered if isinstance(row, Sample)]
-    rejected = [row for row in ordered if isinstance(row, Rejected)]
+def _files(
+    after: State, settled: Settled, rejected: Sequence[Rejected], counts: Mapping[str, Any]
+) -> tuple[dict[str, bytes], Record]:
+    """Give the content of every file but the manifest, and the manifest without hashes."""
+    kind = next((kind for kind in KINDS if kind.name == after.options.files), None)
+    if kind is None:
+        names = ", ".join(kind.name for kind in KINDS)
+        raise SetupError(f"There is no kind of files '{after.options.files}'.", hint=f"There are: {names}.")
     files: dict[str, bytes] = {
-        "samples.jsonl": _jsonl(sample.record() for sample in samples),
-        "rejected.jsonl": _jsonl(row.record() for row in rejected),
+        "samples.jsonl": _jsonl(sample.record() for sample in settled.samples),
+        "held.jsonl": _jsonl(held.record() for held in settled.held),
+        "rejected.jsonl": _jsonl(
+            row.record() for row in sorted(rejected, key=lambda row: (row.task, row.annotation))
+        ),
+        _SCHEMA.name: _SCHEMA.read_bytes(),
     }
-    for form in FORMATS:
-        files[f"{form.name}.jsonl"] = _jsonl(rows(samples, form, "train"))
-        files[f"{form.name}.test.jsonl"] = _jsonl(rows(samples, form, "test"))
+    forms = []
+    for form in (form for form in FORMATS if form.name in after.options.formats):
+        by_split = {split: list(rows(settled.samples, form, split)) for split in _SPLITS}
+        written = Written(form.name, kind.ending, {split: len(found) for split, found in by_split.items()})
+        files |= {written.file(split): kind.content(found) for split, found in by_split.items()}
+        forms.append(written)
+    for companion in COMPANIONS:
+        files |= {name: text.encode() for name, text in companion(forms, counts).items()}
+    of_project = {
+        key: (
+            Settled(
+                tuple(sample for sample in settled.samples if sample.project == key),
+                tuple(held for held in settled.held if held.sample.project == key),
+            ),
+            [row for row in rejected if row.project == key],
+        )
+        for key in after.sources
+    }
     manifest = {
-        "sync_version": SYNC_VERSION,
-        "counts": _counts(ordered),
+        "sample": {"version": SAMPLE_VERSION, "schema": _SCHEMA.name, "tokenizer": after.tokenizer},
+        "options": asdict(after.options),
+        "counts": counts,
+        "rows": {form.name: form.rows for form in forms},
         "projects": {
-            str(key): {"source": asdict(source), "counts": _counts(_of(key, after.rows))}
+            str(key): {"source": asdict(source), "counts": _counts(*of_project[key])}
             for key, source in sorted(after.sources.items())
         },
-        "files": {
-            name: {"rows": content.count(b"\n"), "bytes": len(content), "sha256": _sha256(content)}
-            for name, content in files.items()
-        },
     }
-    files[_MANIFEST] = orjson.dumps(manifest, option=orjson.OPT_INDENT_2) + b"\n"
-    try:
-        for leftover in folder.glob(".*.part"):
-            leftover.unlink()
-        return tuple(name for name, content in files.items() if _replaced(folder / name, content))
-    except OSError as error:
-        raise ServiceError(
-            f"{folder} cannot be written: {error.strerror}.", hint="Make room and run the sync again."
-        ) from error
+    return files, manifest
 
 
-def _replaced(path: Path, content: bytes) -> bool:
-    if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
-        return False
-    aside = path.with_name(f".{path.name}.part")
-    with aside.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
-    return True
+def _with_cursors(manifest: Record, sources: Mapping[int, Source]) -> Record:
+    projects = {
+        key: entry | {"source": asdict(sources[int(key)])} for key, entry in manifest["projects"].items()
+    }
+    return {**manifest, "projects": projects}
 
 
-def _jsonl(records: Iterable[Mapping[str, Any]]) -> bytes:
-    return b"".join(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records)
+def _jsonl(records: Iterable[Record]) -> bytes:
+    return b"".join(f"{canonical(record)}\n".encode() for record in records)
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _counts(settled: Settled, rejected: Iterable[Rejected]) -> dict[str, Any]:
+    """Count: annotations = samples + held + rejected; samples = train + test.
 
-
-def _counts(found: Iterable[Sample | Rejected]) -> dict[str, Any]:
-    """Count; annotations = samples + rejected, samples = train + test = accepted + corrected + written."""
-    everything = list(found)
-    samples = [row for row in everything if isinstance(row, Sample)]
-    gates = sorted(row.gate for row in everything if isinstance(row, Rejected))
+    Samples are accepted + corrected + written as well, and stopped_by adds up to held + rejected.
+    """
+    samples = settled.samples
+    refused = list(rejected)
+    stopped = sorted([row.gate for row in refused] + [held.gate for held in settled.held])
+    noted = sorted(note["gate"] for sample in samples for note in sample.notes)
     return {
-        "tasks": len({row.task for row in everything}),
-        "annotations": len(everything),
+        "tasks": len(
+            {
+                *(sample.task for sample in samples),
+                *(held.sample.task for held in settled.held),
+                *(row.task for row in refused),
+            }
+        ),
+        "annotations": len(samples) + len(settled.held) + len(refused),
         "samples": len(samples),
-        "rejected": len(gates),
-        **{split: sum(sample.split == split for sample in samples) for split in ("train", "test")},
+        "held": len(settled.held),
+        "rejected": len(refused),
+        **{split: sum(sample.split == split for sample in samples) for split in _SPLITS},
         **{
             verdict: sum(row.verdict == verdict for row in samples)
             for verdict in ("accepted", "corrected", "written")
         },
-        "rejected_by": {gate: gates.count(gate) for gate in dict.fromkeys(gates)},
+        "stopped_by": {gate: stopped.count(gate) for gate in dict.fromkeys(stopped)},
+        "noted_by": {gate: noted.count(gate) for gate in dict.fromkeys(noted)},
     }
 
 
-def _report(before: State, after: State, looked_at: int, written: tuple[str, ...]) -> Report:
+def _report(
+    before: State, after: State, looked_at: int, written: tuple[str, ...], counts: Mapping[str, Any]
+) -> Report:
     common = before.rows.keys() & after.rows.keys()
     return Report(
         looked_at=looked_at,
@@ -336,5 +451,5 @@ def _report(before: State, after: State, looked_at: int, written: tuple[str, ...
         changed=sum(before.rows[key] != after.rows[key] for key in common),
         gone=len(before.rows.keys() - after.rows.keys()),
         written=written,
-        counts=_counts(after.rows.values()),
+        counts=counts,
     )

@@ -2,6 +2,7 @@
 
     README.md          the settings table
     docs/configs.md    every control's value, and which of Label Studio's templates work or why not
+    docs/dataset.md    the gates and the formats of a dataset
 
     scripts/docs              write them
     scripts/docs --check      change nothing; exit 1 where one is out of date
@@ -11,10 +12,14 @@ The templates are those of the installed Label Studio; without it, their table s
 
 import inspect
 import re
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
+from backend.core.corpus import CORPUS_GATES
+from backend.core.dataset import NOTES, SAMPLE_GATES
+from backend.core.formats import FORMATS
 from backend.core.labelling import CONTROLS, compile_labelling
 from backend.errors import SetupError
 from backend.settings import ROOT, variables
@@ -23,7 +28,7 @@ from scripts.templates import templates
 from scripts.terminal import Verb, app, err, out
 
 cli = app()
-FILES = (ROOT / "README.md", ROOT / "docs" / "configs.md")
+FILES = (ROOT / "README.md", ROOT / "docs" / "configs.md", ROOT / "docs" / "dataset.md")
 
 
 def settings_table() -> str:
@@ -66,7 +71,30 @@ def templates_table() -> str | None:
     return "\n".join(rows)
 
 
-PARTS = {"settings": settings_table, "controls": controls_table, "templates": templates_table}
+def gates_table() -> str:
+    """Give what each gate does, in the order in which they look: the first line of its function."""
+    rows = ["| gate | what it does |", "| --- | --- |"]
+    gates: tuple[Callable[..., object], ...] = (*SAMPLE_GATES, *CORPUS_GATES, *NOTES)
+    return "\n".join([*rows, *(f"| `{gate.__name__}` | {_first_line(gate)} |" for gate in gates)])
+
+
+def formats_table() -> str:
+    """Give who reads each format: the first line of its function."""
+    rows = ["| format | what it is |", "| --- | --- |"]
+    return "\n".join([*rows, *(f"| `{form.name}` | {_first_line(form.rows)} |" for form in FORMATS)])
+
+
+def _first_line(function: Callable[..., object]) -> str:
+    return (inspect.getdoc(function) or "").split("\n")[0]
+
+
+PARTS = {
+    "gates": gates_table,
+    "formats": formats_table,
+    "settings": settings_table,
+    "controls": controls_table,
+    "templates": templates_table,
+}
 
 
 def generated(text: str) -> str:

@@ -1,11 +1,16 @@
-"""Export what humans submitted as a dataset: samples, Alpaca rows, chat messages, rejects, manifest.
+"""Export what humans submitted as a dataset: samples, training rows, rejects with reasons, manifest.
 
-Reads only what changed since the last time; a folder remembers its projects. Running it again with
-nothing new writes nothing. It may be interrupted at any moment: the next run completes it.
+Reads only what changed since the last time; a folder remembers its projects and every option below.
+Running it again with nothing new writes nothing. It may be interrupted at any moment: the next run
+completes it.
 
     scripts/sync --project 7
     scripts/sync --project 7 --project 8 --out dataset/
-    scripts/sync --out dataset/
+    scripts/sync --out dataset/ --format messages --format trl-dpo --parquet
+    scripts/sync --out dataset/ --tokenizer models/tiny-qwen3 --max-tokens 1024
+    scripts/sync --out dataset/ --explain 1234
+
+Formats: FORMATS.
 """
 
 from pathlib import Path
@@ -14,16 +19,18 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from backend.core.formats import FORMATS
 from backend.edge.cases import Cases
 from backend.settings import Settings
-from backend.sync import sync
+from backend.sync import explain, sync
 from scripts.terminal import ApiKeyOption, Meter, UrlOption, Verb, app, connect, out, plain_errors
 
 cli = app()
+WORDS = (__doc__ or "").replace("FORMATS", ", ".join(form.name for form in FORMATS))
 
 
-@cli.command(cls=Verb, help=__doc__)
-def main(
+@cli.command(cls=Verb, help=WORDS)
+def main(  # noqa: PLR0913, PLR0917  # one for each option
     project: Annotated[
         list[int] | None,
         typer.Option(help="Project to export; may be repeated. The folder's own come along."),
@@ -32,11 +39,52 @@ def main(
     case: Annotated[
         str, typer.Option(help="Case of the projects, where their connection does not say.")
     ] = "",
+    form: Annotated[
+        list[str] | None, typer.Option("--format", help="Format of rows; may be repeated.")
+    ] = None,
+    files: Annotated[str, typer.Option(help="Kind of row files: jsonl, zstd, parquet.")] = "",
+    parquet: Annotated[bool, typer.Option("--parquet", help="The same as --files parquet.")] = False,
+    policy: Annotated[
+        str,
+        typer.Option(help="Of several annotations of a task: ground_truth (else latest), latest, agreement."),
+    ] = "",
+    group_by: Annotated[
+        str | None, typer.Option(help="Key of task data that names the source document; '' for none.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Folder of the target model's tokenizer: counts tokens; '' for none."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longer samples are held back, never cut.")
+    ] = None,
+    mask: Annotated[
+        bool | None, typer.Option("--mask/--no-mask", help="Put stand-ins for personal data.")
+    ] = None,
+    region: Annotated[str, typer.Option(help="Country of telephone numbers: CN, US, ...")] = "",
+    task: Annotated[
+        int | None,
+        typer.Option("--explain", help="Only tell, from the folder, what became of this task."),
+    ] = None,
     url: UrlOption = "",
     api_key: ApiKeyOption = "",
 ) -> None:
     """Run the verb."""
     with plain_errors("Run the same command again: it goes on where it stopped."):
+        if task is not None:
+            for line in explain(out_folder, task):
+                out.print(escape(line))
+            return
+        changes = {
+            "formats": tuple(form) if form else None,
+            "files": "parquet" if parquet else files or None,
+            "policy": policy or None,
+            "group_by": group_by,
+            "tokenizer": tokenizer,
+            "max_tokens": max_tokens,
+            "mask": mask,
+            "region": region or None,
+        }
         settings = Settings()
         label_studio = connect(settings, url, api_key)
         cases = Cases(settings.store.cases_dir)
@@ -47,6 +95,7 @@ def main(
                 out_folder,
                 project or [],
                 wanted_case=case or None,
+                changes={name: part for name, part in changes.items() if part is not None},
                 tell=meter.advance,
             )
         counts = report.counts
@@ -56,17 +105,18 @@ def main(
             out.print(f"{report.new} new, {report.changed} changed, {report.gone} gone")
         out.print(
             f"{out_folder}: {counts['annotations']} annotations = {counts['samples']} samples "
-            f"({counts['train']} train, {counts['test']} test) + {counts['rejected']} rejected"
+            f"({counts['train']} train, {counts['test']} test) + {counts['held']} held "
+            f"+ {counts['rejected']} rejected"
         )
         out.print(
             f"drafts: {counts['accepted']} accepted, {counts['corrected']} corrected; "
             f"without a draft: {counts['written']}"
         )
-        for gate, count in counts["rejected_by"].items():
-            out.print(f"rejected by {escape(gate)}: {count}, see {out_folder / 'rejected.jsonl'}")
-        out.print(
-            f"Next: train on {out_folder / 'messages.jsonl'} (or alpaca.jsonl); *.test.jsonl is held out"
-        )
+        for gate, count in counts["stopped_by"].items():
+            out.print(f"stopped by {escape(gate)}: {count}, see held.jsonl and rejected.jsonl")
+        for gate, count in counts["noted_by"].items():
+            out.print(f"noted by {escape(gate)}: {count} samples")
+        out.print(f"Next: train on {out_folder}/FORMAT.jsonl, see README.md there; *.test.* is held out")
 
 
 if __name__ == "__main__":

@@ -250,13 +250,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by their folder, and leave those that need servers to the end."""
-    order = {"unit": 0, "contract": 1, "sandbox": 2, "integration": 3, "browser": 4, "containers": 5}
+    kinds = ("unit", "contract", "sandbox", "integration", "trainers", "browser", "containers")
+    order = {name: place for place, name in enumerate(kinds)}
 
     def kind(item: pytest.Item) -> str:
         return item.path.relative_to(Path(__file__).parent).parts[0]
 
     for item in items:
-        if kind(item) in {"sandbox", "integration", "browser", "containers"}:
+        if kind(item) in kinds[2:]:
             item.add_marker(kind(item))
     items.sort(key=lambda item: order.get(kind(item), 9))
 

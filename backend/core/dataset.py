@@ -1,35 +1,29 @@
-"""What humans submitted, as training samples: read back, judged by gates, written in formats.
+"""What humans submitted, as training samples: read back from Label Studio's tasks, judged by gates.
 
-Knows Label Studio's task object as its API lists it, the gates that a sample must pass, and the row of
-every format. Does not know files, Label Studio's API or the time: the same annotations always give the
-same samples.
+Knows Label Studio's task object as its API lists it, and the gates that a sample passes by itself. Does
+not know other samples (`corpus`), rows (`formats`), files, Label Studio's API or the time: the same
+annotation always gives the same sample.
 
 The training target is the canonical serialization of the value that the human submitted, and the
 prompt before it is the compact one: a model tuned on these rows is asked exactly what it was trained on.
 """
 
 import hashlib
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from backend.core.controls import Region
 from backend.core.labelling import Task, Value
+from backend.core.personal import Mask, described, strings
 from backend.core.prompting import Case, render
+from backend.core.rules import Reason
+from backend.core.sample import SAMPLE_VERSION, Note, Record, Sample, canonical, present
 from backend.errors import InvalidValue, TaskError
 
-Record = dict[str, Any]
-Row = dict[str, Any]
-Verdict = Literal["accepted", "corrected", "written"]
-Split = Literal["train", "test"]
-
-# Raised when the same annotations would give other samples: every dataset is then made anew.
-SYNC_VERSION = 1
-TEST_PCT = 10
-
 _HALF = re.compile(r"[\ud800-\udfff]")  # of a surrogate pair: SQLite keeps it, UTF-8 cannot
+_VERSION = re.compile(r"(.+)-[0-9a-f]{10}")  # the backend's: model, hash
 
 
 @dataclass(frozen=True)
@@ -41,18 +35,20 @@ class Annotation:
     task: Task
     regions: list[Region]
     cancelled: bool
+    ground_truth: bool = False
     metadata: Mapping[str, Any] = field(default_factory=dict)
     draft: list[Region] | None = None
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An annotation on its way to a sample: its value, or why it does not read back."""
+    """An annotation on its way to a sample: its value and what is wrong with it, or why there is none."""
 
     annotation: Annotation
     case: Case
     value: Value | None
     unreadable: str = ""
+    broken: tuple[Reason, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,48 +65,12 @@ class Rejected:
 
     def record(self) -> Record:
         """Give the row of rejected.jsonl."""
-        return _present(self.__dict__)
+        return present(self.__dict__) | {"schema_version": SAMPLE_VERSION}
 
     @classmethod
     def from_record(cls, record: Record) -> "Rejected":
         """Read the row of rejected.jsonl."""
-        return cls(**record)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A training sample: what the human read, what they submitted, and what the draft had said.
-
-    verdict     accepted: the draft was right; corrected: `changed` lists the fields in which it was
-                not; written: there was no draft, or none that the config can read
-    target      canonical serialization of `value`
-    system      the two messages that ask a tuned model for the target
-    user
-    """
-
-    project: int
-    task: int
-    annotation: int
-    case: str
-    split: Split
-    verdict: Verdict
-    input: Mapping[str, str]
-    value: Value
-    target: str
-    system: str
-    user: str
-    draft: Value | None = None
-    changed: tuple[str, ...] = ()
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-    def record(self) -> Record:
-        """Give the row of samples.jsonl; what there is not has no key."""
-        return _present({**self.__dict__, "changed": list(self.changed)})
-
-    @classmethod
-    def from_record(cls, record: Record) -> "Sample":
-        """Read the row of samples.jsonl."""
-        return cls(**{**record, "changed": tuple(record["changed"])})
+        return cls(**{name: part for name, part in record.items() if name != "schema_version"})
 
 
 def annotations_of(task: Mapping[str, Any], project: int) -> list[Annotation]:
@@ -120,13 +80,16 @@ def annotations_of(task: Mapping[str, Any], project: int) -> list[Annotation]:
     for entry in task["annotations"]:
         draft = predictions.get(entry.get("parent_prediction"))
         human = entry.get("completed_by")
+        version = draft and draft.get("model_version")
+        model = _VERSION.fullmatch(version or "")
         metadata = {
             "human": human.get("id") if isinstance(human, Mapping) else human,
             "created_at": entry.get("created_at"),
             "updated_at": entry.get("updated_at"),
             "lead_time_s": entry.get("lead_time"),
             "draft_prediction": entry.get("parent_prediction"),
-            "draft_version": draft and draft.get("model_version"),
+            "draft_version": version,
+            "draft_model": model and model[1],
             "draft_score": draft and draft.get("score"),
         }
         found.append(
@@ -136,82 +99,129 @@ def annotations_of(task: Mapping[str, Any], project: int) -> list[Annotation]:
                 task=Task(task["id"], task["data"]),
                 regions=entry["result"] or [],
                 cancelled=bool(entry.get("was_cancelled")),
-                metadata=_present(metadata),
+                ground_truth=bool(entry.get("ground_truth")),
+                metadata=present(metadata),
                 draft=draft and draft["result"],
             )
         )
     return found
 
 
-def judge(annotation: Annotation, case: Case) -> Sample | Rejected:
-    """Make an annotation a sample, or say which gate it failed; the first one that it fails counts."""
+def judge(
+    annotation: Annotation, case: Case, *, group_by: str = "", mask: bool = False, region: str = "CN"
+) -> Sample | Rejected:
+    """Make an annotation a sample, or say which gate it failed; the first one that it fails counts.
+
+    Args:
+        annotation: What a human made of a task.
+        case: The task's case.
+        group_by: Key of task data that names the source document, if tasks have one.
+        mask: Whether stand-ins take the place of personal data, in the reasons too.
+        region: Country of telephone numbers without a country code.
+    """
     asked = case.labelling.words(annotation.regions)
     if asked:
         annotation = replace(annotation, metadata={**annotation.metadata, "prompt": asked})
     try:
         case = case.for_task(annotation.task)
-        case.labelling.inputs(annotation.task)  # what cannot be shown is no sample
-        value = case.labelling.from_regions(annotation.regions, annotation.task)
-        candidate = Candidate(annotation, case, value)
+        texts = case.labelling.inputs(annotation.task)  # what cannot be shown is no sample
+        candidate = _candidate(
+            annotation, case, case.labelling.from_regions(annotation.regions, annotation.task)
+        )
     except TaskError as error:
-        candidate = Candidate(annotation, case, None, str(error))
+        candidate, texts = Candidate(annotation, case, None, str(error)), {}
+    # Of the texts as they are: no sample changes sides because it is masked.
+    source = annotation.task.data.get(group_by) if group_by else None
+    group = group_of(texts if source is None else {group_by: source})
+    draft = _draft_of(candidate)
+    hide = Mask([annotation.task.data, candidate.value, draft, asked], region) if mask else None
+    if hide is not None:
+        annotation = replace(annotation, metadata=hide(dict(annotation.metadata)))
+    stopped = _stopped(candidate)
+    if stopped is None and hide is not None:
+        masked = replace(annotation, task=Task(annotation.task.id, hide(dict(annotation.task.data))))
+        candidate = _candidate(masked, case, hide(candidate.value))
+        stopped = _stopped(candidate)
+        if stopped is None:
+            return _sample(candidate, hide(draft), group, region)
+        stopped = (still_right_when_masked.__name__, still_right_when_masked(stopped))
+    if stopped is None:
+        return _sample(candidate, draft, group, region)
+    gate, reason = stopped
+    return Rejected(
+        annotation.project,
+        annotation.task.id,
+        annotation.id,
+        case.name,
+        gate,
+        hide(reason) if hide else reason,
+        annotation.metadata,
+    )
+
+
+def _candidate(annotation: Annotation, case: Case, value: Value) -> Candidate:
+    return Candidate(annotation, case, value, broken=case.rules.check(value, annotation.task))
+
+
+def _stopped(candidate: Candidate) -> tuple[str, str] | None:
     for gate in SAMPLE_GATES:
         reason = gate(candidate)
         if reason is not None:
-            return Rejected(
-                annotation.project,
-                annotation.task.id,
-                annotation.id,
-                case.name,
-                gate.__name__,
-                reason,
-                annotation.metadata,
-            )
-    return _sample(candidate)
+            return gate.__name__, reason
+    return None
 
 
-def split_of(texts: Mapping[str, str]) -> Split:
-    """Put a task into train or test by what the human reads: the same text is never in both."""
-    digest = hashlib.sha256(_canonical(texts).encode()).digest()
-    return "test" if int.from_bytes(digest[:8], "big") % 100 < TEST_PCT else "train"
+def group_of(source: Mapping[str, Any]) -> str:
+    """Hash what must not be both in train and in test; 16 hex digits."""
+    return hashlib.sha256(canonical(source).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
-def fingerprint(case: Case) -> str:
-    """Hash what decides how a case's annotations become samples; 16 hex digits."""
+def fingerprint(case: Case, *how: object) -> str:
+    """Hash what decides how a case's annotations become samples; 16 hex digits.
+
+    Args:
+        case: The case.
+        how: What else `judge` is told.
+    """
     decisive = [
-        SYNC_VERSION,
+        SAMPLE_VERSION,
         case.name,
         case.compact,
         case.labelling.config_hash,
         case.labelling.validating_schema,
+        *how,
     ]
-    return hashlib.sha256(_canonical(decisive).encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical(decisive).encode()).hexdigest()[:16]
 
 
-def _sample(candidate: Candidate) -> Sample:
+def _sample(candidate: Candidate, draft: Value | None, group: str, region: str) -> Sample:
     annotation, case, value = candidate.annotation, candidate.case, candidate.value
     if value is None:
         raise InvalidValue(candidate.unreadable)
     labelling = case.labelling
-    draft = _draft_of(candidate)
     changed = () if draft is None else _changed(case, draft, value)
     system, user = render(case, annotation.task, "compact")
     texts = labelling.inputs(annotation.task)
+    notes = ((note.__name__, note(candidate, region)) for note in NOTES)
     return Sample(
         project=annotation.project,
         task=annotation.task.id,
         annotation=annotation.id,
         case=case.name,
-        split=split_of(texts),
         verdict="written" if draft is None else "corrected" if changed else "accepted",
         input=texts,
+        system=system.content,
+        instruction=user.content,
         value=value,
         target=labelling.encode(value),
-        system=system.content,
-        user=user.content,
+        group=group,
         draft=draft,
+        draft_target=None if draft is None else labelling.encode(draft),
         changed=changed,
-        metadata={**annotation.metadata, "config_hash": labelling.config_hash, "sync_version": SYNC_VERSION},
+        ground_truth=annotation.ground_truth,
+        gates=tuple(gate.__name__ for gate in SAMPLE_GATES),
+        notes=tuple(Note(gate=gate, reason=reason) for gate, reason in notes if reason),
+        metadata={**annotation.metadata, "config_hash": labelling.config_hash},
     )
 
 
@@ -219,26 +229,18 @@ def _draft_of(candidate: Candidate) -> Value | None:
     if candidate.annotation.draft is None:
         return None
     try:
-        return candidate.case.labelling.from_regions(candidate.annotation.draft, candidate.annotation.task)
+        draft = candidate.case.labelling.from_regions(candidate.annotation.draft, candidate.annotation.task)
     except TaskError:
         return None  # a prediction from elsewhere, or of an older config: nothing can be said about it
+    return None if _HALF.search(canonical(draft)) else draft
 
 
 def _changed(case: Case, draft: Value, value: Value) -> tuple[str, ...]:
     return tuple(
         control.name
         for control in case.labelling.controls
-        if _canonical(draft.get(control.name)) != _canonical(value.get(control.name))
+        if canonical(draft.get(control.name)) != canonical(value.get(control.name))
     )
-
-
-def _canonical(part: Any) -> str:
-    return json.dumps(part, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-
-
-def _present(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what is not there; a key that is null makes trouble in every consumer."""
-    return {key: part for key, part in record.items() if part is not None}
 
 
 # ---------------------------------------------------------------------------------- gates
@@ -251,7 +253,7 @@ def not_skipped(candidate: Candidate) -> str | None:
 
 def readable(candidate: Candidate) -> str | None:
     """Stop regions that the config cannot hold, tasks that lack what it shows, and half characters."""
-    if _HALF.search(_canonical(candidate.value)):
+    if _HALF.search(canonical(candidate.value)):
         return "It holds half a character (a lone surrogate), which no file can."
     return candidate.unreadable or None
 
@@ -262,48 +264,48 @@ def not_empty(candidate: Candidate) -> str | None:
     return "The annotation is empty." if says_nothing and candidate.annotation.draft is None else None
 
 
+def fits_schema(candidate: Candidate) -> str | None:
+    """Stop what the validating schema refuses: humans err too."""
+    return _broken(candidate, "schema")
+
+
 def obeys_rules(candidate: Candidate) -> str | None:
-    """Stop what the validating schema, the case's rules or grounding refuse: humans err too."""
-    if candidate.value is None:
-        return None
-    reasons = candidate.case.rules.check(candidate.value, candidate.annotation.task)
-    return "; ".join(map(str, reasons)) or None
+    """Stop what breaks one of the case's rules."""
+    return _broken(candidate, "rule")
 
 
-# ---------------------------------------------------------------------------------- formats
+def is_grounded(candidate: Candidate) -> str | None:
+    """Stop quotes that do not stand in the text."""
+    return _broken(candidate, "grounding")
 
 
-def alpaca(sample: Sample) -> Row:
-    """Write an Alpaca row; `instruction` is the whole user turn, so no template changes the prompt."""
-    return {"instruction": sample.user, "input": "", "output": sample.target, "system": sample.system}
+def still_right_when_masked(stopped: tuple[str, str]) -> str:
+    """Say why a sample cannot be masked: it was right, and with stand-ins it is not."""
+    gate, reason = stopped
+    return f"With stand-ins for personal data it does not pass {gate}: {reason}"
 
 
-def messages(sample: Sample) -> Row:
-    """Write Qwen chat messages."""
-    return {
-        "messages": [
-            {"role": "system", "content": sample.system},
-            {"role": "user", "content": sample.user},
-            {"role": "assistant", "content": sample.target},
-        ]
-    }
+def personal_data(candidate: Candidate, region: str) -> str:
+    """Note personal data in the texts and in the value, without quoting it."""
+    texts = candidate.case.labelling.inputs(candidate.annotation.task)
+    return described([*texts.values(), *strings(candidate.value)], region)
 
 
-class Format(NamedTuple):
-    """A format of training rows: the name of its files and the row of a sample."""
-
-    name: str
-    row: Callable[[Sample], Row]
-
-
-def rows(samples: list[Sample], form: Format, split: Split) -> Iterator[Row]:
-    """Give the rows of one split in one format, in the order of the samples."""
-    return (form.row(sample) for sample in samples if sample.split == split)
+def _broken(candidate: Candidate, kind: str) -> str | None:
+    return "; ".join(str(reason) for reason in candidate.broken if reason.kind == kind) or None
 
 
 Gate = Callable[[Candidate], str | None]
 
 # One annotation at a time, in this order; the first that gives a reason rejects it.
-SAMPLE_GATES: tuple[Gate, ...] = (not_skipped, readable, not_empty, obeys_rules)
+SAMPLE_GATES: tuple[Gate, ...] = (
+    not_skipped,
+    readable,
+    not_empty,
+    fits_schema,
+    obeys_rules,
+    is_grounded,
+)
 
-FORMATS: tuple[Format, ...] = (Format("alpaca", alpaca), Format("messages", messages))
+# What is told and stops nothing.
+NOTES: tuple[Callable[[Candidate, str], str], ...] = (personal_data,)

@@ -1,5 +1,6 @@
 """sync: the dataset is a function of what Label Studio holds, whatever happened on the way."""
 
+import hashlib
 import json
 import threading
 import time
@@ -8,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from backend.edge.cases import Cases
 from backend.edge.labelstudio import LabelStudio, Project
 from backend.errors import SetupError
-from backend.sync import Report, sync
+from backend.sync import Report, explain, sync
 from tests.conftest import LabelStudioServer
 from tests.verbs import environment, kill, run, start
 
@@ -20,7 +22,8 @@ FOLDER = Path(__file__).parents[2] / "label_config"
 CASES = Cases(FOLDER)
 LABELLING = CASES.get("complaint").labelling
 FILES = {
-    *("samples.jsonl", "rejected.jsonl", "manifest.json"),
+    *("samples.jsonl", "held.jsonl", "rejected.jsonl", "sample.schema.json", "manifest.json"),
+    *("README.md", "dataset_info.json"),
     *("alpaca.jsonl", "alpaca.test.jsonl", "messages.jsonl", "messages.test.jsonl"),
 }
 
@@ -90,10 +93,13 @@ def test_counts_add_up_and_the_manifest_names_every_file(
     assert counts["samples"] == counts["train"] + counts["test"]
     assert counts["samples"] == counts["accepted"] + counts["corrected"] + counts["written"]
     assert set(manifest["files"]) == FILES - {"manifest.json"}
-    assert {name: entry["rows"] for name, entry in manifest["files"].items()} == {
-        name: len(lines(tmp_path / "d", name)) for name in manifest["files"]
+    assert {name: entry["rows"] for name, entry in manifest["files"].items() if "rows" in entry} == {
+        name: len(lines(tmp_path / "d", name)) for name in manifest["files"] if name.endswith(".jsonl")
     }
     assert (report.new, report.changed, report.gone) == (20, 0, 0)
+    schema = Draft202012Validator(json.loads((tmp_path / "d" / "sample.schema.json").read_bytes()))
+    for row in lines(tmp_path / "d"):
+        schema.validate(row)
     order = [(row["task"], row["annotation"]) for row in lines(tmp_path / "d")]
     assert order == sorted(order)
 
@@ -246,3 +252,79 @@ def test_killed_at_any_moment_and_run_again_it_gives_the_same_bytes(
     assert code == 0, err
     assert "nothing new" in out
     assert times(tmp_path / "d") == before
+
+
+def test_the_folder_remembers_what_was_decided_and_tells_the_story_of_a_task(
+    label_studio: LabelStudioServer, studio: LabelStudio, project: Project, tmp_path: Path
+) -> None:
+    env = environment(label_studio, tmp_path)
+    folder = tmp_path / "d"
+    first, second, third = annotated(studio, project)[:3]
+    text = first["data"]["text"]
+    studio.submit_annotation(first["id"], regions(text, name="我叫"))
+    studio._sdk.annotations.update(second["annotations"][0]["id"], result=[], was_cancelled=True)
+    options = ("--format", "messages", "--format", "trl-dpo", "--parquet", "--policy", "agreement")
+    tokens = ("--tokenizer", FOLDER.parent / "models" / "tiny-qwen3", "--max-tokens", 999)
+    arguments = ("sync", "--project", project.id, "--case", "complaint", "--out", folder)
+    code, out, err = run(env, *arguments, *options, *tokens)
+    assert code == 0, err
+    assert "21 annotations = 18 samples" in out
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    assert manifest["counts"]["stopped_by"] == {"not_skipped": 1, "one_per_task": 2}
+    assert sorted(manifest["rows"]) == ["messages", "trl-dpo"]
+    assert {name for name in manifest["files"] if name.endswith(".parquet")} == {
+        *("messages.parquet", "messages.test.parquet", "trl-dpo.parquet", "trl-dpo.test.parquet")
+    }
+    assert all(row["tokens"] > 10 for row in lines(folder))
+
+    code, out, _ = run(env, "sync", "--out", folder)
+    assert code == 0
+    assert "nothing new" in out
+    assert json.loads((folder / "manifest.json").read_bytes())["options"] == manifest["options"]
+
+    stories = {}
+    for task in (first, second, third):
+        code, stories[task["id"]], err = run(env, "sync", "--out", folder, "--explain", task["id"])
+        assert code == 0, err
+    assert stories[first["id"]].count("held back by one_per_task") == 2
+    assert "rejected by not_skipped: The annotator skipped the task." in stories[second["id"]]
+    assert "draft by m-1, score 0.50: accepted" in stories[third["id"]]
+    assert "1 in messages, 0 in trl-dpo" in stories[third["id"]]
+    assert "tokens of at most 999" in stories[third["id"]]
+    code, out, _ = run(env, "sync", "--out", folder, "--explain", 10**9)
+    assert (code, "no annotation" in out) == (0, True)
+
+    code, out, _ = run(env, "sync", "--out", folder, "--format", "messages", "--files", "jsonl")
+    assert code == 0
+    assert not list(folder.glob("*.parquet"))
+    assert (folder / "messages.jsonl").is_file()
+    code, _, err = run(env, "sync", "--out", folder, "--format", "csv")
+    assert (code, "There is no format 'csv'" in err) == (1, True)
+
+
+def test_a_folder_of_the_version_before_is_made_anew_and_keeps_its_splits(
+    studio: LabelStudio, project: Project, tmp_path: Path
+) -> None:
+    """The version before had no options, no schema, and splits by the hash of the text alone."""
+    folder = tmp_path / "d"
+    synced(studio, project, folder)
+    fresh = content(folder)
+    before = lines(folder)
+    moved = before[0]
+    old = [{"input": row["input"], "split": row["split"]} for row in before]
+    old[0]["split"] = "train" if moved["split"] == "test" else "test"
+    samples = "".join(f"{json.dumps(row)}\n" for row in old).encode()
+    manifest = json.loads(fresh["manifest.json"])
+    digest = {"bytes": len(samples), "rows": len(old), "sha256": hashlib.sha256(samples).hexdigest()}
+    of_before = {"sync_version": 1, "projects": manifest["projects"], "files": {"samples.jsonl": digest}}
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / "samples.jsonl").write_bytes(samples)
+    (folder / "manifest.json").write_text(json.dumps(of_before))
+    with pytest.raises(SetupError, match="Run the sync first"):
+        explain(folder, moved["task"])
+    report = synced(studio, project, folder)
+    assert report.counts["samples"] == 20
+    after = {row["annotation"]: row["split"] for row in lines(folder)}
+    assert after.pop(moved["annotation"]) == old[0]["split"]
+    assert after == {row["annotation"]: row["split"] for row in before[1:]}

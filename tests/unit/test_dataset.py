@@ -1,6 +1,7 @@
 """Annotations become samples that say what the human said, what the draft had said, and nothing else."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backend.core.corpus import split_of
 from backend.core.dataset import (
-    FORMATS,
     Rejected,
-    Sample,
     annotations_of,
     fingerprint,
+    group_of,
     judge,
-    rows,
-    split_of,
 )
+from backend.core.formats import FORMATS, rows
 from backend.core.labelling import Task
 from backend.core.prompting import render
+from backend.core.sample import Sample, canonical
 from backend.edge.cases import Cases
 
 CASES = Cases(Path(__file__).parents[2] / "label_config")
@@ -128,9 +129,9 @@ def test_training_rows_ask_exactly_what_a_tuned_model_is_asked() -> None:
         {"role": message.role, "content": message.content}
         for message in render(COMPLAINT, Task(1, {"text": TEXT}), "compact")
     ]
-    by_name = {form.name: form.row(found) for form in FORMATS}
-    assert by_name["messages"]["messages"] == [*asked, {"role": "assistant", "content": found.target}]
-    alpaca = by_name["alpaca"]
+    by_name = {form.name: form.rows(found) for form in FORMATS}
+    assert by_name["messages"][0]["messages"] == [*asked, {"role": "assistant", "content": found.target}]
+    (alpaca,) = by_name["alpaca"]
     assert set(alpaca) == {"instruction", "input", "output", "system"}
     assert (alpaca["system"], alpaca["instruction"] + alpaca["input"]) == tuple(m["content"] for m in asked)
     assert alpaca["output"] == found.target
@@ -142,6 +143,7 @@ def test_no_key_of_a_record_is_null() -> None:
     ).record()
     target = record.pop("target")
     assert "null" in target  # the model is asked for it there
+    assert record.pop("messages")[-1]["content"] == target
     assert "null" not in orjson.dumps(record).decode()
 
 
@@ -160,8 +162,8 @@ def test_records_read_back_as_they_were_written() -> None:
         (listed([], was_cancelled=True), "not_skipped", "skipped"),
         (listed([{"from_name": "gone", "type": "textarea", "value": {"text": ["x"]}}]), "readable", "'gone'"),
         (listed([], parent_prediction=None), "not_empty", "empty"),
-        (listed(regions({"name": "李四", "question": "快递还没到!"})), "obeys_rules", "does not stand"),
-        (listed(regions({"name": "张三"})), "obeys_rules", "question"),
+        (listed(regions({"name": "李四", "question": "快递还没到!"})), "is_grounded", "does not stand"),
+        (listed(regions({"name": "张三"})), "fits_schema", "question"),
         ({**listed(regions(DRAFT)), "data": {"other": "x"}}, "readable", "'text'"),
         ({**listed(regions(DRAFT)), "data": {"text": "\ud83d"}}, "readable", "surrogate"),
         (listed(textarea("name", "\ud83d")), "readable", "surrogate"),
@@ -188,19 +190,37 @@ def test_a_draft_that_the_config_cannot_read_is_no_draft() -> None:
     assert sample(task).verdict == "written"
 
 
-def test_the_same_text_is_never_in_both_splits_whatever_else_differs() -> None:
+@pytest.mark.parametrize("name", CASES.names())
+def test_a_draft_accepted_unchanged_gives_the_models_own_answer_back_to_the_byte(name: str) -> None:
+    case = CASES.get(name)
+    folder = Path(__file__).parents[2] / "label_config" / name
+    data = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+    data = data.get("data", data)
+    answered = case.labelling.encode(json.loads((folder / "value.json").read_text(encoding="utf-8")))
+    result = list(case.labelling.to_regions(case.labelling.decode(answered), Task(1, data)).regions)
+    task = {**listed(result), "data": data}
+    task["predictions"][0]["result"] = result
+    found = sample(task, case)
+    assert (found.verdict, found.target, found.draft_target) == ("accepted", answered, answered)
+    for form in FORMATS:
+        for row in form.rows(found):
+            assert answered in json.dumps(row, ensure_ascii=False).replace('\\"', '"')
+
+
+def test_the_same_text_is_one_group_whatever_else_differs() -> None:
     first = sample(listed(regions(RIGHT)))
     other = {**listed(regions(DRAFT), id=99), "id": 77}
-    assert sample(other).split == first.split
+    assert sample(other).group == first.group
 
 
 @given(st.integers(0, 10**9))
 def test_the_split_depends_on_the_text_alone(seed: int) -> None:
-    assert split_of({"text": str(seed)}) == split_of(json.loads(json.dumps({"text": str(seed)})))
+    texts = {"text": str(seed)}
+    assert split_of(group_of(texts)) == split_of(group_of(json.loads(json.dumps(texts))))
 
 
 def test_about_a_tenth_is_held_out() -> None:
-    test = sum(split_of({"text": f"task {number}"}) == "test" for number in range(10_000))
+    test = sum(split_of(group_of({"text": f"task {number}"})) == "test" for number in range(10_000))
     assert 900 < test < 1100
 
 
@@ -209,11 +229,59 @@ def test_rows_of_the_two_splits_are_all_samples_once() -> None:
     for number in range(200):
         task = listed(regions(DRAFT), id=number)
         task["data"]["text"] = f"{TEXT}{number}"
-        samples.append(sample(task))
+        samples.append(replace(sample(task), split="test" if number % 7 == 0 else "train"))
     for form in FORMATS:
         both = [*rows(samples, form, "train"), *rows(samples, form, "test")]
-        assert len(both) == len(samples)
-        assert sorted(map(orjson.dumps, both)) == sorted(orjson.dumps(form.row(found)) for found in samples)
+        every = [row for found in samples for row in form.rows(found)]
+        assert sorted(map(orjson.dumps, both)) == sorted(map(orjson.dumps, every))
+
+
+def test_a_source_document_makes_one_group_of_its_tasks() -> None:
+    one, other = listed(regions(DRAFT)), listed(regions(DRAFT))
+    one["data"] |= {"source": "a.pdf"}
+    other["data"] = {**one["data"], "text": TEXT + "."}
+    groups = [judge(annotations_of(task, 2)[0], COMPLAINT, group_by="source") for task in (one, other)]
+    assert {found.group for found in groups if isinstance(found, Sample)} == {group_of({"source": "a.pdf"})}
+    assert len({sample(task).group for task in (one, other)}) == 2  # without it, each text by itself
+
+
+PRIVATE = "我叫张三,电话13812345678,邮箱zhang.san@qq.com。快递还没到!"
+
+
+def private() -> dict[str, Any]:
+    task = listed(regions(DRAFT))
+    value = {"name": "张三", "email": "zhang.san@qq.com", "question": "快递还没到!"}
+    task["data"]["text"] = PRIVATE
+    task["annotations"][0]["result"] = list(
+        COMPLAINT.labelling.to_regions(value, Task(1, {"text": PRIVATE})).regions
+    )
+    return task
+
+
+def test_personal_data_is_noted_without_being_quoted_and_stops_nothing() -> None:
+    (note,) = sample(private()).notes
+    assert note["gate"] == "personal_data"
+    assert note["reason"] == "2 x email, 1 x phone"
+    assert sample(listed(regions(DRAFT))).notes == ()
+
+
+def test_a_masked_sample_has_stand_ins_everywhere_and_still_passes_its_gates() -> None:
+    found = judge(annotations_of(private(), 2)[0], COMPLAINT, mask=True)
+    assert isinstance(found, Sample), found
+    assert found.value["email"] in found.instruction
+    assert found.value["email"].endswith("@example.com")
+    everything = canonical(found.record())
+    assert "13812345678" not in everything
+    assert "zhang.san" not in everything
+    assert found.group == sample(private()).group  # so it stays in its split
+
+
+def test_reasons_are_masked_too() -> None:
+    task = private()
+    task["annotations"][0]["result"][1]["value"]["text"] = ["zhang.san2@qq.com"]
+    found = judge(annotations_of(task, 2)[0], COMPLAINT, mask=True)
+    assert isinstance(found, Rejected)
+    assert (found.gate, "zhang" in found.reason) == ("is_grounded", False)
 
 
 def test_a_changed_prompt_or_schema_makes_other_samples() -> None:

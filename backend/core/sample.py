@@ -1,0 +1,204 @@
+"""The canonical sample: what a human submitted, with everything that training or judging it may need.
+
+Knows the record of samples.jsonl, which `sample.schema.json` beside this file describes, and the
+conversation that a sample is. Does not know where samples come from or what trainers' rows look like.
+
+A record is canonical JSON: UTF-8, compact, keys sorted, nothing null but inside the target. What follows
+from other fields (`messages`, `tools`, and of a code task `code`, `stdout`, `stderr`) is written for
+those who read records, and made anew, never read back.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NotRequired, TypedDict
+
+from backend.core.labelling import Value
+
+Record = dict[str, Any]
+Message = dict[str, Any]
+Tool = dict[str, Any]
+Verdict = Literal["accepted", "corrected", "written"]
+Split = Literal["train", "test"]
+
+# Raised when the same annotations would give other samples: every dataset is then made anew.
+SAMPLE_VERSION = 2
+
+_TOLD_CHARS = 4000  # of each stream of a program, in a conversation: its first and its last half
+_PROGRAM = {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]}
+
+
+class File(TypedDict):
+    """A file that a program read or left: path relative to its folder, size, SHA-256 in hex."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class Step(TypedDict):
+    """One program that was run. `exit_status` is negative where a signal ended it."""
+
+    language: str
+    code: str
+    stdout: str
+    stderr: str
+    exit_status: int
+    wall_s: NotRequired[float]
+
+
+class Attempt(TypedDict):
+    """Programs run one after another, and how that ended."""
+
+    outcome: Literal["ok", "failed", "timeout", "killed"]
+    steps: list[Step]
+    reason: NotRequired[str]
+    files: NotRequired[list[File]]
+
+
+class Note(TypedDict):
+    """Something that was found in a sample and does not stop it."""
+
+    gate: str
+    reason: str
+
+
+class Review(TypedDict):
+    """What a second human said about the sample, who and when."""
+
+    verdict: Literal["pass", "needs_fix", "partially_correct"]
+    by: int
+    at: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A training sample: what the human read, what they submitted, and what the draft had said.
+
+    verdict      accepted: the draft was right; corrected: `changed` lists the fields in which it was
+                 not; written: there was no draft, or none that the config can read
+    input        texts that the annotator read, by key of task data
+    system       the two messages that ask a tuned model for the target
+    instruction
+    target       canonical serialization of `value`; `draft_target` that of `draft`
+    group        hash of the source document, or of the input: never both in train and in test
+    split        None until all samples have been looked at together
+    gates        names of those that it passed, in order
+    attempts     runs of a code task; the last one is what the human submitted
+    """
+
+    project: int
+    task: int
+    annotation: int
+    case: str
+    verdict: Verdict
+    input: Mapping[str, str]
+    system: str
+    instruction: str
+    value: Value
+    target: str
+    group: str
+    split: Split | None = None
+    draft: Value | None = None
+    draft_target: str | None = None
+    changed: tuple[str, ...] = ()
+    ground_truth: bool = False
+    gates: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
+    tokens: int | None = None
+    attempts: tuple[Attempt, ...] = ()
+    input_files: tuple[File, ...] = ()
+    output_files: tuple[File, ...] = ()
+    review: Review | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def record(self) -> Record:
+        """Give the row of samples.jsonl; what there is not has no key."""
+        own = {name: list(part) if isinstance(part, tuple) else part for name, part in self.__dict__.items()}
+        empty = [name for name in _LEFT_OUT_WHEN_EMPTY if not own[name]]
+        derived: Record = {"schema_version": SAMPLE_VERSION, "messages": conversation(self)}
+        if self.attempts:
+            steps = self.attempts[-1]["steps"]
+            derived |= {"tools": tools(self)}
+            derived |= {name: "\n".join(step[name] for step in steps) for name in _OF_STEPS}
+        return present({**own, **dict.fromkeys(empty), **derived})
+
+    @classmethod
+    def from_record(cls, record: Record) -> "Sample":
+        """Read the row of samples.jsonl.
+
+        Raises:
+            ValueError: It is of another version.
+        """
+        if record.get("schema_version") != SAMPLE_VERSION:
+            raise ValueError(f"version {record.get('schema_version')} instead of {SAMPLE_VERSION}")
+        own = {name: record[name] for name in _FIELDS if name in record}
+        parts: Record = {name: tuple(part) if isinstance(part, list) else part for name, part in own.items()}
+        return cls(**parts)
+
+
+_FIELDS = tuple(entry.name for entry in fields(Sample))
+_LEFT_OUT_WHEN_EMPTY = ("ground_truth", "attempts", "input_files", "output_files")
+_OF_STEPS: tuple[Literal["code", "stdout", "stderr"], ...] = ("code", "stdout", "stderr")
+
+
+def canonical(part: Any) -> str:
+    """Serialize for files, hashes and comparisons: compact, raw UTF-8, keys sorted."""
+    return json.dumps(part, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def present(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is not there; a key that is null makes trouble in every consumer."""
+    return {key: part for key, part in record.items() if part is not None}
+
+
+def conversation(sample: Sample, answer: str | None = None) -> list[Message]:
+    """Give a sample as messages: the question, the programs that were run with their output, the answer.
+
+    `arguments` is an object and `content` never null: the chat templates of Qwen's models want it so.
+
+    Args:
+        sample: The sample.
+        answer: The last message, instead of the target.
+    """
+    messages: list[Message] = [
+        {"role": "system", "content": sample.system},
+        {"role": "user", "content": sample.instruction},
+    ]
+    for step in (step for attempt in sample.attempts for step in attempt["steps"]):
+        call = {"name": step["language"], "arguments": {"code": step["code"]}}
+        messages.append(
+            {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
+        )
+        messages.append({"role": "tool", "name": step["language"], "content": _told(step)})
+    messages.append({"role": "assistant", "content": sample.target if answer is None else answer})
+    return messages
+
+
+def tools(sample: Sample) -> list[Tool]:
+    """List the tools that a sample's conversation uses, one for each language; empty for most cases."""
+    languages = {step["language"]: None for attempt in sample.attempts for step in attempt["steps"]}
+    return [
+        {
+            "type": "function",
+            "function": {
+                "name": language,
+                "description": f"Run one complete {language} program and read what it prints.",
+                "parameters": _PROGRAM,
+            },
+        }
+        for language in languages
+    ]
+
+
+def _told(step: Step) -> str:
+    streams = {"stdout": _cut(step["stdout"]), "stderr": _cut(step["stderr"])}
+    parts = [f"{name}:\n{text}" for name, text in streams.items() if text]
+    return "\n".join([*parts, f"exit status {step['exit_status']}"])
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _TOLD_CHARS:
+        return text
+    half = _TOLD_CHARS // 2
+    return f"{text[:half]}\n[{len(text) - 2 * half} characters left out]\n{text[-half:]}"

@@ -1,0 +1,82 @@
+"""The length of a conversation for a model: its chat template and its tokenizer, read from a folder.
+
+The only file that imports tokenizers. Renders as Transformers does, without Transformers.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from backend.errors import SetupError, TaskError
+
+
+class Tokens:
+    """Counts the tokens of conversations for one model."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read a model's folder: tokenizer.json, and its chat template.
+
+        Raises:
+            SetupError: One of them is missing or damaged.
+        """
+        try:
+            content = (folder / "tokenizer.json").read_bytes()
+            template = _template(folder)
+            self._tokenizer = Tokenizer.from_str(content.decode())
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SetupError(
+                f"{folder} holds no tokenizer with a chat template ({str(error)[:120]}).",
+                hint="Name a model's folder with tokenizer.json and chat_template.jinja.",
+            ) from error
+        self.fingerprint = hashlib.sha256(content + template.encode()).hexdigest()[:16]
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise
+        self._template = environment.from_string(template)
+
+    def count(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> int:
+        """Count a whole conversation, the answer and what ends it included.
+
+        Raises:
+            TaskError: The chat template does not take these messages.
+        """
+        try:
+            text = self._template.render(
+                messages=messages,
+                tools=tools or None,
+                add_generation_prompt=False,
+                enable_thinking=False,
+                bos_token="",
+                eos_token="",
+            )
+        except (TemplateError, TypeError) as error:
+            raise TaskError(f"The chat template refuses the conversation: {str(error)[:200]}.") from error
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _template(folder: Path) -> str:
+    own = folder / "chat_template.jinja"
+    if own.is_file():
+        return own.read_text(encoding="utf-8")
+    template = json.loads((folder / "tokenizer_config.json").read_bytes())["chat_template"]
+    if not isinstance(template, str):
+        raise TypeError("tokenizer_config.json has several chat templates")
+    return template
+
+
+def _to_json(part: Any, *, indent: int | None = None) -> str:
+    # Jinja's own would escape for HTML.
+    return json.dumps(part, ensure_ascii=False, indent=indent)
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateError(message)

@@ -1,0 +1,68 @@
+"""Personal data is found where it stands, and its stand-ins have its shape."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backend.core.personal import Mask, described, find, strings
+
+EMAIL = "zhang.san+a@mail.example.cn"
+PHONE = "13812345678"
+CARD = "4111 1111 1111 1111"
+PERSON = "11010519491231002X"
+ACCOUNT = "DE89 3704 0044 0532 0130 00"
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        (f"邮箱{EMAIL},谢谢", ["email"]),
+        (f"电话{PHONE}。", ["phone"]),
+        ("call +1 650-253-0000 now", ["phone"]),
+        (f"卡号 {CARD}", ["id"]),
+        (f"身份证{PERSON}", ["id"]),
+        (f"IBAN {ACCOUNT}.", ["id"]),
+        (f"{PHONE}或{EMAIL}", ["phone", "email"]),
+        ("订单号 20260102030405, 共3件, 199.00元, 2026-01-02", []),
+        ("卡号 4111 1111 1111 1112", []),  # its check digit is wrong
+    ],
+)
+def test_what_is_personal_is_found_and_what_is_not_is_left(text: str, kinds: list[str]) -> None:
+    assert [found.kind for found in find(text, "CN")] == kinds
+
+
+def test_the_country_decides_about_numbers_without_a_country_code() -> None:
+    assert not find("call (650) 253-0000", "CN")
+    assert [found.kind for found in find("call (650) 253-0000", "US")] == ["phone"]
+
+
+def test_a_stand_in_is_the_same_everywhere_and_has_the_same_shape() -> None:
+    part = {"text": f"{EMAIL} {PHONE} {CARD} {EMAIL}", "value": [EMAIL, {"card": CARD}], "n": 3}
+    masked = Mask(part, "CN")(part)
+    email = masked["value"][0]
+    assert masked["text"].count(email) == 2
+    assert email.endswith("@example.com")
+    card = masked["value"][1]["card"]
+    assert [c.isdigit() for c in card] == [c.isdigit() for c in CARD]
+    assert card in masked["text"]
+    assert len(masked["text"].split()[1]) == len(PHONE)
+    assert masked["n"] == 3
+    assert not any(secret in json.dumps(masked) for secret in (EMAIL, PHONE, CARD))
+
+
+@given(st.lists(st.sampled_from([EMAIL, PHONE, CARD, PERSON, "张三 ", "，", "x@y", "7"]), max_size=6))
+def test_masking_hides_all_that_was_found_and_nothing_else(parts: list[str]) -> None:
+    text = " ".join(parts)
+    masked = Mask(text, "CN")(text)
+    for found in find(text, "CN"):
+        assert text[found.start : found.end] not in masked
+    if not find(text, "CN"):
+        assert masked == text
+
+
+def test_personal_data_is_counted_in_words_without_being_quoted() -> None:
+    assert described([f"{EMAIL} {PHONE}", EMAIL], "CN") == "2 x email, 1 x phone"
+    assert described(["nothing"], "CN") == ""
+    assert list(strings({"a": ["b", {"c": "d"}], "e": 1})) == ["b", "d"]
