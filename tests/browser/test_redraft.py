@@ -103,7 +103,8 @@ def test_words_in_the_prompt_box_change_the_fields_and_stay_out_of_the_dataset(
     sample: dict[str, Any] = json.loads(line)
     assert (sample["value"], sample["draft"]) == (SECOND, FIRST)
     assert sample["metadata"]["prompt"] == WORDS
-    assert WORDS not in sample["target"] + sample["user"]
+    taught = {key: part for key, part in sample.items() if key != "metadata"}
+    assert WORDS not in json.dumps(taught, ensure_ascii=False)
 
 
 SPANS = """
