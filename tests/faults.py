@@ -89,7 +89,9 @@ class Gate:
 def gate_to(upstream: str) -> Iterator[Gate]:
     """Open a gate to a server on a free port of the loopback."""
     gate = Gate(upstream)
-    client = httpx.Client(timeout=None, trust_env=False, limits=httpx.Limits(max_connections=None))
+    # A connection for each call: a kept one may lead to a process that the test has stopped.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    client = httpx.Client(timeout=None, trust_env=False, limits=limits)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
