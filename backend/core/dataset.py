@@ -239,7 +239,9 @@ def _changed(case: Case, draft: Value, value: Value) -> tuple[str, ...]:
     return tuple(
         control.name
         for control in case.labelling.controls
-        if canonical(draft.get(control.name)) != canonical(value.get(control.name))
+        # A verdict is not about what the draft said: it says how right that was.
+        if control.name not in case.labelling.human
+        and canonical(draft.get(control.name)) != canonical(value.get(control.name))
     )
 
 

@@ -3,6 +3,11 @@
 Knows XML, the controls and how a case's schema overlays the one made from the XML. Does not know
 prompts, models or business rules (`rules`); it only carries the schemas that hold them.
 
+Keywords of a case's schema.json for fields, besides those of `rules`:
+    x-run     "python", "javascript" or "shell": the field is a program, which is run.
+    x-human   true: only a human fills the field. No model is told of it or may fill it, no training target
+              holds it; it is read back and checked like any other.
+
 The *validating* schema says everything about a value whose absent keys are missing. The *decoding*
 schema says only what the pinned structured-output backend enforces, about a value in which every key
 is present and an absent one is `null`.
@@ -39,6 +44,17 @@ from backend.core.controls import (
     TextArea,
     collect,
 )
+from backend.core.execution import LANGUAGES, Language, Script
+from backend.core.runs import (
+    OUTPUTS_KEY,
+    PREVIEW_KEY,
+    RUN_CHARTS_KEY,
+    RUN_FILES_KEY,
+    RUN_OUTPUT_KEY,
+    RUN_STATUS_KEY,
+    SCHEMA_KEY,
+    outputs_of,
+)
 from backend.core.sources import OBJECTS, Passage, Source
 from backend.core.sources import Task as Task  # noqa: PLC0414  where everybody looks for it
 from backend.core.spans import HyperTextLabels, Labels, ParagraphLabels, Relations
@@ -53,8 +69,12 @@ CONTROLS: tuple[type[Control], ...] = (
 
 # The key of task data in which a draft's reasons are shown; never part of a prompt.
 STATUS_KEY = "draft_status"
-# A TextArea whose name begins so is no field: in it an annotator tells the model what to do better.
+# What the page shows of a draft and of its run; never part of a prompt either.
+_PAGE_ALONE = (STATUS_KEY, RUN_STATUS_KEY, RUN_OUTPUT_KEY, RUN_CHARTS_KEY, RUN_FILES_KEY)
+# A TextArea whose name begins so is no field: in it an annotator tells the model what to do better, ...
 PROMPT_NAME = "prompt"
+# ... and in this one an open page shows what came of the code that the annotator had run.
+CONSOLE_NAME = "console"
 
 _LAYOUT = (
     *("View", "Header", "Style", "Collapse", "Panel", "Filter", "Shortcut", "Hint"),
@@ -74,6 +94,14 @@ _IDS = ("id", "from_id", "to_id")  # of a region, and of the ends of a relation
 
 
 @dataclass(frozen=True)
+class Program:
+    """The field that is a program, and its language."""
+
+    field: str
+    language: Language
+
+
+@dataclass(frozen=True)
 class Labelling:
     """A compiled labelling config. Made by `compile_labelling`; immutable and safe to share."""
 
@@ -84,6 +112,9 @@ class Labelling:
     config_hash: str
     shows_status: bool
     prompts: tuple[str, ...] = ()
+    consoles: tuple[str, ...] = ()
+    human: frozenset[str] = frozenset()
+    program: Program | None = None
     overlay: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -129,18 +160,24 @@ class Labelling:
         controls = tuple(control.for_task(task) for control in self.controls)
         validating = _overlaid(_compiled(controls), self.overlay)
         return replace(
-            self, controls=controls, validating_schema=validating, decoding_schema=_decodable(validating)
+            self,
+            controls=controls,
+            validating_schema=validating,
+            decoding_schema=_asked(validating, self.human),
         )
 
     def inputs(self, task: Task) -> dict[str, str]:
         """Give the texts that the annotator reads, by key of task data, in the order of the page.
 
-        Options that the task brings follow, for a model to know what their names stand for.
+        Files that its code must leave and options that the task brings follow, the latter for a model to know
+        what their names stand for.
 
         Raises:
             TaskError: The task lacks a key that the config shows.
         """
         texts = {source.key: source.text(task) for source in self.sources if source.key}
+        if self.program and (outputs := outputs_of(task.data)):
+            texts[OUTPUTS_KEY] = "\n".join(outputs)
         hung = (inner for host in self._hosts() for inner in host.inner)
         for control in (*self.controls, *hung):
             words = control.told(task) if control.variable else ""
@@ -154,8 +191,9 @@ class Labelling:
         This very string is what the model is asked for, what examples show and what training targets
         are: a model trained with other spacing loses everything under constrained decoding.
         """
+        asked = {key: part for key, part in value.items() if key not in self.human}
         return json.dumps(
-            _filled(value, self.decoding_schema),
+            _filled(asked, self.decoding_schema),
             ensure_ascii=False,
             separators=(",", ":"),
         )
@@ -164,8 +202,9 @@ class Labelling:
         """Read a model's answer; keys that are null are absent. Nothing else is changed.
 
         Raises:
-            InvalidValue: Not JSON, not an object, the same key twice, or what no page can show: half a
-                character, a number that JavaScript does not know, an endless nesting.
+            InvalidValue: Not JSON, not an object, the same key twice, a field that only humans fill, or
+                what no page can show: half a character, a number that JavaScript does not know, an endless
+                nesting.
         """
         try:
             value = json.loads(
@@ -184,7 +223,16 @@ class Labelling:
             raise InvalidValue(f"The answer is not JSON: {error}.") from error
         if not isinstance(found, dict):
             raise InvalidValue("The answer is JSON but not an object.")
+        for name in self.human & found.keys():
+            raise InvalidValue(f"The answer fills '{name}', which only a human does.")
         return found
+
+    def script(self, value: Value) -> Script | None:
+        """Give the program that a value holds; None where it holds none."""
+        code = value.get(self.program.field) if self.program else None
+        return (
+            Script(code, self.program.language) if self.program and isinstance(code, str) and code else None
+        )
 
     def to_regions(self, value: Value, task: Task) -> Placed:
         """Turn a decoded value into regions, in the order of the page.
@@ -254,6 +302,7 @@ class Labelling:
             control.region(dict(control.nothing))
             for control in self.controls
             if control.nothing is not None
+            and control.name not in self.human
             and before.get(control.name) not in (None, [])
             and after.get(control.name) in (None, [])
         ]
@@ -264,7 +313,7 @@ class Labelling:
 
         Regions of controls that the config no longer has are an error, not dropped: a training row
         made from half of an annotation would be wrong without anybody seeing it. What stands in a prompt
-        TextArea is no part of a value.
+        or a console is no part of a value.
 
         Raises:
             InvalidValue: A region does not fit the config.
@@ -278,7 +327,7 @@ class Labelling:
         for region in regions:
             arrow = region.get("type") == "relation"
             name = Relations.NAME if arrow else region.get("from_name")
-            if name in self.prompts:
+            if name in self.prompts or name in self.consoles:
                 continue
             if name not in by_control:
                 what = "relations" if arrow else f"a region of control '{name}'"
@@ -364,14 +413,18 @@ def compile_labelling(xml: str, overlay: Mapping[str, Any] | None = None) -> Lab
             hint="Show text beside them.",
         )
     validating = _overlaid(_compiled(controls), overlay or {})
+    human = _human(overlay or {})
     return Labelling(
         controls=controls,
         sources=sources,
         validating_schema=validating,
-        decoding_schema=_decodable(validating),
+        decoding_schema=_asked(validating, human),
         config_hash=hash_config(xml),
         shows_status=any(element.get("value") == f"${STATUS_KEY}" for element in root.iter()),
-        prompts=tuple(element.get("name", "") for element in root.iter() if _is_prompt(element)),
+        prompts=tuple(_named(root, PROMPT_NAME)),
+        consoles=tuple(_named(root, CONSOLE_NAME)),
+        human=human,
+        program=_program(controls, overlay or {}),
         overlay=overlay or {},
     )
 
@@ -417,12 +470,53 @@ def _check_tags(root: Element) -> None:
 
 def _sources(root: Element) -> Iterator[Source]:
     for element in root.iter():
-        if element.tag in OBJECTS and element.get("value") != f"${STATUS_KEY}":
+        shown = element.get("valueList") or element.get("value") or ""
+        if element.tag not in OBJECTS or shown.removeprefix("$") in _PAGE_ALONE:
+            continue
+        if shown == f"${PREVIEW_KEY}":  # of the files a model reads the same as plain text
+            yield Source(element.get("name", ""), "Text", SCHEMA_KEY)
+        else:
             yield Source.from_attributes(element.tag, element.attrib)
 
 
-def _is_prompt(element: Element) -> bool:
-    return element.tag == TextArea.tag and element.get("name", "").startswith(PROMPT_NAME)
+def _named(root: Element, prefix: str) -> Iterator[str]:
+    names = (element.get("name", "") for element in root.iter() if element.tag == TextArea.tag)
+    return (name for name in names if name.startswith(prefix))
+
+
+def _is_field(element: Element) -> bool:
+    return not (
+        element.tag == TextArea.tag and element.get("name", "").startswith((PROMPT_NAME, CONSOLE_NAME))
+    )
+
+
+def _human(overlay: Mapping[str, Any]) -> frozenset[str]:
+    fields = overlay.get("properties", {}).items()
+    return frozenset(
+        name for name, part in fields if isinstance(part, Mapping) and part.get("x-human") is True
+    )
+
+
+def _program(controls: tuple[Control, ...], overlay: Mapping[str, Any]) -> Program | None:
+    fields = overlay.get("properties", {}).items()
+    found = [(name, part["x-run"]) for name, part in fields if isinstance(part, Mapping) and "x-run" in part]
+    if not found:
+        return None
+    name, language = found[0]
+    control = next(control for control in controls if control.name == name)
+    if len(found) > 1 or not isinstance(control, TextArea) or control.is_many or language not in LANGUAGES:
+        raise SetupError(
+            f"schema.json: x-run of '{name}' is {language!r}, of {len(found)}.",
+            hint=f'It stands once, at a <TextArea maxSubmissions="1">, and is one of {", ".join(LANGUAGES)}.',
+        )
+    return Program(name, language)
+
+
+def _asked(validating: Schema, human: frozenset[str]) -> Schema:
+    """Give the decoding schema: what a model is asked for."""
+    fields = {name: part for name, part in validating["properties"].items() if name not in human}
+    asked: Schema = _decodable({**validating, "properties": fields})
+    return asked
 
 
 def _controls(root: Element, sources: tuple[Source, ...]) -> Iterator[Control]:
@@ -432,7 +526,7 @@ def _controls(root: Element, sources: tuple[Source, ...]) -> Iterator[Control]:
     found: list[Control] = []
     hung: list[Control] = []
     for element, conditions in walk(root):
-        if element.tag not in classes or _is_prompt(element):
+        if element.tag not in classes or not _is_field(element):
             continue
         control = classes[element.tag].from_element(element, conditions)
         if not control.to_name:
@@ -489,7 +583,8 @@ def _overlaid(compiled: Schema, overlay: Mapping[str, Any]) -> Schema:
             hint="Use the names of the controls.",
         )
     merged: Schema = _merge(compiled, {key: part for key, part in overlay.items() if not key.startswith("$")})
-    required = {*compiled["required"], *overlay.get("required", [])}
+    # What only humans fill is demanded by the page, if at all: a draft is right without it.
+    required = {*compiled["required"], *overlay.get("required", [])} - _human(overlay)
     merged["required"] = [name for name in compiled["properties"] if name in required]
     return merged
 

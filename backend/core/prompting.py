@@ -44,6 +44,11 @@ _REFINE = {
     "en": "The annotator asks:\n{words}\nAnswer with the whole JSON object, changed as they ask.",
     "zh": "标注员的要求:\n{words}\n请按要求修改,只输出完整的 JSON 对象。",
 }
+_ENVIRONMENT = {"en": "The code is run here:\n{words}", "zh": "代码在以下环境中运行:\n{words}"}
+_RAN = {
+    "en": "The code was run:\n{output}\nAnswer with the whole JSON object, its code corrected.",
+    "zh": "代码已运行:\n{output}\n请改正代码,只输出完整的 JSON 对象。",
+}
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 _HALF = re.compile(r"[\ud800-\udfff]")  # of a surrogate pair: no server takes it
 _EXTRA_HINT = 'Write {"case": "complaint"}, or {"instruction": "...", "temperature": 0, "model": "..."}.'
@@ -260,8 +265,14 @@ def parse_extra_params(extra: Any) -> tuple[str | None, Overrides]:
     )
 
 
-def preamble(case: Case, profile: Profile) -> tuple[Message, ...]:
-    """Give the messages that are the same for every task of the case."""
+def preamble(case: Case, profile: Profile, environment: str = "") -> tuple[Message, ...]:
+    """Give the messages that are the same for every task of the case.
+
+    Args:
+        case: The case.
+        profile: How much is told; the compact one is what a tuned model was trained with, and no more.
+        environment: Where code is run: limits, packages. Empty for cases without code.
+    """
     if profile == "compact":
         return (Message("system", case.compact),)
     schema = json.dumps(case.labelling.decoding_schema, ensure_ascii=False, separators=(",", ":"))
@@ -270,6 +281,8 @@ def preamble(case: Case, profile: Profile) -> tuple[Message, ...]:
         parts.append(
             "\n".join([_RULES_TITLE[case.language], *(f"- {message}" for message in case.rules.messages)])
         )
+    if environment:
+        parts.append(_ENVIRONMENT[case.language].format(words=environment))
     messages = [Message("system", "\n\n".join(parts))]
     for example in case.examples:
         messages.append(Message("user", _question(case, example.task)))
@@ -278,7 +291,12 @@ def preamble(case: Case, profile: Profile) -> tuple[Message, ...]:
 
 
 def render(
-    case: Case, task: Task, profile: Profile, refinement: Refinement | None = None
+    case: Case,
+    task: Task,
+    profile: Profile,
+    refinement: Refinement | None = None,
+    *,
+    environment: str = "",
 ) -> tuple[Message, ...]:
     """Give the messages that ask for one task's value; the answer is `labelling.encode(value)`.
 
@@ -287,7 +305,7 @@ def render(
     Raises:
         TaskError: The task lacks a key that the config shows.
     """
-    shared, question = preamble(case, profile), _question(case, task)
+    shared, question = preamble(case, profile, environment), _question(case, task)
     if refinement is None:
         return (*shared, Message("user", question))
     words = _REFINE[case.language].format(words=refinement.words)
@@ -303,6 +321,27 @@ def render_retry(
     """Give the messages that send an unacceptable answer back, with what is wrong with it."""
     words = _RETRY[case.language].format(reasons="\n".join(f"- {reason}" for reason in reasons))
     return (*messages, Message("assistant", answer), Message("user", words))
+
+
+def render_runs(
+    case: Case, messages: Sequence[Message], turns: Sequence[tuple[Value, str]]
+) -> tuple[Message, ...]:
+    """Give the messages that ask for better code.
+
+    Args:
+        case: The case.
+        messages: Those that asked for the first answer.
+        turns: The answers whose code was run, each with what came of it, in order.
+    """
+    told = (
+        message
+        for value, output in turns
+        for message in (
+            Message("assistant", case.labelling.encode(value)),
+            Message("user", _RAN[case.language].format(output=output)),
+        )
+    )
+    return (*messages, *told)
 
 
 def _question(case: Case, task: Task) -> str:

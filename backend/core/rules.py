@@ -28,7 +28,7 @@ _MESSAGE_CHARS = 300  # a message may quote the whole value; a human reads the f
 class Reason:
     """Why a draft needs a human: the kind of check that failed, where, and in words."""
 
-    kind: Literal["decode", "schema", "rule", "grounding", "engine"]
+    kind: Literal["decode", "schema", "rule", "grounding", "run", "engine"]
     path: str
     message: str
 

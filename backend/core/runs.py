@@ -101,6 +101,27 @@ def inputs_of(data: Mapping[str, Any]) -> tuple[InputFile, ...]:
         ) from error
 
 
+def outputs_of(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """Read the names of the files that the code must leave; none where the task has no such key.
+
+    Raises:
+        TaskError: They are no list of names.
+    """
+    names = data.get(OUTPUTS_KEY) or ()
+    if isinstance(names, str) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise TaskError(
+            f"The task's {OUTPUTS_KEY!r} is not a list of file names.",
+            hint='Write ["report.md"], or leave it out.',
+        )
+    return tuple(name.strip().removeprefix("./") for name in names)
+
+
+def missing_outputs(attempt: Attempt, outputs: Sequence[str]) -> tuple[str, ...]:
+    """List those of the declared files that an attempt did not leave, or left empty."""
+    left = {file.path for file in attempt.files if file.size_bytes}
+    return tuple(name for name in outputs if name not in left)
+
+
 def run_to_json(run: Run) -> dict[str, Any]:
     """Give a run as JSON."""
     return asdict(run)
