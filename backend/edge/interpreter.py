@@ -6,6 +6,7 @@ or tasks, and holds nothing from one conversation to the next.
 
 import json
 import os
+import queue
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -178,6 +179,48 @@ class Interpreter:
             raise _gone()
         words: dict[str, Any] = json.loads(line)
         return words
+
+
+class Interpreters:
+    """Several loops, so that several conversations are led at once; each is made when it is first needed."""
+
+    def __init__(self, make: Callable[[], Interpreter], count: int) -> None:
+        """Remember how to make one.
+
+        Args:
+            make: Makes a loop.
+            count: How many there are at most; each takes about 230 MB.
+        """
+        self._make = make
+        self._free: queue.LifoQueue[Interpreter | None] = queue.LifoQueue()  # warm ones first
+        self._made: list[Interpreter] = []
+        for _ in range(count):
+            self._free.put(None)
+
+    def converse(self, request: str, *, ask: Ask, run: Run, limit_s: float) -> list[Message]:
+        """Lead a conversation as soon as a loop is free, as `Interpreter.converse` does.
+
+        Raises:
+            SetupError: The environment of the loop is missing or broken.
+            ServiceError: No loop was free within `limit_s`, it ended or took too long.
+            Exception: Whatever `ask` or `run` raise.
+        """
+        try:
+            loop = self._free.get(timeout=limit_s)
+        except queue.Empty as error:
+            raise ServiceError("No conversation loop was free.", hint="Send fewer tasks at once.") from error
+        try:
+            if loop is None:
+                loop = self._make()
+                self._made.append(loop)
+            return loop.converse(request, ask=ask, run=run, limit_s=limit_s)
+        finally:
+            self._free.put(loop)
+
+    def close(self) -> None:
+        """End all of them; conversations under way fail with `ServiceError`."""
+        for loop in self._made:
+            loop.close()
 
 
 def _open(pipe: IO[str] | None) -> IO[str]:

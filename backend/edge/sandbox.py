@@ -9,7 +9,8 @@ import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Self
@@ -30,6 +31,7 @@ _START_S = 120  # imports on a cold disk
 _STOP_S = 20
 # What a job may take besides its own time: its place in the queue, collecting, cleaning.
 _PATIENCE_S = 600
+_REFUSED_S = 60.0  # so long a machine that cannot contain code is not asked again
 
 
 class SandboxProcess:
@@ -111,6 +113,11 @@ class SandboxProcess:
         """The process that everything of the sandbox descends from."""
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
     def run(self, job: Job, outputs: str, *, cancelled: threading.Event | None = None) -> Attempt:
         """Run a job and wait for its end.
 
@@ -181,6 +188,87 @@ class SandboxProcess:
         if "refused" in said:
             raise SetupError(said["refused"], hint=said["hint"])
         return said
+
+
+class LastingSandbox:
+    """A sandbox that is started when it is first needed, and anew after it ended. Safe between threads."""
+
+    def __init__(self, start: Callable[[], SandboxProcess]) -> None:
+        """Remember how to start it."""
+        self._start = start
+        self._lock = threading.Lock()
+        self._process: SandboxProcess | None = None
+        self._refused: tuple[float, SetupError] | None = None  # when it may be tried again
+
+    @property
+    def report(self) -> SandboxReport:
+        """What is in force and what is installed.
+
+        Raises:
+            SetupError: It cannot contain code here, or does not start; it is tried again after a minute.
+        """
+        return self._running().report
+
+    def run(self, job: Job, outputs: str, *, cancelled: threading.Event | None = None) -> Attempt:
+        """Run a job, as `SandboxProcess.run` does.
+
+        Raises:
+            SetupError: It cannot contain code here, or does not start; it is tried again after a minute.
+            TaskError: The job cannot be started.
+            ServiceError: The sandbox did not do its part, or ended; the next call starts it anew.
+        """
+        process = self._running()
+        try:
+            return process.run(job, outputs, cancelled=cancelled)
+        except Unreachable:
+            with self._lock:
+                if self._process is process:
+                    self._process = None
+            process.stop()
+            raise
+
+    def close(self) -> None:
+        """End the sandbox and every job in it; a later call starts it again."""
+        with self._lock:
+            process, self._process = self._process, None
+        if process is not None:
+            process.stop()
+
+    def _running(self) -> SandboxProcess:
+        with self._lock:
+            if self._process is not None and self._process.alive:
+                return self._process
+            if self._refused is not None and time.monotonic() < self._refused[0]:
+                raise self._refused[1]
+            gone, self._process = self._process, None
+            if gone is not None:
+                gone.stop()
+            try:
+                self._process = self._start()
+            except SetupError as error:
+                self._refused = (time.monotonic() + _REFUSED_S, error)
+                raise
+            self._refused = None
+            return self._process
+
+
+def installed_python(environment: str) -> Path:
+    """Find the Python of an environment that scripts/setup made.
+
+    Raises:
+        SetupError: It is not there.
+    """
+    found = subprocess.run(
+        [str(_ROOT / "scripts" / "setup"), "--print", environment],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if found.returncode:
+        raise SetupError(
+            f"The environment '{environment}' is not installed.", hint=f"Run scripts/setup {environment}."
+        )
+    return Path(found.stdout.strip(), "bin", "python")
 
 
 def _answer(

@@ -1,0 +1,148 @@
+"""A sandbox, a loop and a store in memory, for the flow around them; the real ones have their own tests."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from backend.core.execution import (
+    Attempt,
+    Job,
+    Outcome,
+    OutputFile,
+    Package,
+    SandboxReport,
+    Script,
+    Step,
+)
+from backend.core.prompting import Message
+from backend.core.runs import Run
+from backend.edge.interpreter import Answer
+from backend.errors import DraftloopError
+
+REPORT = SandboxReport(
+    layers=("landlock", "seccomp", "rlimits"),
+    landlock_abi=6,
+    languages=("python",),
+    programs=(Package("Python", "3.11.2"),),
+    packages=(Package("pandas", "3.0.0"),),
+    covers=(),
+    gaps=(),
+)
+
+
+@dataclass
+class FakeSandbox:
+    """Does what comments say: `# fail WORDS`, `# exit N`, `# hang`, `# leave NAME`, `# print WORDS`."""
+
+    trouble: DraftloopError | None = None  # raised by everything
+    jobs: list[Job] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+
+    @property
+    def report(self) -> SandboxReport:
+        """What is in force and what is installed."""
+        if self.trouble is not None:
+            raise self.trouble
+        return REPORT
+
+    def run(self, job: Job, outputs: str, *, cancelled: threading.Event | None = None) -> Attempt:
+        """Play a job."""
+        if self.trouble is not None:
+            raise self.trouble
+        self.jobs.append(job)
+        self.folders.append(Path(outputs))
+        steps: list[Step] = []
+        files: list[OutputFile] = []
+        outcome: Outcome = "ok"
+        reason = ""
+        for script in job.scripts:
+            out, err, status = "", "", 0
+            for line in script.code.splitlines():
+                order, _, words = line.removeprefix("# ").partition(" ")
+                if order == "print":
+                    out += f"{words}\n"
+                elif order == "leave":
+                    content = f"content of {words}".encode()
+                    Path(outputs, words).write_bytes(content)
+                    files.append(OutputFile(words, len(content), hashlib.sha256(content).hexdigest()))
+                elif order in ("fail", "exit"):
+                    status = int(words) if order == "exit" else 1
+                    err = (
+                        "" if order == "exit" else f"Traceback (most recent call last):\nKeyError: {words}\n"
+                    )
+                    outcome, reason = "failed", f"script.py ended with exit status {status}."
+                elif order == "hang":
+                    ends = time.monotonic() + job.limits.wall_s
+                    while time.monotonic() < ends and not (cancelled and cancelled.is_set()):
+                        time.sleep(0.01)
+                    late = time.monotonic() >= ends
+                    outcome, status = ("timeout" if late else "killed"), -9
+                    reason = "Stopped after the limit of a run." if late else "Cancelled."
+            steps.append(Step(script, status, out, err, 0.1))
+            if outcome != "ok":
+                break
+        return Attempt(outcome, reason, tuple(steps), 0.1, 0.1, 1 << 20, tuple(files))
+
+
+@dataclass
+class FakeLoop:
+    """Leads conversations as Open Interpreter does: tests/integration/test_interpreter.py says how."""
+
+    trouble: DraftloopError | None = None
+    ends_after: int = 0  # scripts, after which it breaks; 0 is never
+
+    def converse(
+        self,
+        request: str,
+        *,
+        ask: Callable[[Sequence[Message]], Answer],
+        run: Callable[[str], str],
+        limit_s: float,
+    ) -> list[Message]:
+        """Ask, run, ask again."""
+        if self.trouble is not None and not self.ends_after:
+            raise self.trouble
+        told, ran = [Message("user", request)], 0
+        while True:
+            answer = ask(list(told))
+            if answer.say:
+                told.append(Message("assistant", answer.say))
+            if answer.script is None:
+                return told
+            told.append(Message("assistant", answer.script))
+            told.append(Message("user", run(answer.script)))
+            ran += 1
+            if self.trouble is not None and ran == self.ends_after:
+                raise self.trouble
+
+
+@dataclass
+class FakeStore:
+    """Keeps runs, and the contents of their files by hash."""
+
+    runs: dict[str, Run] = field(default_factory=dict)
+    contents: dict[str, bytes] = field(default_factory=dict)
+    trouble: DraftloopError | None = None
+
+    def keep(self, folder: Path, files: Sequence[OutputFile]) -> None:
+        """Keep files."""
+        for file in files:
+            self.contents[file.sha256] = Path(folder, file.path).read_bytes()
+
+    def put_run(self, run: Run) -> None:
+        """Keep a run."""
+        self.runs[run.key] = run
+
+    def run(self, key: str) -> Run | None:
+        """Give a run."""
+        if self.trouble is not None:
+            raise self.trouble
+        return self.runs.get(key)
+
+
+def python(code: str) -> Script:
+    """Give a script in Python."""
+    return Script(code)
