@@ -7,6 +7,7 @@ Knows deadlines, claims on tasks and what must be written where. Does not know h
     late               the answer is "nothing"; the draft is finished and written through the API, by the
                        next process if this one dies
     refined            an annotator asks in words for something else: answered, never stored or late
+    run                an annotator wants the code in the page run: run, and shown in the task
     somebody else's    two pages of one task cost one model call: the second waits until the first one's
                        prediction can be read, and is answered "nothing"
 
@@ -23,11 +24,14 @@ from typing import Any, Protocol
 
 import structlog
 
-from backend.core.labelling import STATUS_KEY, Task
+from backend.core.labelling import STATUS_KEY, Task, Value
 from backend.core.prompting import Case, Overrides, Refinement, parse_extra_params
+from backend.core.rules import Reason
+from backend.core.runs import NO_RUN, RUN_KEY, Run, missing_outputs, outputs_of
 from backend.edge.metrics import Metrics
 from backend.errors import DraftloopError, ServiceError, SetupError, where
-from backend.predict import BATCH_LIMIT_S, Draft, Drafter, draft_status_html
+from backend.predict import BATCH_LIMIT_S, Draft, Drafter, draft_status_html, run_reasons, status_html
+from backend.runner import told
 
 _log = structlog.get_logger("backend")
 
@@ -41,7 +45,11 @@ _STORED_S = 5.0
 _STORED_S_PER_TASK = 0.25
 _PATCHES = 4  # at once; one takes Label Studio 60 to 90 ms
 
+_WORDS_KEPT = 1000  # tasks whose annotator's last words are remembered
+
 Kept = tuple[int, int, str, str, list[str], str]
+# Puts what a run left where annotators get at it; gives the entries of task data that show it.
+Publish = Callable[[Run], Mapping[str, Any]]
 
 
 class Memory(Protocol):
@@ -121,6 +129,7 @@ class Answers:
         deadline_s: float = 90.0,
         take_over_every_s: float = 15.0,
         metrics: Metrics | None = None,
+        publish: Publish | None = None,
     ) -> None:
         """Prepare; `start` begins with what an earlier process promised.
 
@@ -132,6 +141,7 @@ class Answers:
             deadline_s: Time within which a call is answered.
             take_over_every_s: Time between two looks for late work whose process is gone.
             metrics: Where drafts are counted.
+            publish: Shows runs of code in tasks.
         """
         self._drafter = drafter
         self._memory = memory
@@ -140,6 +150,8 @@ class Answers:
         self._deadline_s = deadline_s
         self._take_over_every_s = take_over_every_s
         self._metrics = metrics or Metrics()
+        self._publish = publish
+        self._answered: dict[int, str] = {}
         self._late: queue.SimpleQueue[_Late] = queue.SimpleQueue()
         self._patchers = ThreadPoolExecutor(_PATCHES, "patch")
 
@@ -173,7 +185,8 @@ class Answers:
         """Draft a task anew as its annotator asks, within the deadline.
 
         The annotator waits and takes or leaves it: it is no prediction of the task, so nothing is claimed,
-        and what it breaks is not told in the page, which shows the reasons of the stored draft.
+        and what it breaks is not told in the page, which shows the reasons of the stored draft. What came of
+        its code is shown.
         """
         version = self._drafter.version(case)
         try:
@@ -184,7 +197,55 @@ class Answers:
         self._wait(futures, time.monotonic() + self._deadline_s)
         draft = self._drafter.result(futures[0], task, version)
         self._note(project, case, draft)
+        if draft.status != "failed":
+            self._answered.pop(task.id, None)
+            self._answered[task.id] = refinement.words
+            for oldest in list(self._answered)[:-_WORDS_KEPT]:
+                self._answered.pop(oldest, None)
+        if draft.run is not None:
+            self._patch(task, {}, draft.run)
         return draft
+
+    def has_answered(self, task: Task, words: str) -> bool:
+        """Whether these words in the page of a code task are those that its last redraft answered.
+
+        They stay in their box when the annotator goes on to edit the code, and are not asked again then.
+        """
+        return self._answered.get(task.id) == words
+
+    def rerun(self, project: int, case: Case, task: Task, value: Value) -> str:
+        """Run exactly the code that an annotator has in the page, and show in the task what came of it.
+
+        Args:
+            project: The project.
+            case: Its case.
+            task: The task.
+            value: What the page holds.
+        Returns:
+            What came of it in words; empty where code is not run here, or there is none.
+        """
+        case = case.for_task(task)
+        try:
+            run = self._drafter.rerun(case, task, value, limit_s=self._deadline_s)
+            if run is None:
+                return ""
+            missing = missing_outputs(run.last, outputs_of(task.data))
+            reasons = (*case.rules.check(value, task), *run_reasons(case, task, run))
+        except DraftloopError as error:
+            words = f"The code was not run: {error}"
+            _log.warning("not run", project=project, task=task.id, error=str(error))
+            self._patch(task, {STATUS_KEY: status_html([Reason("run", "", words)])}, None)
+            return words
+        _log.info(
+            "run",
+            project=project,
+            task=task.id,
+            case=case.name,
+            outcome=run.last.outcome,
+            ms=round(run.last.wall_s * 1000),
+        )
+        self._patch(task, {STATUS_KEY: status_html(reasons)} if case.labelling.shows_status else {}, run)
+        return told(run.last, missing)
 
     def _wait(self, futures: Collection[Future[Draft]], ends: float) -> None:
         """Wait for drafts, but not for a model server at which nobody answers."""
@@ -277,13 +338,19 @@ class Answers:
             )
         except DraftloopError as error:
             _log.error("drafts not kept", project=project, error=str(error))
-        if self._board is None or not case.labelling.shows_status:
-            return []
+        return self._show(case, tasks, drafts)
+
+    def _show(self, case: Case, tasks: Sequence[Task], drafts: Sequence[Draft]) -> list[Future[None]]:
+        """Begin to show in pages why drafts need a human, and what came of their code."""
         patches = []
         for task, draft in zip(tasks, drafts, strict=True):
-            words = draft_status_html(draft)
-            if draft.status != "failed" and str(task.data.get(STATUS_KEY, "")) != words:
-                patches.append(self._patchers.submit(self._patch, task.id, {**task.data, STATUS_KEY: words}))
+            if self._board is None or draft.status == "failed":
+                continue
+            told = {STATUS_KEY: draft_status_html(draft)} if case.labelling.shows_status else {}
+            if draft.run is None and task.data.get(RUN_KEY):
+                told |= NO_RUN  # it shows the run of an older draft
+            if draft.run is not None or any(task.data.get(key, "") != part for key, part in told.items()):
+                patches.append(self._patchers.submit(self._patch, task, told, draft.run))
         return patches
 
     def _note(self, project: int, case: Case, draft: Draft) -> None:
@@ -308,12 +375,16 @@ class Answers:
             completion_tokens=draft.completion_tokens,
         )
 
-    def _patch(self, task_id: int, data: dict[str, Any]) -> None:
+    def _patch(self, task: Task, told: Mapping[str, Any], run: Run | None) -> None:
+        """Change a task's data where it says something else; if that fails, only the sight of it is lost."""
+        if self._board is None:
+            return
         try:
-            if self._board is not None:
-                self._board.set_task_data(task_id, data)
+            shown = {**told, **(self._publish(run) if run and self._publish else {})}
+            if any(task.data.get(key, "") != part for key, part in shown.items()):
+                self._board.set_task_data(task.id, {**task.data, **shown})
         except DraftloopError as error:
-            _log.error("reasons not shown", task=task_id, error=str(error))
+            _log.error("not shown in the page", task=task.id, error=str(error))
 
     # ---------------------------------------------------------------------------------- late work
 
@@ -366,6 +437,9 @@ class Answers:
             for entry in batch
             if (prediction := entry.draft.prediction()) is not None
         ]
+        ran = [entry for entry in batch if entry.draft.run is not None]
+        # What came of code is there before the prediction that it belongs to can be opened.
+        wait(self._show(case, [entry.task for entry in ran], [entry.draft for entry in ran]))
         try:
             if predictions and self._board is not None:
                 self._board.write(project, predictions)

@@ -1,6 +1,8 @@
 """Composition root: settings -> edges -> flows -> WSGI. The one file that knows everything."""
 
+import atexit
 import logging
+import os
 from collections.abc import Collection, Mapping, Sequence
 from threading import Thread
 from typing import Any
@@ -9,19 +11,23 @@ import structlog
 from flask import Flask
 
 from backend.answers import Answers
+from backend.core.execution import MIB, Limits
 from backend.core.labelling import Task, compile_labelling
 from backend.core.prompting import Model
 from backend.edge.cache import SqliteCache
 from backend.edge.cases import Cases
+from backend.edge.interpreter import Interpreter, Interpreters
 from backend.edge.labelstudio import LabelStudio
 from backend.edge.ledger import Ledger
 from backend.edge.metrics import Metrics
 from backend.edge.rediscache import RedisCache
+from backend.edge.sandbox import LastingSandbox, SandboxProcess, fresh_folder, installed_python
 from backend.edge.vllm import VllmModel
 from backend.errors import DraftloopError
 from backend.predict import Cache, Drafter, Neighbours
 from backend.protocol import Server
-from backend.settings import LabelStudioSettings, ModelSettings, Settings, StoreSettings
+from backend.runner import Execution, Runner, Store
+from backend.settings import ExecutionSettings, LabelStudioSettings, ModelSettings, Settings, StoreSettings
 
 _log = structlog.get_logger("backend")
 
@@ -144,11 +150,57 @@ def make_neighbours(settings: StoreSettings) -> Neighbours | None:
     return SqliteNeighbours(settings.cache_url, max_rows=settings.cache_rows, reuse=reuse)
 
 
+def make_execution(settings: ExecutionSettings, store: Store) -> Execution | None:
+    """Make what runs code, None where it is switched off; sandbox and loop are started when they are needed.
+
+    Args:
+        settings: Whether, where and within which limits.
+        store: Keeps runs and their files.
+    """
+    if settings.execution == "off":
+        return None
+    jobs = settings.execution_jobs or os.cpu_count() or 1
+
+    def start() -> SandboxProcess:
+        python = settings.sandbox_python or installed_python("sandbox")
+        folder = fresh_folder(settings.sandbox_folder)
+        inputs = [settings.input_root.absolute()] if settings.input_root.is_dir() else []
+        return SandboxProcess(python, folder, inputs=inputs, jobs=jobs, log=folder.with_suffix(".log"))
+
+    sandbox = LastingSandbox(start)
+    loops = Interpreters(
+        lambda: Interpreter(settings.interpreter_python or installed_python("open-interpreter")), jobs
+    )
+    atexit.register(sandbox.close)
+    atexit.register(loops.close)
+    runner = Runner(
+        sandbox,
+        loops,
+        store,
+        inputs_root=settings.input_root,
+        limits=Limits(
+            wall_s=settings.execution_wall_s,
+            cpu_s=settings.execution_cpu_s,
+            memory_bytes=settings.execution_memory_mb * MIB,
+            file_bytes=settings.execution_disk_mb * MIB // 2,
+            disk_bytes=settings.execution_disk_mb * MIB,
+            output_bytes=settings.execution_output_kb << 10,
+        ),
+        turns=settings.execution_turns,
+        total_s=settings.execution_total_s,
+        folder=settings.sandbox_folder,
+    )
+    return Execution(runner, settings.execution)
+
+
 def make_drafter(
-    settings: ModelSettings, cache: Cache | None = None, neighbours: Neighbours | None = None
+    settings: ModelSettings,
+    cache: Cache | None = None,
+    neighbours: Neighbours | None = None,
+    execution: Execution | None = None,
 ) -> Drafter:
     """Make the drafter that talks to the configured model."""
-    return _drafter(make_model(settings), settings, cache, neighbours)
+    return _drafter(make_model(settings), settings, cache, neighbours, execution)
 
 
 def make_model(settings: ModelSettings) -> VllmModel:
@@ -163,7 +215,11 @@ def make_model(settings: ModelSettings) -> VllmModel:
 
 
 def _drafter(
-    model: Model, settings: ModelSettings, cache: Cache | None, neighbours: Neighbours | None = None
+    model: Model,
+    settings: ModelSettings,
+    cache: Cache | None,
+    neighbours: Neighbours | None = None,
+    execution: Execution | None = None,
 ) -> Drafter:
     return Drafter(
         model,
@@ -174,6 +230,7 @@ def _drafter(
         timeout_s=settings.timeout_s,
         cache=cache,
         neighbours=neighbours,
+        execution=execution,
     )
 
 

@@ -1,4 +1,4 @@
-"""Flow 1: task -> prompt -> value -> rules -> prediction, for many tasks at once, within one deadline.
+"""Flow 1: task -> prompt -> value -> rules -> run -> prediction, for many tasks at once, within one deadline.
 
 Knows the order of the steps and what is done when one fails. Does not know Label Studio's protocol or
 vLLM's. Every task gets exactly one draft; a bad one never costs the others theirs.
@@ -7,6 +7,10 @@ vLLM's. Every task gets exactly one draft; a bad one never costs the others thei
     invalid       decoded, failed its rules twice: prefilled all the same, score 0, reasons shown
     undecodable   no value could be read, twice, or the task cannot be asked: empty, score 0, reasons shown
     failed        the model server failed until the deadline: no prediction, the task is asked for again
+
+The code of a code task is run besides, and goes back to the model with what came of it as long as it does
+not end well: code that never does is `invalid`, with how it ended as the reason. So is code that could not
+be run.
 """
 
 import hashlib
@@ -25,6 +29,7 @@ from tenacity import (
     Retrying,
     retry_if_exception_type,
     sleep_using_event,
+    stop_after_attempt,
     stop_before_delay,
     stop_when_event_set,
     wait_random_exponential,
@@ -32,6 +37,7 @@ from tenacity import (
 
 from backend.core.controls import Region
 from backend.core.duplicates import Neighbour, carried
+from backend.core.execution import Script
 from backend.core.labelling import Task, Value
 from backend.core.prompting import (
     Case,
@@ -44,8 +50,18 @@ from backend.core.prompting import (
     preamble,
     render,
     render_retry,
+    render_runs,
 )
 from backend.core.rules import Reason
+from backend.core.runs import (
+    INSTRUCTION_KEY,
+    InputFile,
+    Run,
+    inputs_of,
+    missing_outputs,
+    outputs_of,
+    run_key,
+)
 from backend.core.scoring import score
 from backend.errors import (
     DraftloopError,
@@ -56,6 +72,7 @@ from backend.errors import (
     Unreachable,
     where,
 )
+from backend.runner import AskAgain, Execution
 
 _log = structlog.get_logger("backend")
 
@@ -64,6 +81,8 @@ Status = Literal["ok", "invalid", "undecodable", "failed"]
 # Raised when the flow itself changes what it would answer to the same case, model and task.
 _FLOW = 2
 _SEED = 0  # a draft is repeatable
+_QUOTED_CHARS = 300  # of what a program printed
+_RUN_TRIES = 3  # of code, where the sandbox fails: the next try starts it anew
 BATCH_LIMIT_S = 600.0  # of one task drafted in bulk or late: its model server may restart meanwhile
 
 
@@ -87,12 +106,23 @@ class Draft:
     ms: float = 0.0
     from_cache: bool = False
     near_duplicate: Literal["", "example", "reused"] = ""  # what an earlier, similar task was good for
+    run: Run | None = None  # of a code task, where its code was run
 
     def prediction(self) -> dict[str, Any] | None:
         """Give the prediction that Label Studio stores; None where it should ask again later."""
         if self.status == "failed":
             return None
         return {"result": self.regions, "score": self.score, "model_version": self.version}
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """What a model answered, the answer that is kept last, and what came of its code."""
+
+    value: Value | None
+    reasons: tuple[Reason, ...]
+    answers: tuple[Completion, ...]
+    run: Run | None = None
 
 
 class Cache(Protocol):
@@ -124,7 +154,7 @@ class Neighbours(Protocol):
 class Drafter:
     """Drafts tasks with one model; keeps a pool of threads, one per request in flight."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  one model and its settings; all but the model have a default
         self,
         model: Model,
         *,
@@ -135,8 +165,10 @@ class Drafter:
         timeout_s: float = 60.0,
         cache: Cache | None = None,
         neighbours: Neighbours | None = None,
+        execution: Execution | None = None,
     ) -> None:
         self._model = model
+        self._execution = execution
         self._cache = cache
         self._neighbours = neighbours
         self._profile: Profile = profile
@@ -160,7 +192,10 @@ class Drafter:
             "model": self._model_of(case),
             "profile": self._profile,
             "case": case.name,
-            "prompt": [[message.role, message.content] for message in preamble(case, self._profile)],
+            "prompt": [
+                [message.role, message.content]
+                for message in preamble(case, self._profile, self._environment(case))
+            ],
             "decoding_schema": case.labelling.decoding_schema,
             "validating_schema": case.labelling.validating_schema,
             "config": case.labelling.config_hash,
@@ -179,7 +214,17 @@ class Drafter:
             told["near_duplicates"] = "reuse" if self._neighbours.reuse else "example"
         if case.overrides.told():
             told["overrides"] = case.overrides.told()
+        if case.labelling.program is not None:
+            execution = self._execution
+            told["execution"] = (
+                {"mode": execution.mode, **execution.runner.parts()} if execution else {"mode": "off"}
+            )
         return told
+
+    def _environment(self, case: Case) -> str:
+        """Say where a case's code runs; empty for other cases, and where it does not."""
+        wanted = case.labelling.program is not None and self._execution is not None
+        return self._execution.runner.describe() if wanted and self._execution else ""
 
     def version(self, case: Case) -> str:
         """Give the version of this case's drafts: `<model>-<hash10>`."""
@@ -271,25 +316,29 @@ class Drafter:
         started = time.monotonic()
         try:
             case = case.for_task(task)
-            messages = render(case, task, self._profile, refinement)
+            environment = self._environment(case)
+            messages = render(case, task, self._profile, refinement, environment=environment)
             key = _cache_key(version, messages, case)
-            known = self._known(case, task, version, key)
+            known = self._known(case, task, version, key, ends)
             if known is not None:
                 return known
-            # What a human asked for, and options that only one task has, hold for nothing else.
-            near = None if refinement or case.labelling.dynamic else self._neighbours
+            # What a human asked for, options that only one task has, and code hold for nothing else.
+            own = refinement or case.labelling.dynamic or case.labelling.program
+            near = None if own else self._neighbours
             neighbour = near.find(version, messages[-1].content) if near else None
             if near and neighbour and near.reuse:
                 value = carried(case, task, messages[-1].content, neighbour)
                 if value is not None:
                     return _reused(case, task, version, value, neighbour, started)
-            value, reasons, answers = self._answers(case, task, messages, ends, neighbour)
+            found = self._answers(case, task, messages, ends, neighbour)
+            found = self._with_run(case, task, messages, found, version, ends)
         except (ServiceError, SetupError) as error:
             return _failed(task, version, str(error), started)
         except TaskError as error:
             return Draft(
                 task.id, "undecodable", version, reasons=(Reason("engine", "", str(error)),), ms=_ms(started)
             )
+        value, reasons, answers = found.value, found.reasons, found.answers
         kept = answers[-1]
         total = score(kept.text, kept.tokens)
         draft = Draft(
@@ -308,20 +357,29 @@ class Drafter:
             cached_tokens=sum(answer.cached_tokens for answer in answers),
             ms=_ms(started),
             near_duplicate="example" if neighbour else "",
+            run=found.run,
         )
         self._keep(key, draft)
         if near and draft.status == "ok":
             near.put(version, messages[-1].content, draft.raw, draft.score)
         return draft
 
-    def _known(self, case: Case, task: Task, version: str, key: str) -> Draft | None:
-        """Give the draft of an equal task from the cache, if there is one."""
+    def _known(self, case: Case, task: Task, version: str, key: str, ends: float) -> Draft | None:
+        """Give the draft of an equal task from the cache; its code has run, or is run again."""
         found = self._cache.get(key) if self._cache else None
         if found is None:
             return None
         started = time.monotonic()
         kept = orjson.loads(found)
         value = case.labelling.decode(kept["raw"])
+        run = None
+        if kept.get("run"):
+            try:
+                run = self._run_of(case, task, value, ends)
+            except DraftloopError:
+                return None
+            if run is None or run_reasons(case, task, run):
+                return None
         return Draft(
             task_id=task.id,
             status="ok",
@@ -333,12 +391,15 @@ class Drafter:
             raw=kept["raw"],
             ms=_ms(started),
             from_cache=True,
+            run=run,
         )
 
     def _keep(self, key: str, draft: Draft) -> None:
         """Cache what passed every rule; a failure is asked again, it may have been bad luck."""
         if self._cache and draft.status == "ok":
             kept = {"raw": draft.raw, "score": draft.score, "field_scores": draft.field_scores}
+            if draft.run is not None:
+                kept["run"] = draft.run.key
             self._cache.put(key, orjson.dumps(kept))
 
     def _answers(
@@ -348,7 +409,7 @@ class Drafter:
         messages: tuple[Message, ...],
         ends: float,
         neighbour: Neighbour | None = None,
-    ) -> tuple[Value | None, tuple[Reason, ...], list[Completion]]:
+    ) -> _Answered:
         """Ask, and where the answer breaks its rules once more; the answer that is kept comes last."""
         if neighbour is not None:
             # After all that tasks share, so that the prefix cache still serves that.
@@ -360,17 +421,134 @@ class Drafter:
         first = self._ask(case, messages, ends)
         value, reasons = self._read(case, task, first)
         if not reasons:
-            return value, reasons, [first]
+            return _Answered(value, reasons, (first,))
         try:
             second = self._ask(case, render_retry(case, messages, first.text, reasons), ends)
         except TaskError:
-            return value, reasons, [first]  # most often the retry is longer than the model's context
+            return _Answered(
+                value, reasons, (first,)
+            )  # most often the retry is longer than the model's context
         second_value, second_reasons = self._read(case, task, second)
         # Keep the later answer only if it is better: a tuned model has never seen its own answer sent back.
         better = second_value is not None and (value is None or len(second_reasons) < len(reasons))
         if better or (value is None and second_value is None):
-            return second_value, second_reasons, [first, second]
-        return value, reasons, [second, first]
+            return _Answered(second_value, second_reasons, (first, second))
+        return _Answered(value, reasons, (second, first))
+
+    # ---------------------------------------------------------------------------------- code
+
+    @property
+    def runs(self) -> bool:
+        """Whether code is run when a human asks for it."""
+        return self._execution is not None
+
+    def rerun(self, case: Case, task: Task, value: Value, *, limit_s: float) -> Run | None:
+        """Run exactly the code that a human has in the page; what ran already is not run again.
+
+        Returns:
+            The run; None where the value holds no code, or code is not run here.
+        Raises:
+            TaskError: The task's input files are not there, or not what they were.
+            SetupError: Code cannot be contained here.
+            ServiceError: The sandbox did not do its part.
+        """
+        return self._run_of(case, task, value, time.monotonic() + limit_s, human=True)
+
+    def _run_of(
+        self, case: Case, task: Task, value: Value, ends: float, *, human: bool = False
+    ) -> Run | None:
+        script = case.labelling.script(value)
+        if script is None or self._execution is None:
+            return None
+        runner, inputs = self._execution.runner, inputs_of(task.data)
+        stored = runner.stored(run_key([script], inputs))
+        if stored is not None:
+            return stored
+        for attempt in self._patient(ends):
+            with attempt:
+                return runner.rerun(
+                    [script],
+                    inputs,
+                    origin="human" if human else "draft",
+                    instruction=str(task.data.get(INSTRUCTION_KEY, "")),
+                    limit_s=max(1.0, ends - time.monotonic()),
+                )
+        raise AssertionError("tenacity either returns or raises")
+
+    def _with_run(
+        self,
+        case: Case,
+        task: Task,
+        messages: tuple[Message, ...],
+        found: _Answered,
+        version: str,
+        ends: float,
+    ) -> _Answered:
+        """Run the code of an answer, with the model mending it; what is kept is the answer that ran last."""
+        first = None if found.value is None else case.labelling.script(found.value)
+        if first is None or self._execution is None or self._execution.mode != "auto":
+            return found
+        drafts = {first.code: found}
+        asked: list[Completion] = []
+
+        def ask_again(conversation: Sequence[Message]) -> Script | None:
+            turns: list[tuple[Value, str]] = []
+            for script, output in zip(conversation[::2], conversation[1::2], strict=True):
+                turns.append((drafts[script.content].value or {}, output.content))
+            try:
+                better = self._answers(case, task, render_runs(case, messages, turns), ends)
+            except (ServiceError, SetupError, TaskError) as error:
+                _log.info("code not mended", task=task.id, error=type(error).__name__)
+                return None
+            asked.extend(better.answers)
+            script = None if better.value is None else case.labelling.script(better.value)
+            if script is None or script.code in drafts:  # what failed would fail again
+                return None
+            drafts[script.code] = better
+            return script
+
+        try:
+            run = self._run_draft(task, first, ask_again, version, ends)
+        except DraftloopError as error:
+            field = case.labelling.program.field if case.labelling.program else ""
+            reason = Reason("run", field, f"The code was not run: {error}")
+            return _Answered(found.value, (*found.reasons, reason), found.answers)
+        kept = drafts[run.script.code]
+        others = tuple(answer for answer in (*found.answers, *asked) if answer is not kept.answers[-1])
+        reasons = (*kept.reasons, *run_reasons(case, task, run))
+        return _Answered(kept.value, reasons, (*others, kept.answers[-1]), run)
+
+    def _run_draft(self, task: Task, first: Script, ask_again: AskAgain, version: str, ends: float) -> Run:
+        if self._execution is None:
+            raise SetupError("Code is not run here.")
+        inputs: tuple[InputFile, ...] = inputs_of(task.data)
+        outputs = outputs_of(task.data)
+        for attempt in self._patient(ends):
+            with attempt:
+                return self._execution.runner.draft(
+                    str(task.data.get(INSTRUCTION_KEY, "")),
+                    inputs,
+                    outputs,
+                    first,
+                    ask_again,
+                    limit_s=max(1.0, ends - time.monotonic()),
+                    version=version,
+                    cancelled=self._closed,
+                )
+        raise AssertionError("tenacity either returns or raises")
+
+    def _patient(self, ends: float) -> Retrying:
+        return Retrying(
+            retry=retry_if_exception_type(ServiceError),
+            stop=stop_after_attempt(_RUN_TRIES)
+            | stop_before_delay(max(0.0, ends - time.monotonic()))
+            | stop_when_event_set(self._closed),
+            sleep=sleep_using_event(self._closed),
+            wait=wait_random_exponential(multiplier=0.2, max=5),
+            reraise=True,
+        )
+
+    # ---------------------------------------------------------------------------------- one answer
 
     def _ask(self, case: Case, messages: tuple[Message, ...], ends: float) -> Completion:
         prompt = Prompt(
@@ -436,13 +614,39 @@ def _cache_key(version: str, messages: Sequence[Message], case: Case) -> str:
     return hashlib.sha256(orjson.dumps(parts)).hexdigest()
 
 
+def run_reasons(case: Case, task: Task, run: Run) -> tuple[Reason, ...]:
+    """Say why code that was run needs a human; nothing where it ended well and left its declared files.
+
+    Raises:
+        TaskError: The task's declared files are no list of names.
+    """
+    field = case.labelling.program.field if case.labelling.program else ""
+    if not run.ok:
+        lines = run.last.stderr.strip().splitlines()
+        words = f"{run.last.reason} {lines[-1][:_QUOTED_CHARS]}" if lines else run.last.reason
+        return (Reason("run", field, words),)
+    missing = missing_outputs(run.last, outputs_of(task.data))
+    return tuple(Reason("run", field, f"It did not leave {name!r}, or left it empty.") for name in missing)
+
+
+def status_html(reasons: Sequence[Reason], *, empty: bool = False) -> str:
+    """Say in the page why something needs a human; empty when there is nothing to say.
+
+    Args:
+        reasons: Why.
+        empty: Whether there is no draft at all.
+    """
+    if not reasons:
+        return ""
+    code_alone = all(reason.kind == "run" for reason in reasons)
+    title = "There is no draft" if empty else "The draft breaks its rules"
+    rows = "".join(f"<br>• {html.escape(str(reason), quote=False)}" for reason in reasons)
+    return f"<b>{'The code needs a human' if code_alone else title}</b>{rows}"
+
+
 def draft_status_html(draft: Draft) -> str:
     """Say in the page why a draft needs a human; empty when there is nothing to say."""
-    if not draft.reasons:
-        return ""
-    title = "The draft breaks its rules" if draft.status == "invalid" else "There is no draft"
-    rows = "".join(f"<br>• {html.escape(str(reason), quote=False)}" for reason in draft.reasons)
-    return f"<b>{title}</b>{rows}"
+    return status_html(draft.reasons, empty=draft.status != "invalid")
 
 
 def _failed(task: Task, version: str, words: str, started: float | None = None) -> Draft:

@@ -25,9 +25,11 @@ from backend.answers import Answers
 from backend.core.controls import Region
 from backend.core.labelling import Task, Value
 from backend.core.prompting import NO_OVERRIDES, Case, Overrides, Refinement, parse_extra_params
+from backend.core.runs import RUN_KEY, inputs_of, run_key
 from backend.edge.metrics import Metrics
 from backend.errors import DraftloopError, ServiceError, SetupError, TaskError, where
 from backend.predict import Drafter
+from backend.runner import told
 
 _log = structlog.get_logger("backend")
 _READY_S = 5.0  # how long an answer of the readiness probe is good for
@@ -231,23 +233,46 @@ class Server:
     def _refined(
         self, project: int, case: Case, task: Mapping[str, Any], context: list[Region]
     ) -> dict[str, Any]:
-        """Draft a task anew in the words of its annotator; nothing where they only work by hand.
+        """Draft a task anew in the words of its annotator, or run the code that they wrote; else nothing.
 
         With Auto-Annotation on, Label Studio asks after every region that a human touches, and lays the
         answer over what they did: so it must be none unless they asked for one.
         """
         words = case.labelling.words(context)
-        if not words:
-            return {}
         found = Task(task["id"], task["data"])
+        program = case.labelling.program is not None
+        if not (words or program):
+            return {}
         current = _current(case, found, task, context)
+        if program and (not words or self.answers.has_answered(found, words)):
+            return self._ran(project, case, found, current)
         draft = self.answers.refine(project, case, found, Refinement(words, current))
         prediction = draft.prediction() or {}
         if prediction and draft.value is not None:
             labelling = case.for_task(found).labelling
             mark = uuid.uuid4().hex[:6]
             prediction["result"] = labelling.relaid(current or {}, draft.value, found, mark)
+            if draft.run is not None:
+                prediction["result"] += labelling.console(told(draft.run.last), mark)
         return prediction
+
+    def _ran(self, project: int, case: Case, task: Task, current: Value | None) -> dict[str, Any]:
+        """Run the code in the page where it differs from what ran last; what the human wrote stays as it is.
+
+        The answer holds no field of the form: the human may have gone on writing meanwhile.
+        """
+        script = case.labelling.script(current or {})
+        try:
+            key = run_key([script], inputs_of(task.data)) if script else ""
+        except TaskError:
+            key = ""  # what is wrong with the input files is told by the run
+        if current is None or script is None or (key and task.data.get(RUN_KEY) == key):
+            return {}
+        words = self.answers.rerun(project, case, task, current)
+        regions = case.labelling.console(words, uuid.uuid4().hex[:6]) if words else []
+        if not regions:
+            return {}
+        return {"result": regions, "score": 0.0, "model_version": self.drafter.version(case)}
 
     def _late(self) -> float:
         try:

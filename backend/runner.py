@@ -10,10 +10,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import structlog
 
@@ -287,7 +287,15 @@ class Runner:
         stop: _Stop,
     ) -> Attempt:
         job = Job(tuple(scripts), {file.name: str(self._find(file)) for file in inputs}, limits, cold)
-        with tempfile.TemporaryDirectory(prefix="draftloop-run-", dir=self._folder) as folder:
+        try:
+            if self._folder is not None:
+                self._folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+            outputs = tempfile.TemporaryDirectory(prefix="run-", dir=self._folder, ignore_cleanup_errors=True)
+        except OSError as error:
+            raise ServiceError(
+                f"No folder can be made for what a run leaves: {error.strerror}.", hint="Is the disk full?"
+            ) from error
+        with outputs as folder:
             attempt = self._sandbox.run(job, folder, cancelled=stop)
             self._store.keep(Path(folder), attempt.files)
         if attempt.outcome == "killed" and stop.late:
@@ -337,6 +345,14 @@ class Runner:
         if origin != "gate":
             self._store.put_run(run)
         return run
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What runs code, and whose: of drafts and of humans (`auto`), or only what a human asks for (`ask`)."""
+
+    runner: Runner
+    mode: Literal["auto", "ask"] = "auto"
 
 
 def told(attempt: Attempt, missing: Sequence[str] = ()) -> str:

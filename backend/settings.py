@@ -91,6 +91,45 @@ class StoreSettings(BaseSettings):
     cases_dir: Path = Field(ROOT / "label_config", description="Folder with one folder per case.")
 
 
+class ExecutionSettings(BaseSettings):
+    """Whether and within which limits code of code tasks is run, and where its inputs are."""
+
+    model_config = SettingsConfigDict(extra="ignore")
+
+    execution: Literal["auto", "ask", "off"] = Field(
+        "auto",
+        description="Code of code tasks: `auto` runs that of drafts and has the model mend it, `ask` runs "
+        "only what a human asks for, `off` runs nothing.",
+    )
+    execution_turns: int = Field(3, ge=1, le=20, description="Scripts that are run for one draft, at most.")
+    execution_total_s: float = Field(
+        180, gt=0, description="Time for the code of one draft: all runs, and the questions between them."
+    )
+    execution_jobs: int = Field(0, ge=0, le=256, description="Runs at once; 0 is the number of cores.")
+    execution_wall_s: float = Field(60, gt=0, description="Time limit of one run, in seconds.")
+    execution_cpu_s: int = Field(60, gt=0, description="Processor time of one run, in seconds.")
+    execution_memory_mb: int = Field(2048, gt=0, description="Memory of one run, in MB.")
+    execution_disk_mb: int = Field(
+        512, gt=0, description="What one run may write, in MB; half of it in one file."
+    )
+    execution_output_kb: int = Field(
+        1024, gt=0, description="What is kept of what one script prints to each stream, in KB."
+    )
+    input_root: Path = Field(
+        ROOT / "inputs", description="Folder below which the input files of code tasks are; code may read it."
+    )
+    sandbox_python: Path | None = Field(
+        None, description="Python of the environment `sandbox`; by default the one that scripts/setup made."
+    )
+    interpreter_python: Path | None = Field(
+        None, description="Python of the environment `open-interpreter`; by default that of scripts/setup."
+    )
+    sandbox_folder: Path = Field(
+        Path("/var/tmp/draftloop"),  # noqa: S108  a sandbox has a folder of its own below it
+        description="Where code runs and leaves its files until they are kept.",
+    )
+
+
 class Settings:
     """All sections. Each is read once, when this object is made."""
 
@@ -99,6 +138,7 @@ class Settings:
         self.model = _read(ModelSettings)
         self.backend = _read(BackendSettings)
         self.store = _read(StoreSettings)
+        self.execution = _read(ExecutionSettings)
         _refuse_unknown()
 
 
@@ -107,10 +147,11 @@ SECTIONS: tuple[type[BaseSettings], ...] = (
     ModelSettings,
     BackendSettings,
     StoreSettings,
+    ExecutionSettings,
 )
 
 # Prefixes that are ours alone. LABEL_STUDIO_ is shared with Label Studio's own variables.
-_OWN_PREFIXES = ("MODEL_", "BACKEND_")
+_OWN_PREFIXES = ("MODEL_", "BACKEND_", "EXECUTION_")
 
 
 def variables() -> list[tuple[str, str, str]]:
@@ -123,8 +164,9 @@ def variables() -> list[tuple[str, str, str]]:
             if isinstance(default, SecretStr):
                 default = ""
             elif isinstance(default, Path):
-                default = default.relative_to(ROOT)
-            rows.append((f"{prefix}{name}".upper(), str(default), field.description or ""))
+                default = default.relative_to(ROOT) if default.is_relative_to(ROOT) else default
+            told = "" if default is None else str(default)
+            rows.append((f"{prefix}{name}".upper(), told, field.description or ""))
     return rows
 
 

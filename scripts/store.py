@@ -13,13 +13,18 @@ from types import TracebackType
 from typing import Any, Self
 
 import orjson
+import structlog
 
+from backend.answers import Publish
 from backend.core.labelling import STATUS_KEY, Task
 from backend.core.prompting import Case
+from backend.core.runs import NO_RUN, RUN_KEY, Run
 from backend.edge.labelstudio import LabelStudio, Project
 from backend.edge.ledger import Ledger
 from backend.errors import ServiceError, SetupError, TaskError
 from backend.predict import Draft, draft_status_html
+
+_log = structlog.get_logger("backend")
 
 _BATCH = 100  # drafts stored at once, at least; what a crash may cost is drafted again
 _MOST = 5000  # drafts held in memory at most
@@ -80,13 +85,20 @@ class Store:
     """Stores drafts in batches, one in the background while the next is drafted."""
 
     def __init__(
-        self, label_studio: LabelStudio, project: Project, case: Case, records: Records, ledger: Ledger
+        self,
+        label_studio: LabelStudio,
+        project: Project,
+        case: Case,
+        records: Records,
+        ledger: Ledger,
+        publish: Publish | None = None,
     ) -> None:
         self._label_studio = label_studio
         self._project = project
         self._case = case
         self._records = records
         self._ledger = ledger
+        self._publish = publish
         self._batch: list[tuple[Task, Draft]] = []
         self._begun = time.monotonic()
         self._took_s = 0.0  # the last batch to be stored
@@ -141,12 +153,13 @@ class Store:
             [(project, d.task_id, d.version, d.status, [*map(str, d.reasons)], d.raw) for _, d in batch]
         )
         for task, draft in batch:
-            words = draft_status_html(draft)
-            same = not self._case.labelling.shows_status or task.data.get(STATUS_KEY, "") == words
-            if same or draft.status == "failed":
+            if draft.status == "failed":
+                continue
+            told = self._told(task, draft)
+            if all(task.data.get(key, "") == part for key, part in told.items()):
                 continue
             try:
-                self._label_studio.set_task_data(task.id, {**task.data, STATUS_KEY: words})
+                self._label_studio.set_task_data(task.id, {**task.data, **told})
             except SetupError:
                 continue  # deleted meanwhile
         predictions = [{"task": task.id, **found} for task, draft in batch if (found := draft.prediction())]
@@ -155,6 +168,28 @@ class Store:
         )
         self._took_s = time.monotonic() - started
         return refused
+
+    def _told(self, task: Task, draft: Draft) -> dict[str, Any]:
+        """Give what a task's data says of its draft: why it needs a human, what came of its code."""
+        told: dict[str, Any] = {}
+        if self._case.labelling.shows_status:
+            told[STATUS_KEY] = draft_status_html(draft)
+        if draft.run is None:
+            return told | NO_RUN if task.data.get(RUN_KEY) else told
+        try:
+            return {**told, **(self._publish(draft.run) if self._publish else {})}
+        except (TaskError, SetupError) as error:
+            _log.error("run not shown", task=task.id, error=str(error))
+            return told
+
+
+def _ran(run: Run) -> dict[str, Any]:
+    return {
+        "key": run.key,
+        "attempts": len(run.attempts),
+        "outcome": run.last.outcome,
+        "ms": round(sum(attempt.wall_s for attempt in run.attempts) * 1000),
+    }
 
 
 def record(project: int, case: Case, task: Task, draft: Draft) -> dict[str, Any]:
@@ -174,6 +209,7 @@ def record(project: int, case: Case, task: Task, draft: Draft) -> dict[str, Any]
         "score": draft.score,
         "raw": draft.raw,
         "attempts": draft.attempts,
+        **({} if draft.run is None else {"run": _ran(draft.run)}),
         **({"near_duplicate": draft.near_duplicate} if draft.near_duplicate else {}),
         "prompt_tokens": draft.prompt_tokens,
         "completion_tokens": draft.completion_tokens,

@@ -93,6 +93,7 @@ class FakeLoop:
 
     trouble: DraftloopError | None = None
     ends_after: int = 0  # scripts, after which it breaks; 0 is never
+    troubles: list[DraftloopError] = field(default_factory=list)  # of the next conversations
 
     def converse(
         self,
@@ -103,6 +104,8 @@ class FakeLoop:
         limit_s: float,
     ) -> list[Message]:
         """Ask, run, ask again."""
+        if self.troubles:
+            raise self.troubles.pop()
         if self.trouble is not None and not self.ends_after:
             raise self.trouble
         told, ran = [Message("user", request)], 0

@@ -112,7 +112,7 @@ class Labelling:
     config_hash: str
     shows_status: bool
     prompts: tuple[str, ...] = ()
-    consoles: tuple[str, ...] = ()
+    consoles: Mapping[str, str] = field(default_factory=dict)  # by name, the object that it stands beside
     human: frozenset[str] = frozenset()
     program: Program | None = None
     overlay: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -308,6 +308,24 @@ class Labelling:
         ]
         return [*relaid, *emptied]
 
+    def console(self, words: str, mark: str) -> list[Region]:
+        """Give the regions that write words into the consoles of an open page.
+
+        Args:
+            words: What came of the code.
+            mark: Makes a new id.
+        """
+        return [
+            {
+                "id": f"{name}-{mark}",
+                "from_name": name,
+                "to_name": to_name,
+                "type": "textarea",
+                "value": {"text": [words]},
+            }
+            for name, to_name in self.consoles.items()
+        ]
+
     def from_regions(self, regions: list[Region], task: Task) -> Value:
         """Read a value back from the regions of a prediction or an annotation.
 
@@ -421,8 +439,10 @@ def compile_labelling(xml: str, overlay: Mapping[str, Any] | None = None) -> Lab
         decoding_schema=_asked(validating, human),
         config_hash=hash_config(xml),
         shows_status=any(element.get("value") == f"${STATUS_KEY}" for element in root.iter()),
-        prompts=tuple(_named(root, PROMPT_NAME)),
-        consoles=tuple(_named(root, CONSOLE_NAME)),
+        prompts=tuple(element.get("name", "") for element in _named(root, PROMPT_NAME)),
+        consoles={
+            element.get("name", ""): element.get("toName", "") for element in _named(root, CONSOLE_NAME)
+        },
         human=human,
         program=_program(controls, overlay or {}),
         overlay=overlay or {},
@@ -479,9 +499,9 @@ def _sources(root: Element) -> Iterator[Source]:
             yield Source.from_attributes(element.tag, element.attrib)
 
 
-def _named(root: Element, prefix: str) -> Iterator[str]:
-    names = (element.get("name", "") for element in root.iter() if element.tag == TextArea.tag)
-    return (name for name in names if name.startswith(prefix))
+def _named(root: Element, prefix: str) -> Iterator[Element]:
+    areas = (element for element in root.iter() if element.tag == TextArea.tag)
+    return (element for element in areas if element.get("name", "").startswith(prefix))
 
 
 def _is_field(element: Element) -> bool:

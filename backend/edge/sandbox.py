@@ -5,9 +5,11 @@ Knows the server's command line and its two messages. Does not import it: the se
 """
 
 import json
+import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +33,7 @@ _START_S = 120  # imports on a cold disk
 _STOP_S = 20
 # What a job may take besides its own time: its place in the queue, collecting, cleaning.
 _PATIENCE_S = 600
+_FOLDER = "sandbox-"
 _REFUSED_S = 60.0  # so long a machine that cannot contain code is not asked again
 
 
@@ -250,6 +253,26 @@ class LastingSandbox:
                 raise
             self._refused = None
             return self._process
+
+
+def fresh_folder(base: Path) -> Path:
+    """Make a folder that one sandbox has for itself; those of processes that are gone are removed.
+
+    Raises:
+        SetupError: It cannot be made.
+    """
+    try:
+        base.mkdir(mode=0o711, parents=True, exist_ok=True)
+        for old in base.glob(f"{_FOLDER}*"):
+            owner = old.name.removeprefix(_FOLDER).partition("-")[0]
+            if owner.isdigit() and not Path("/proc", owner).exists():
+                shutil.rmtree(old, ignore_errors=True)
+        return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=base))
+    except OSError as error:
+        raise SetupError(
+            f"The sandbox's folder {base} cannot be used: {error.strerror}.",
+            hint="Set SANDBOX_FOLDER to another.",
+        ) from error
 
 
 def installed_python(environment: str) -> Path:

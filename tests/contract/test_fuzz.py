@@ -38,7 +38,13 @@ RIGHT = "Basic " + base64.b64encode("ann:páss".encode()).decode()
 # (config, a task's data) that fit each other
 KNOWN = [
     *FAMILIES.values(),
-    *((CASES.config(name), {"text": "很好,谢谢", "draft_status": ""}) for name in CASES.names()),
+    *(
+        (
+            CASES.config(name),
+            {**dict.fromkeys(CASES.get(name).labelling.keys, "很好,谢谢"), "draft_status": ""},
+        )
+        for name in CASES.names()
+    ),
 ]
 
 any_text = st.text(st.characters(), max_size=12)  # half characters and NUL included

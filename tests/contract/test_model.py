@@ -48,7 +48,7 @@ def model(engine: Engine) -> Iterator[VllmModel]:
 
 def ask(case: str, text: str) -> Prompt:
     found = CASES.get(case)
-    messages = render(found, Task(1, {"text": text}), "compact")
+    messages = render(found, Task(1, dict.fromkeys(found.labelling.keys, text)), "compact")
     return Prompt(messages, schema=found.labelling.decoding_schema, temperature=0, max_tokens=600)
 
 
