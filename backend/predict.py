@@ -493,8 +493,8 @@ class Drafter:
 
         def ask_again(conversation: Sequence[Message]) -> Script | None:
             turns: list[tuple[Value, str]] = []
-            for script, output in zip(conversation[::2], conversation[1::2], strict=True):
-                turns.append((drafts[script.content].value or {}, output.content))
+            for ran, output in zip(conversation[::2], conversation[1::2], strict=True):
+                turns.append((drafts[ran.content].value or {}, output.content))
             try:
                 better = self._answers(case, task, render_runs(case, messages, turns), ends)
             except (ServiceError, SetupError, TaskError) as error:

@@ -175,7 +175,7 @@ class Store:
         if self._case.labelling.shows_status:
             told[STATUS_KEY] = draft_status_html(draft)
         if draft.run is None:
-            return told | NO_RUN if task.data.get(RUN_KEY) else told
+            return {**told, **NO_RUN} if task.data.get(RUN_KEY) else told
         try:
             return {**told, **(self._publish(draft.run) if self._publish else {})}
         except (TaskError, SetupError) as error:
