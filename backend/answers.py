@@ -24,13 +24,14 @@ from typing import Any, Protocol
 
 import structlog
 
+from backend.coding import run_reasons
 from backend.core.labelling import STATUS_KEY, Task, Value
 from backend.core.prompting import Case, Overrides, Refinement, parse_extra_params
 from backend.core.rules import Reason
 from backend.core.runs import NO_RUN, RUN_KEY, Run, missing_outputs, outputs_of
 from backend.edge.metrics import Metrics
 from backend.errors import DraftloopError, ServiceError, SetupError, where
-from backend.predict import BATCH_LIMIT_S, Draft, Drafter, draft_status_html, run_reasons, status_html
+from backend.predict import BATCH_LIMIT_S, Draft, Drafter, draft_status_html, status_html
 from backend.runner import told
 
 _log = structlog.get_logger("backend")

@@ -29,15 +29,14 @@ from tenacity import (
     Retrying,
     retry_if_exception_type,
     sleep_using_event,
-    stop_after_attempt,
     stop_before_delay,
     stop_when_event_set,
     wait_random_exponential,
 )
 
+from backend.coding import Answered, Coding, run_reasons
 from backend.core.controls import Region
 from backend.core.duplicates import Neighbour, carried
-from backend.core.execution import Script
 from backend.core.labelling import Task, Value
 from backend.core.prompting import (
     Case,
@@ -50,18 +49,9 @@ from backend.core.prompting import (
     preamble,
     render,
     render_retry,
-    render_runs,
 )
 from backend.core.rules import Reason
-from backend.core.runs import (
-    INSTRUCTION_KEY,
-    InputFile,
-    Run,
-    inputs_of,
-    missing_outputs,
-    outputs_of,
-    run_key,
-)
+from backend.core.runs import Run
 from backend.core.scoring import score
 from backend.errors import (
     DraftloopError,
@@ -72,7 +62,7 @@ from backend.errors import (
     Unreachable,
     where,
 )
-from backend.runner import AskAgain, Execution
+from backend.runner import Execution
 
 _log = structlog.get_logger("backend")
 
@@ -81,8 +71,6 @@ Status = Literal["ok", "invalid", "undecodable", "failed"]
 # Raised when the flow itself changes what it would answer to the same case, model and task.
 _FLOW = 2
 _SEED = 0  # a draft is repeatable
-_QUOTED_CHARS = 300  # of what a program printed
-_RUN_TRIES = 3  # of code, where the sandbox fails: the next try starts it anew
 BATCH_LIMIT_S = 600.0  # of one task drafted in bulk or late: its model server may restart meanwhile
 
 
@@ -113,16 +101,6 @@ class Draft:
         if self.status == "failed":
             return None
         return {"result": self.regions, "score": self.score, "model_version": self.version}
-
-
-@dataclass(frozen=True)
-class _Answered:
-    """What a model answered, the answer that is kept last, and what came of its code."""
-
-    value: Value | None
-    reasons: tuple[Reason, ...]
-    answers: tuple[Completion, ...]
-    run: Run | None = None
 
 
 class Cache(Protocol):
@@ -168,7 +146,6 @@ class Drafter:
         execution: Execution | None = None,
     ) -> None:
         self._model = model
-        self._execution = execution
         self._cache = cache
         self._neighbours = neighbours
         self._profile: Profile = profile
@@ -178,6 +155,7 @@ class Drafter:
         self._timeout_s = timeout_s
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="draft")
         self._closed = threading.Event()
+        self._coding = Coding(execution, self._closed)
         self._unreachable_since: float | None = None
 
     @property
@@ -194,7 +172,7 @@ class Drafter:
             "case": case.name,
             "prompt": [
                 [message.role, message.content]
-                for message in preamble(case, self._profile, self._environment(case))
+                for message in preamble(case, self._profile, self._coding.environment(case))
             ],
             "decoding_schema": case.labelling.decoding_schema,
             "validating_schema": case.labelling.validating_schema,
@@ -215,16 +193,8 @@ class Drafter:
         if case.overrides.told():
             told["overrides"] = case.overrides.told()
         if case.labelling.program is not None:
-            execution = self._execution
-            told["execution"] = (
-                {"mode": execution.mode, **execution.runner.parts()} if execution else {"mode": "off"}
-            )
+            told["execution"] = self._coding.parts()
         return told
-
-    def _environment(self, case: Case) -> str:
-        """Say where a case's code runs; empty for other cases, and where it does not."""
-        wanted = case.labelling.program is not None and self._execution is not None
-        return self._execution.runner.describe() if wanted and self._execution else ""
 
     def version(self, case: Case) -> str:
         """Give the version of this case's drafts: `<model>-<hash10>`."""
@@ -316,7 +286,7 @@ class Drafter:
         started = time.monotonic()
         try:
             case = case.for_task(task)
-            environment = self._environment(case)
+            environment = self._coding.environment(case)
             messages = render(case, task, self._profile, refinement, environment=environment)
             key = _cache_key(version, messages, case)
             known = self._known(case, task, version, key, ends)
@@ -331,7 +301,14 @@ class Drafter:
                 if value is not None:
                     return _reused(case, task, version, value, neighbour, started)
             found = self._answers(case, task, messages, ends, neighbour)
-            found = self._with_run(case, task, messages, found, version, ends)
+            found = self._coding.mended(
+                case,
+                task,
+                found,
+                lambda runs: self._answers(case, task, (*messages, *runs), ends),
+                version=version,
+                ends=ends,
+            )
         except (ServiceError, SetupError) as error:
             return _failed(task, version, str(error), started)
         except TaskError as error:
@@ -375,7 +352,7 @@ class Drafter:
         run = None
         if kept.get("run"):
             try:
-                run = self._run_of(case, task, value, ends)
+                run = self._coding.rerun(case, task, value, ends, origin="draft")
             except DraftloopError:
                 return None
             if run is None or run_reasons(case, task, run):
@@ -409,7 +386,7 @@ class Drafter:
         messages: tuple[Message, ...],
         ends: float,
         neighbour: Neighbour | None = None,
-    ) -> _Answered:
+    ) -> Answered:
         """Ask, and where the answer breaks its rules once more; the answer that is kept comes last."""
         if neighbour is not None:
             # After all that tasks share, so that the prefix cache still serves that.
@@ -421,26 +398,19 @@ class Drafter:
         first = self._ask(case, messages, ends)
         value, reasons = self._read(case, task, first)
         if not reasons:
-            return _Answered(value, reasons, (first,))
+            return Answered(value, reasons, (first,))
         try:
             second = self._ask(case, render_retry(case, messages, first.text, reasons), ends)
         except TaskError:
-            return _Answered(
+            return Answered(
                 value, reasons, (first,)
             )  # most often the retry is longer than the model's context
         second_value, second_reasons = self._read(case, task, second)
         # Keep the later answer only if it is better: a tuned model has never seen its own answer sent back.
         better = second_value is not None and (value is None or len(second_reasons) < len(reasons))
         if better or (value is None and second_value is None):
-            return _Answered(second_value, second_reasons, (first, second))
-        return _Answered(value, reasons, (second, first))
-
-    # ---------------------------------------------------------------------------------- code
-
-    @property
-    def runs(self) -> bool:
-        """Whether code is run when a human asks for it."""
-        return self._execution is not None
+            return Answered(second_value, second_reasons, (first, second))
+        return Answered(value, reasons, (second, first))
 
     def rerun(self, case: Case, task: Task, value: Value, *, limit_s: float) -> Run | None:
         """Run exactly the code that a human has in the page; what ran already is not run again.
@@ -452,103 +422,7 @@ class Drafter:
             SetupError: Code cannot be contained here.
             ServiceError: The sandbox did not do its part.
         """
-        return self._run_of(case, task, value, time.monotonic() + limit_s, human=True)
-
-    def _run_of(
-        self, case: Case, task: Task, value: Value, ends: float, *, human: bool = False
-    ) -> Run | None:
-        script = case.labelling.script(value)
-        if script is None or self._execution is None:
-            return None
-        runner, inputs = self._execution.runner, inputs_of(task.data)
-        stored = runner.stored(run_key([script], inputs))
-        if stored is not None:
-            return stored
-        for attempt in self._patient(ends):
-            with attempt:
-                return runner.rerun(
-                    [script],
-                    inputs,
-                    origin="human" if human else "draft",
-                    instruction=str(task.data.get(INSTRUCTION_KEY, "")),
-                    limit_s=max(1.0, ends - time.monotonic()),
-                )
-        raise AssertionError("tenacity either returns or raises")
-
-    def _with_run(
-        self,
-        case: Case,
-        task: Task,
-        messages: tuple[Message, ...],
-        found: _Answered,
-        version: str,
-        ends: float,
-    ) -> _Answered:
-        """Run the code of an answer, with the model mending it; what is kept is the answer that ran last."""
-        first = None if found.value is None else case.labelling.script(found.value)
-        if first is None or self._execution is None or self._execution.mode != "auto":
-            return found
-        drafts = {first.code: found}
-        asked: list[Completion] = []
-
-        def ask_again(conversation: Sequence[Message]) -> Script | None:
-            turns: list[tuple[Value, str]] = []
-            for ran, output in zip(conversation[::2], conversation[1::2], strict=True):
-                turns.append((drafts[ran.content].value or {}, output.content))
-            try:
-                better = self._answers(case, task, render_runs(case, messages, turns), ends)
-            except (ServiceError, SetupError, TaskError) as error:
-                _log.info("code not mended", task=task.id, error=type(error).__name__)
-                return None
-            asked.extend(better.answers)
-            script = None if better.value is None else case.labelling.script(better.value)
-            if script is None or script.code in drafts:  # what failed would fail again
-                return None
-            drafts[script.code] = better
-            return script
-
-        try:
-            run = self._run_draft(task, first, ask_again, version, ends)
-        except DraftloopError as error:
-            field = case.labelling.program.field if case.labelling.program else ""
-            reason = Reason("run", field, f"The code was not run: {error}")
-            return _Answered(found.value, (*found.reasons, reason), found.answers)
-        kept = drafts[run.script.code]
-        others = tuple(answer for answer in (*found.answers, *asked) if answer is not kept.answers[-1])
-        reasons = (*kept.reasons, *run_reasons(case, task, run))
-        return _Answered(kept.value, reasons, (*others, kept.answers[-1]), run)
-
-    def _run_draft(self, task: Task, first: Script, ask_again: AskAgain, version: str, ends: float) -> Run:
-        if self._execution is None:
-            raise SetupError("Code is not run here.")
-        inputs: tuple[InputFile, ...] = inputs_of(task.data)
-        outputs = outputs_of(task.data)
-        for attempt in self._patient(ends):
-            with attempt:
-                return self._execution.runner.draft(
-                    str(task.data.get(INSTRUCTION_KEY, "")),
-                    inputs,
-                    outputs,
-                    first,
-                    ask_again,
-                    limit_s=max(1.0, ends - time.monotonic()),
-                    version=version,
-                    cancelled=self._closed,
-                )
-        raise AssertionError("tenacity either returns or raises")
-
-    def _patient(self, ends: float) -> Retrying:
-        return Retrying(
-            retry=retry_if_exception_type(ServiceError),
-            stop=stop_after_attempt(_RUN_TRIES)
-            | stop_before_delay(max(0.0, ends - time.monotonic()))
-            | stop_when_event_set(self._closed),
-            sleep=sleep_using_event(self._closed),
-            wait=wait_random_exponential(multiplier=0.2, max=5),
-            reraise=True,
-        )
-
-    # ---------------------------------------------------------------------------------- one answer
+        return self._coding.rerun(case, task, value, time.monotonic() + limit_s, origin="human")
 
     def _ask(self, case: Case, messages: tuple[Message, ...], ends: float) -> Completion:
         prompt = Prompt(
@@ -612,21 +486,6 @@ def _cache_key(version: str, messages: Sequence[Message], case: Case) -> str:
     if case.labelling.dynamic:
         parts.append(case.labelling.decoding_schema)
     return hashlib.sha256(orjson.dumps(parts)).hexdigest()
-
-
-def run_reasons(case: Case, task: Task, run: Run) -> tuple[Reason, ...]:
-    """Say why code that was run needs a human; nothing where it ended well and left its declared files.
-
-    Raises:
-        TaskError: The task's declared files are no list of names.
-    """
-    field = case.labelling.program.field if case.labelling.program else ""
-    if not run.ok:
-        lines = run.last.stderr.strip().splitlines()
-        words = f"{run.last.reason} {lines[-1][:_QUOTED_CHARS]}" if lines else run.last.reason
-        return (Reason("run", field, words),)
-    missing = missing_outputs(run.last, outputs_of(task.data))
-    return tuple(Reason("run", field, f"It did not leave {name!r}, or left it empty.") for name in missing)
 
 
 def status_html(reasons: Sequence[Reason], *, empty: bool = False) -> str:

@@ -323,17 +323,14 @@ def render_retry(
     return (*messages, Message("assistant", answer), Message("user", words))
 
 
-def render_runs(
-    case: Case, messages: Sequence[Message], turns: Sequence[tuple[Value, str]]
-) -> tuple[Message, ...]:
-    """Give the messages that ask for better code.
+def told_runs(case: Case, turns: Sequence[tuple[Value, str]]) -> tuple[Message, ...]:
+    """Give the messages that follow a question and ask for better code.
 
     Args:
         case: The case.
-        messages: Those that asked for the first answer.
         turns: The answers whose code was run, each with what came of it, in order.
     """
-    told = (
+    return tuple(
         message
         for value, output in turns
         for message in (
@@ -341,7 +338,6 @@ def render_runs(
             Message("user", _RAN[case.language].format(output=output)),
         )
     )
-    return (*messages, *told)
 
 
 def _question(case: Case, task: Task) -> str:
