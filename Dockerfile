@@ -21,9 +21,9 @@ WORKDIR /srv
 
 # ---------------------------------------------------------------- the backend, and the verbs that work on it
 FROM python AS backend
-COPY requirements/backend.txt requirements/
+COPY requirements/backend.txt requirements/s3.txt requirements/
 RUN python3 -m venv /opt/venv \
-    && pip install --no-deps --requirement requirements/backend.txt
+    && pip install --no-deps --requirement requirements/backend.txt --requirement requirements/s3.txt
 RUN pip check
 COPY backend backend
 COPY scripts scripts

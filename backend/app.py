@@ -14,6 +14,7 @@ from backend.answers import Answers
 from backend.core.execution import MIB, Limits
 from backend.core.labelling import Task, compile_labelling
 from backend.core.prompting import Model
+from backend.edge.artifacts import Artifacts
 from backend.edge.cache import SqliteCache
 from backend.edge.cases import Cases
 from backend.edge.interpreter import Interpreter, Interpreters
@@ -93,6 +94,9 @@ def make_server(settings: Settings) -> Server:
         probe=model.probe,
         metrics=metrics,
         check_served=model.check_served,
+        artifacts=Artifacts(settings.store.artifacts_url),
+        viewer_user=settings.backend.viewer_user,
+        viewer_password=settings.backend.viewer_password.get_secret_value(),
     )
     # Behind the start: the model may come up later than we do, and health must answer meanwhile.
     Thread(target=_warn_unless_ready, args=[model], daemon=True, name="probe").start()

@@ -1,8 +1,8 @@
 """Label Studio's wire protocol on Flask: health, setup, predict, webhook, versions, metrics.
 
-Knows JSON bodies, status codes and basic auth. Does not know how a draft is made. What Label Studio
-does with each answer decides its form: exactly N items for N tasks, an item without `result` is asked
-for again later, one version string in `/setup` and in every prediction.
+Knows JSON bodies, status codes and basic auth, that of `pages` too. Does not know how a draft is made.
+What Label Studio does with each answer decides its form: exactly N items for N tasks, an item without
+`result` is asked for again later, one version string in `/setup` and in every prediction.
 
 Source:
     Label Studio 1.23.2, measured: bodies, batching, what is stored and what is dropped.
@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import structlog
 from flask import Flask, Response, jsonify, request
+from werkzeug.datastructures import Authorization
 from werkzeug.exceptions import HTTPException
 
 from backend.answers import Answers
@@ -28,12 +29,14 @@ from backend.core.prompting import NO_OVERRIDES, Case, Overrides, Refinement, pa
 from backend.core.runs import RUN_KEY, inputs_of, run_key
 from backend.edge.metrics import Metrics
 from backend.errors import DraftloopError, ServiceError, SetupError, TaskError, where
+from backend.pages import Artifacts, Pages
 from backend.predict import Drafter
 from backend.runner import told
 
 _log = structlog.get_logger("backend")
 _READY_S = 5.0  # how long an answer of the readiness probe is good for
 _OPEN = frozenset({"/", "/health", "/ready"})  # what an orchestrator asks without a password
+_VIEWED = ("/a/", "/runs/")  # what annotators open
 
 
 class CaseFinder(Protocol):
@@ -100,6 +103,11 @@ class Server:
     metrics: Metrics = field(default_factory=Metrics, repr=False)
     # Raises where the model server does not serve a model of this name; None when there is nothing to ask.
     check_served: Callable[[str], None] | None = None
+    # Runs and their files; None where there are none to open.
+    artifacts: Artifacts | None = None
+    # A second login, for annotators: it opens runs and files alone.
+    viewer_user: str = ""
+    viewer_password: str = ""
     _readiness: _Readiness = field(default_factory=_Readiness, repr=False)
 
     def wsgi(self) -> Flask:
@@ -118,6 +126,8 @@ class Server:
         app.add_url_rule("/webhook", "webhook", self._webhook, methods=["POST"])
         app.add_url_rule("/versions", "versions", self._versions)
         app.add_url_rule("/metrics", "metrics", self._metrics)
+        if self.artifacts is not None:
+            Pages(self.artifacts).add_to(app)
         return app
 
     def setup(self, body: dict[str, Any]) -> str:
@@ -157,14 +167,16 @@ class Server:
             return self._results(_project(body), tasks, xml, _context(body))
 
     def _check_auth(self) -> Response | None:
-        if request.path in _OPEN or not self.user:
+        viewed = request.path.startswith(_VIEWED)
+        logins = [(self.user, self.password)]
+        if viewed:
+            logins.append((self.viewer_user, self.viewer_password))
+        logins = [login for login in logins if login[0]]
+        if request.path in _OPEN or not logins:
             return None
         given = request.authorization
-        if given is not None and given.type == "basic":
-            same_user = hmac.compare_digest((given.username or "").encode(), self.user.encode())
-            same_password = hmac.compare_digest((given.password or "").encode(), self.password.encode())
-            if same_user and same_password:
-                return None
+        if given is not None and given.type == "basic" and any(_is(given, *login) for login in logins):
+            return None
         answer = _error("Wrong or missing user and password.", "Give the backend's basic auth.", 401)
         answer.headers["WWW-Authenticate"] = 'Basic realm="draftloop"'
         return answer
@@ -279,6 +291,13 @@ class Server:
             return self.answers.late()
         except DraftloopError:
             return float("nan")  # the ledger does not answer: unknown, which is not none
+
+
+def _is(given: Authorization, user: str, password: str) -> bool:
+    """Compare a login, in the same time whatever is wrong with it."""
+    same_user = hmac.compare_digest((given.username or "").encode(), user.encode())
+    same_password = hmac.compare_digest((given.password or "").encode(), password.encode())
+    return same_user and same_password
 
 
 def _is_task(task: Any) -> bool:

@@ -59,6 +59,14 @@ class BackendSettings(BaseSettings):
 
     user: str = Field("", description="User for basic auth; empty switches basic auth off.")
     password: SecretStr = Field(SecretStr(""), description="Password for basic auth.")
+    viewer_user: str = Field(
+        "", description="User of annotators, who may open runs and their files and nothing else; empty: none."
+    )
+    viewer_password: SecretStr = Field(SecretStr(""), description="Password of that user.")
+    public_url: AnyHttpUrl = Field(
+        AnyHttpUrl("http://127.0.0.1:9090"),
+        description="Address at which annotators' browsers reach the backend, for links in tasks.",
+    )
     deadline_s: float = Field(
         90, gt=0, description="Time within which /predict answers (Label Studio waits 100 s)."
     )
@@ -87,6 +95,11 @@ class StoreSettings(BaseSettings):
         "off",
         description="What a similar task's answer is for: `example` shows it to the model, `reuse` gives it "
         "again where it provably holds. Needs an SQLite cache.",
+    )
+    artifacts_url: str = Field(
+        "draftloop-artifacts",
+        description="Where runs of code and their files are kept: a folder, `file:///folder` or "
+        "`s3://bucket/prefix`.",
     )
     cases_dir: Path = Field(ROOT / "label_config", description="Folder with one folder per case.")
 

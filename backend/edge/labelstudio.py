@@ -477,16 +477,58 @@ class LabelStudio:
         path = f"api/tasks/{task_id}/annotations/"
         return int(self._send(f"task {task_id}", "POST", path, _json(body))["id"])
 
+    def project_ids(self) -> list[int]:
+        """List the projects that the token may see."""
+
+        def every() -> list[int]:
+            found: Iterator[Json] = iter(self._sdk.projects.list())
+            return [project.id for project in found]
+
+        return sorted(self._ask("the list of projects", every))
+
     # ------------------------------------------------------------------------------ requests
+
+    def send(
+        self,
+        what: str,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        params: Fields | None = None,
+        *,
+        content_type: str = "application/json",
+    ) -> Json:
+        """Send a request that no method here is for, with the token, tried again as all others are.
+
+        Args:
+            what: What it is about, for messages.
+            method: A POST creates something, so it is sent again only if it never arrived.
+            path: Below the address, without a slash in front.
+            body: Its body.
+            params: Its query.
+            content_type: What the body is.
+        Returns:
+            The answer's JSON.
+        Raises:
+            SetupError: Label Studio refuses it, or does not accept the token.
+            ServiceError: Label Studio stays away.
+        """
+        return self._send(what, method, path, body, params, content_type)
 
     def _get(self, what: str, path: str, params: Fields | None = None) -> Json:
         return self._send(what, "GET", path, params=params)
 
     def _send(
-        self, what: str, method: str, path: str, body: bytes = b"", params: Fields | None = None
+        self,
+        what: str,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        params: Fields | None = None,
+        content_type: str = "application/json",
     ) -> Json:
         """Send a request; every POST here creates something."""
-        kind = {"Content-Type": "application/json"} if body else {}
+        kind = {"Content-Type": content_type} if body else {}
         query = dict(params or {})
         limit: RequestOptions = {"timeout": _CREATE_S} if method == "POST" else {}
 

@@ -1,0 +1,101 @@
+"""A file is shown as what its bytes prove it to be, and else only given away."""
+
+import io
+import zlib
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+
+from backend.core.filekinds import MEDIA_TYPES, charset_of, kind_of, named_kind, wanted_bytes
+from tests.code_runs import png
+
+SVG = b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'><circle r='4'/></svg>"
+
+
+def chart(form: str) -> bytes:
+    figure = Figure(figsize=(3, 2))
+    figure.subplots().plot([1, 3, 2])
+    stream = io.BytesIO()
+    figure.savefig(stream, format=form)
+    return stream.getvalue()
+
+
+def kind(name: str, content: bytes) -> str:
+    return kind_of(name, content[: wanted_bytes(name)], len(content))
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "wanted"),
+    [
+        ("图.png", lambda: chart("png"), "png"),
+        ("a.PNG", png, "png"),
+        ("a.jpg", lambda: chart("jpeg"), "jpeg"),
+        ("a.svg", lambda: chart("svg"), "svg"),
+        ("out/a.pdf", lambda: chart("pdf"), "pdf"),
+        ("a.html", lambda: b"<table><tr><td>1</table>", "html"),
+        ("a.html", lambda: b"<div><SCRIPT>x()</SCRIPT></div>", "scripted"),
+        ("a.html", lambda: b"<img src=x\nonerror = 'x()'>", "scripted"),
+        ("a.htm", lambda: b"<a href='JavaScript:x()'>", "scripted"),
+        ("a.csv", lambda: "月,额\n一,2\n".encode(), "csv"),
+        ("a.csv", lambda: "月,额\n一,2\n".encode("gb18030"), "csv"),
+        ("a.json", lambda: b"{}", "json"),
+        ("a.log", lambda: b"", "text"),
+        ("a.xlsx", lambda: b"PK\x03\x04", "other"),
+    ],
+)
+def test_what_a_name_promises_and_the_bytes_keep_is_shown(
+    name: str, make: Callable[[], bytes], wanted: str
+) -> None:
+    assert kind(name, make()) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.png", b"<html><script>x()</script>"),
+        ("a.png", b""),
+        ("a.png", png()[:-20]),
+        ("a.png", png()[:40] + b"\xff" + png()[41:]),  # a checksum
+        ("a.png", png(idat=b"no pixels")),
+        ("a.png", png(40, 30, idat=zlib.compress(b"\0" * 9))),
+        ("a.png", png(90_000, 90_000, idat=zlib.compress(b"\0" * 9))),
+        ("a.png", png() + b"\0" * wanted_bytes("a.png")),  # too large to be looked at
+        ("a.jpg", b"\xff\xd8\xff\xe0 no picture"),
+        ("a.jpg", chart("jpeg")[:300]),
+        ("a.svg", b"<svg>"),
+        ("a.svg", b"<html xmlns='http://www.w3.org/1999/xhtml'/>"),
+        ("a.svg", b"<!DOCTYPE s [<!ENTITY a 'x'>]>" + SVG),
+        ("a.pdf", b"<script>x()</script>"),
+        ("a.csv", b"a\0b"),
+        ("a.txt", b"\xff\xff\xff"),
+        ("a.html", b"a\0b"),
+        ("a.html", b""),
+        ("a", b"text"),
+        (".png", png()),
+        ("png", png()),
+        ("a.png/", png()),
+        ("a.exe", b"MZ"),
+    ],
+)
+def test_what_the_bytes_do_not_keep_is_a_download(name: str, content: bytes) -> None:
+    assert kind(name, content) == "other"
+
+
+@given(st.sampled_from(["a.png", "a.jpg", "a.svg", "a.pdf", "a.html", "a.csv"]), st.binary(max_size=200))
+def test_no_bytes_break_it(name: str, tail: bytes) -> None:
+    beginnings = {"a.png": png()[:41], "a.jpg": b"\xff\xd8\xff\xe0", "a.svg": SVG[:50]}
+    assert kind(name, beginnings.get(name, b"") + tail) in MEDIA_TYPES
+
+
+def test_a_character_cut_in_two_keeps_its_charset() -> None:
+    for charset in ("utf-8", "gb18030"):
+        assert charset_of("汇总".encode(charset)[:-1]) == charset
+    assert charset_of(b"\xff\xff") is None
+
+
+def test_a_name_says_how_much_is_read() -> None:
+    assert (named_kind("a.xlsx"), wanted_bytes("a.xlsx")) == ("other", 0)
+    assert 0 < wanted_bytes("a.csv") < wanted_bytes("a.svg") < wanted_bytes("a.png")
