@@ -23,10 +23,12 @@ from backend.edge.ledger import Ledger
 from backend.edge.metrics import Metrics
 from backend.edge.rediscache import RedisCache
 from backend.edge.sandbox import LastingSandbox, SandboxProcess, fresh_folder, installed_python
+from backend.edge.uploads import Uploads
 from backend.edge.vllm import VllmModel
 from backend.errors import DraftloopError
 from backend.predict import Cache, Drafter, Neighbours
 from backend.protocol import Server
+from backend.publish import Publisher
 from backend.runner import Execution, Runner, Store
 from backend.settings import ExecutionSettings, LabelStudioSettings, ModelSettings, Settings, StoreSettings
 
@@ -73,15 +75,27 @@ def make_server(settings: Settings) -> Server:
     """
     log_as_json(settings.backend.log_level)
     model, metrics = make_model(settings.model), Metrics()
+    artifacts = Artifacts(settings.store.artifacts_url)
+    execution = make_execution(settings.execution, artifacts)
     drafter = _drafter(
-        metrics.metered(model), settings.model, make_cache(settings.store), make_neighbours(settings.store)
+        metrics.metered(model),
+        settings.model,
+        make_cache(settings.store),
+        make_neighbours(settings.store),
+        execution,
     )
     cases = Cases(settings.store.cases_dir)
     ledger = Ledger(settings.store.ledger_url)
     token = settings.label_studio.api_key.get_secret_value()
-    board = LabelStudioBoard(make_label_studio(settings.label_studio)) if token else None
+    label_studio = make_label_studio(settings.label_studio) if token else None
     answers = Answers(
-        drafter, ledger, cases.find, board, deadline_s=settings.backend.deadline_s, metrics=metrics
+        drafter,
+        ledger,
+        cases.find,
+        LabelStudioBoard(label_studio) if label_studio else None,
+        deadline_s=settings.backend.deadline_s,
+        metrics=metrics,
+        publish=make_publisher(settings, artifacts, label_studio),
     )
     answers.start()
     server = Server(
@@ -94,12 +108,15 @@ def make_server(settings: Settings) -> Server:
         probe=model.probe,
         metrics=metrics,
         check_served=model.check_served,
-        artifacts=Artifacts(settings.store.artifacts_url),
+        artifacts=artifacts,
         viewer_user=settings.backend.viewer_user,
         viewer_password=settings.backend.viewer_password.get_secret_value(),
     )
     # Behind the start: the model may come up later than we do, and health must answer meanwhile.
     Thread(target=_warn_unless_ready, args=[model], daemon=True, name="probe").start()
+    if execution is not None and any(cases.get(name).labelling.program for name in cases.names()):
+        # The version of a code case says what is installed in the sandbox, and Label Studio gives /setup 3 s.
+        Thread(target=execution.runner.describe, daemon=True, name="sandbox").start()
     return server
 
 
@@ -195,6 +212,18 @@ def make_execution(settings: ExecutionSettings, store: Store) -> Execution | Non
         folder=settings.sandbox_folder,
     )
     return Execution(runner, settings.execution)
+
+
+def make_publisher(settings: Settings, artifacts: Artifacts, label_studio: LabelStudio | None) -> Publisher:
+    """Make what shows runs in tasks.
+
+    Args:
+        settings: Where Label Studio is, and where the backend is for annotators.
+        artifacts: Where files of runs are kept.
+        label_studio: Takes pictures, if it may be written to.
+    """
+    uploads = Uploads(label_studio.send, str(settings.label_studio.url)) if label_studio else None
+    return Publisher(artifacts, uploads, str(settings.backend.public_url))
 
 
 def make_drafter(

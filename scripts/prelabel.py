@@ -20,9 +20,10 @@ from typing import Annotated
 
 import typer
 
-from backend.app import make_cache, make_drafter, make_neighbours
+from backend.app import make_cache, make_drafter, make_execution, make_neighbours, make_publisher
 from backend.core.labelling import Task
 from backend.core.prompting import parse_extra_params
+from backend.edge.artifacts import Artifacts
 from backend.edge.cases import Cases
 from backend.edge.ledger import Ledger
 from backend.edge.vllm import VllmModel
@@ -66,7 +67,13 @@ def main(
         named, overrides = parse_extra_params(target.extra_params)
         chosen = Cases(settings.store.cases_dir).find(target.label_config, case or named, overrides)
         check_model(settings.model)
-        drafter = make_drafter(settings.model, make_cache(settings.store), make_neighbours(settings.store))
+        artifacts = Artifacts(settings.store.artifacts_url)
+        drafter = make_drafter(
+            settings.model,
+            make_cache(settings.store),
+            make_neighbours(settings.store),
+            make_execution(settings.execution, artifacts),
+        )
         version = drafter.version(chosen)
         ledger = Ledger(settings.store.ledger_url)
         ledger.remember_version(project, version, drafter.manifest(chosen))
@@ -83,7 +90,11 @@ def main(
 
         counts, failed_in_a_row = Counter[str](), 0
         records = Records(out_file or Path(f"prelabel-{project}.jsonl"))
-        with Meter("drafting", todo) as meter, Store(label_studio, target, chosen, records, ledger) as store:
+        publish = make_publisher(settings, artifacts, label_studio)
+        with (
+            Meter("drafting", todo) as meter,
+            Store(label_studio, target, chosen, records, ledger, publish) as store,
+        ):
             for draft in drafter.stream(chosen, tasks()):
                 store.add(running.pop(draft.task_id), draft)
                 counts[draft.status] += 1

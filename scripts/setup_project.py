@@ -77,7 +77,7 @@ def main(
                 user=settings.backend.user,
                 password=settings.backend.password.get_secret_value(),
                 extra_params={"case": chosen.name} if chosen.name in cases.names() else {},
-                interactive=bool(chosen.labelling.prompts),
+                interactive=bool(chosen.labelling.prompts or chosen.labelling.program),
             )
             for what, outcome in outcomes.items():
                 out.print(f"{what:<9} {outcome}: {backend_url}{'/webhook' if what == 'webhook' else ''}")

@@ -1,0 +1,86 @@
+"""Runs, put where annotators look: pictures uploaded to Label Studio, the rest as links to the backend.
+
+Knows which entries of task data show a run. Does not know how files are kept or uploaded.
+"""
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Protocol
+
+import structlog
+
+from backend.core.execution import OutputFile
+from backend.core.filekinds import PICTURES, Kind, kind_of, named_kind, wanted_bytes
+from backend.core.runpage import file_address, run_address, task_fields
+from backend.core.runs import Run
+from backend.errors import DraftloopError
+
+_log = structlog.get_logger("backend")
+
+_CHARTS = 20  # shown in a task; all are on the run's page
+
+
+class Files(Protocol):
+    """Where files of runs are kept."""
+
+    def open(self, sha256: str) -> BinaryIO:
+        """Open a file for reading.
+
+        Raises:
+            TaskError: There is none.
+            ServiceError: The store did not do its part.
+        """
+        ...
+
+
+class Uploads(Protocol):
+    """Label Studio, as far as it serves files itself."""
+
+    def upload(self, sha256: str, kind: Kind, content: bytes) -> str:
+        """Have it serve a file; gives the address.
+
+        Raises:
+            DraftloopError: It does not.
+        """
+        ...
+
+
+class Publisher:
+    """Shows runs in tasks. Safe to call from several threads."""
+
+    def __init__(self, files: Files, uploads: Uploads | None, base: str) -> None:
+        """Prepare.
+
+        Args:
+            files: Where files of runs are kept.
+            uploads: Takes pictures; None shows them on the run's page alone.
+            base: Address of the backend, as annotators' browsers reach it.
+        """
+        self._files = files
+        self._uploads = uploads
+        self._base = base
+
+    def __call__(self, run: Run) -> dict[str, Any]:
+        """Give the entries of task data that show a run; a picture that is not uploaded is a link alone."""
+        links = {file.path: file_address(self._base, file) for file in run.last.files}
+        return task_fields(
+            run, links, run_url=run_address(self._base, run.key), charts=list(self._charts(run))
+        )
+
+    def _charts(self, run: Run) -> Iterator[str]:
+        pictures = [file for file in run.last.files if named_kind(file.path) in PICTURES]
+        for file in pictures[:_CHARTS] if self._uploads else ():
+            try:
+                address = self._uploaded(file)
+            except DraftloopError as error:
+                _log.warning("chart not uploaded", run=run.key, error=str(error))
+                continue
+            if address:
+                yield address
+
+    def _uploaded(self, file: OutputFile) -> str:
+        if file.size_bytes > wanted_bytes(file.path) or self._uploads is None:
+            return ""
+        with self._files.open(file.sha256) as stream:
+            content = stream.read()
+        kind = kind_of(file.path, content, file.size_bytes)
+        return self._uploads.upload(file.sha256, kind, content) if kind in PICTURES else ""
