@@ -186,7 +186,7 @@ def make_execution(settings: ExecutionSettings, store: Store) -> Execution | Non
         python = settings.sandbox_python or installed_python("sandbox")
         folder = fresh_folder(settings.sandbox_folder)
         inputs = [settings.input_root.absolute()] if settings.input_root.is_dir() else []
-        return SandboxProcess(python, folder, inputs=inputs, jobs=jobs, log=folder.with_suffix(".log"))
+        return SandboxProcess(python, folder, inputs=inputs, jobs=jobs, log=folder / "log")
 
     sandbox = LastingSandbox(start)
     loops = Interpreters(

@@ -11,14 +11,9 @@ Keywords of a case's schema.json for fields, besides those of `rules`:
 The *validating* schema says everything about a value whose absent keys are missing. The *decoding*
 schema says only what the pinned structured-output backend enforces, about a value in which every key
 is present and an absent one is `null`.
-
-Source:
-    which keywords vLLM 0.32 enforces with guidance: measured; the others answer 400 or are ignored.
 """
 
 import hashlib
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -33,7 +28,6 @@ from backend.core.conditions import walk
 from backend.core.controls import (
     Control,
     DateTime,
-    Json,
     Number,
     Page,
     PerItem,
@@ -55,12 +49,21 @@ from backend.core.runs import (
     SCHEMA_KEY,
     outputs_of,
 )
+from backend.core.schemas import (
+    DEEPEST,
+    compiled,
+    decoding,
+    human_fields,
+    overlaid,
+    parsed,
+    serialized,
+    shape,
+)
+from backend.core.schemas import Value as Value  # noqa: PLC0414  where everybody looks for it
 from backend.core.sources import OBJECTS, Passage, Source
 from backend.core.sources import Task as Task  # noqa: PLC0414  where everybody looks for it
 from backend.core.spans import HyperTextLabels, Labels, ParagraphLabels, Relations
 from backend.errors import InvalidValue, SetupError
-
-Value = dict[str, Json]
 
 CONTROLS: tuple[type[Control], ...] = (
     *(Choices, TextArea, Labels, HyperTextLabels, ParagraphLabels, Relations),
@@ -80,16 +83,6 @@ _LAYOUT = (
     *("View", "Header", "Style", "Collapse", "Panel", "Filter", "Shortcut", "Hint"),
     *("Label", "Choice", "Relation", "Bucket"),
 )
-# Enforced while decoding, and `description`, which models read. `format` only for what guidance knows.
-_DECODABLE = (
-    *("type", "properties", "required", "additionalProperties", "items", "minItems", "maxItems"),
-    *("enum", "const", "anyOf", "minLength", "maxLength", "pattern", "minimum", "maximum", "multipleOf"),
-    "description",
-)
-_DECODABLE_FORMATS = ("date", "uuid")
-# The deepest of Label Studio's own templates has 8 levels; a value has few more than its schema.
-_DEEPEST = 100
-_EXACT = 2**53  # larger integers are others in the page, which is JavaScript
 _IDS = ("id", "from_id", "to_id")  # of a region, and of the ends of a relation
 
 
@@ -158,12 +151,12 @@ class Labelling:
         if not self.dynamic:
             return self
         controls = tuple(control.for_task(task) for control in self.controls)
-        validating = _overlaid(_compiled(controls), self.overlay)
+        validating = overlaid(compiled(controls), self.overlay)
         return replace(
             self,
             controls=controls,
             validating_schema=validating,
-            decoding_schema=_asked(validating, self.human),
+            decoding_schema=decoding(validating, self.human),
         )
 
     def inputs(self, task: Task) -> dict[str, str]:
@@ -191,11 +184,8 @@ class Labelling:
         This very string is what the model is asked for, what examples show and what training targets
         are: a model trained with other spacing loses everything under constrained decoding.
         """
-        asked = {key: part for key, part in value.items() if key not in self.human}
-        return json.dumps(
-            _filled(asked, self.decoding_schema),
-            ensure_ascii=False,
-            separators=(",", ":"),
+        return serialized(
+            {key: part for key, part in value.items() if key not in self.human}, self.decoding_schema
         )
 
     def decode(self, text: str) -> Value:
@@ -206,23 +196,7 @@ class Labelling:
                 what no page can show: half a character, a number that JavaScript does not know, an endless
                 nesting.
         """
-        try:
-            value = json.loads(
-                text,
-                object_pairs_hook=_no_doubles,
-                parse_constant=_no_constant,
-                parse_float=_finite,
-                parse_int=_exact,
-            )
-            found = _present(value)
-            # An escape may hold half a character, which no page shows and no file takes.
-            json.dumps(found, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise InvalidValue("The answer holds half a character (a lone surrogate).") from error
-        except (ValueError, RecursionError) as error:
-            raise InvalidValue(f"The answer is not JSON: {error}.") from error
-        if not isinstance(found, dict):
-            raise InvalidValue("The answer is JSON but not an object.")
+        found = parsed(text)
         for name in self.human & found.keys():
             raise InvalidValue(f"The answer fills '{name}', which only a human does.")
         return found
@@ -252,7 +226,7 @@ class Labelling:
             part = value.get(control.name)
             if part is None:
                 continue
-            if Draft202012Validator(_shape(control.schema())).is_valid(part):
+            if Draft202012Validator(shape(control.schema())).is_valid(part):
                 fitting[control.name] = part
             else:
                 placed.problems.append(
@@ -430,13 +404,13 @@ def compile_labelling(xml: str, overlay: Mapping[str, Any] | None = None) -> Lab
             "The labelling config shows nothing but images, which the model cannot see.",
             hint="Show text beside them.",
         )
-    validating = _overlaid(_compiled(controls), overlay or {})
-    human = _human(overlay or {})
+    validating = overlaid(compiled(controls), overlay or {})
+    human = human_fields(overlay or {})
     return Labelling(
         controls=controls,
         sources=sources,
         validating_schema=validating,
-        decoding_schema=_asked(validating, human),
+        decoding_schema=decoding(validating, human),
         config_hash=hash_config(xml),
         shows_status=any(element.get("value") == f"${STATUS_KEY}" for element in root.iter()),
         prompts=tuple(element.get("name", "") for element in _named(root, PROMPT_NAME)),
@@ -470,9 +444,9 @@ def _parse(xml: str) -> Element:
     level, depth = [root], 0
     while level:
         level, depth = [below for element in level for below in element], depth + 1
-        if depth > _DEEPEST:
+        if depth > DEEPEST:
             raise SetupError(
-                f"The labelling config is nested deeper than {_DEEPEST} tags.",
+                f"The labelling config is nested deeper than {DEEPEST} tags.",
                 hint="Check it in the project's Labeling Interface settings.",
             )
     return root
@@ -510,13 +484,6 @@ def _is_field(element: Element) -> bool:
     )
 
 
-def _human(overlay: Mapping[str, Any]) -> frozenset[str]:
-    fields = overlay.get("properties", {}).items()
-    return frozenset(
-        name for name, part in fields if isinstance(part, Mapping) and part.get("x-human") is True
-    )
-
-
 def _program(controls: tuple[Control, ...], overlay: Mapping[str, Any]) -> Program | None:
     fields = overlay.get("properties", {}).items()
     found = [(name, part["x-run"]) for name, part in fields if isinstance(part, Mapping) and "x-run" in part]
@@ -530,13 +497,6 @@ def _program(controls: tuple[Control, ...], overlay: Mapping[str, Any]) -> Progr
             hint=f'It stands once, at a <TextArea maxSubmissions="1">, and is one of {", ".join(LANGUAGES)}.',
         )
     return Program(name, language)
-
-
-def _asked(validating: Schema, human: frozenset[str]) -> Schema:
-    """Give the decoding schema: what a model is asked for."""
-    fields = {name: part for name, part in validating["properties"].items() if name not in human}
-    asked: Schema = _decodable({**validating, "properties": fields})
-    return asked
 
 
 def _controls(root: Element, sources: tuple[Source, ...]) -> Iterator[Control]:
@@ -583,124 +543,3 @@ def _hosting(found: list[Control], hung: list[Control]) -> Iterator[Control]:
         elif control not in last:
             yield control
     yield from last
-
-
-def _compiled(controls: tuple[Control, ...]) -> Schema:
-    return {
-        "type": "object",
-        "properties": {control.name: control.schema() for control in controls},
-        "required": [control.name for control in controls if control.required or control.is_many],
-        "additionalProperties": False,
-    }
-
-
-def _overlaid(compiled: Schema, overlay: Mapping[str, Any]) -> Schema:
-    unknown = sorted(set(overlay.get("properties", {})) - set(compiled["properties"]))
-    if unknown:
-        raise SetupError(
-            f"schema.json describes '{unknown[0]}', which is no control of the config "
-            f"({', '.join(compiled['properties'])}).",
-            hint="Use the names of the controls.",
-        )
-    merged: Schema = _merge(compiled, {key: part for key, part in overlay.items() if not key.startswith("$")})
-    # What only humans fill is demanded by the page, if at all: a draft is right without it.
-    required = {*compiled["required"], *overlay.get("required", [])} - _human(overlay)
-    merged["required"] = [name for name in compiled["properties"] if name in required]
-    return merged
-
-
-def _merge(below: Any, above: Any) -> Any:
-    if isinstance(below, Mapping) and isinstance(above, Mapping):
-        return {
-            **below,
-            **{key: _merge(below[key], part) if key in below else part for key, part in above.items()},
-        }
-    return above
-
-
-def _decodable(schema: Any) -> Any:
-    """Keep what the structured-output backend enforces; ask for every key, null where it may be absent."""
-    if not isinstance(schema, Mapping):
-        return schema
-    kept: Schema = {}
-    for key, part in schema.items():
-        if key == "properties":
-            demanded = schema.get("required", ())
-            kept[key] = {
-                name: _decodable(inner)
-                if name in demanded
-                else {"anyOf": [_decodable(inner), {"type": "null"}]}
-                for name, inner in part.items()
-            }
-        elif key == "items":
-            kept[key] = _decodable(part)
-        elif key == "anyOf":
-            kept[key] = [_decodable(inner) for inner in part]
-        elif key in _DECODABLE or (key == "format" and part in _DECODABLE_FORMATS):
-            kept[key] = part
-    if "properties" in kept:
-        kept["required"] = list(kept["properties"])
-    if "pattern" in kept:
-        kept.pop("format", None)  # two patterns for one string: the case's own says more
-    return kept
-
-
-def _shape(schema: Any) -> Any:
-    """Keep of a schema what a codec counts on: types, keys and options, not lengths and ranges."""
-    if not isinstance(schema, Mapping):
-        return schema
-    shape: Schema = {key: schema[key] for key in ("type", "required", "enum") if key in schema}
-    if "properties" in schema:
-        shape["properties"] = {name: _shape(inner) for name, inner in schema["properties"].items()}
-    if "items" in schema:
-        shape["items"] = _shape(schema["items"])
-    if "anyOf" in schema:
-        shape["anyOf"] = [_shape(inner) for inner in schema["anyOf"]]
-    return shape
-
-
-def _filled(value: Json, schema: Schema) -> Json:
-    """Order the keys of objects as the schema lists them; a key that is absent is null, an array empty."""
-    if "anyOf" in schema:
-        schema = next((part for part in schema["anyOf"] if part.get("type") != "null"), {})
-    if isinstance(value, dict):
-        properties = schema.get("properties", {})
-        ordered = {key: _filled(value.get(key), part) for key, part in properties.items()}
-        return ordered | {key: part for key, part in value.items() if key not in ordered}
-    if isinstance(value, list):
-        return [_filled(part, schema.get("items", {})) for part in value]
-    return [] if value is None and schema.get("type") == "array" else value
-
-
-def _present(value: Json, depth: int = 0) -> Json:
-    """Leave out keys that are null; the places of an array stay."""
-    if depth > _DEEPEST:
-        raise ValueError(f"nested deeper than {_DEEPEST} levels")
-    if isinstance(value, dict):
-        return {key: _present(part, depth + 1) for key, part in value.items() if part is not None}
-    return [_present(part, depth + 1) for part in value] if isinstance(value, list) else value
-
-
-def _no_doubles(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return found
-
-
-def _no_constant(name: str) -> Json:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if math.isinf(number):
-        raise ValueError(f"{digits[:20]} is too large a number")
-    return number
-
-
-def _exact(digits: str) -> int:
-    number = int(digits)
-    if abs(number) > _EXACT:
-        raise ValueError(f"{digits[:20]} is too large a number")
-    return number
