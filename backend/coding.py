@@ -84,7 +84,7 @@ class Coding:
         return {"mode": self._execution.mode, **self._execution.runner.parts()}
 
     def rerun(self, case: Case, task: Task, value: Value, ends: float, *, origin: Origin) -> Run | None:
-        """Run a value's code once, unless it ran before: then that run is given.
+        """Run a value's code once, unless it ran to its end before: then that run is given.
 
         Args:
             case: The task's case.
@@ -104,8 +104,8 @@ class Coding:
             return None
         runner, inputs = self._execution.runner, inputs_of(task.data)
         stored = runner.stored(run_key([script], inputs))
-        if stored is not None:
-            return stored
+        if stored is not None and stored.last.outcome in ("ok", "failed"):
+            return stored  # what was stopped may have met a busy machine
         for attempt in self._patient(ends):
             with attempt:
                 return runner.rerun(

@@ -26,7 +26,6 @@ from backend.answers import Answers
 from backend.core.controls import Region
 from backend.core.labelling import Task, Value
 from backend.core.prompting import NO_OVERRIDES, Case, Overrides, Refinement, parse_extra_params
-from backend.core.runs import RUN_KEY, inputs_of, run_key
 from backend.edge.metrics import Metrics
 from backend.errors import DraftloopError, ServiceError, SetupError, TaskError, where
 from backend.pages import Artifacts, Pages
@@ -269,16 +268,11 @@ class Server:
         return prediction
 
     def _ran(self, project: int, case: Case, task: Task, current: Value | None) -> dict[str, Any]:
-        """Run the code in the page where it differs from what ran last; what the human wrote stays as it is.
+        """Run the code in the page, unless exactly that ran before; what the human wrote stays as it is.
 
         The answer holds no field of the form: the human may have gone on writing meanwhile.
         """
-        script = case.labelling.script(current or {})
-        try:
-            key = run_key([script], inputs_of(task.data)) if script else ""
-        except TaskError:
-            key = ""  # what is wrong with the input files is told by the run
-        if current is None or script is None or (key and task.data.get(RUN_KEY) == key):
+        if current is None or case.labelling.script(current) is None:
             return {}
         words = self.answers.rerun(project, case, task, current)
         regions = case.labelling.console(words, uuid.uuid4().hex[:6]) if words else []
