@@ -19,7 +19,7 @@ from backend.edge.ledger import Ledger
 from backend.edge.metrics import Metrics
 from backend.edge.rediscache import RedisCache
 from backend.edge.vllm import VllmModel
-from backend.errors import DraftloopError
+from backend.errors import DraftloopError, SetupError
 from backend.predict import Cache, Drafter, Neighbours
 from backend.protocol import Server
 from backend.settings import LabelStudioSettings, ModelSettings, Settings, StoreSettings
@@ -65,6 +65,8 @@ def make_server(settings: Settings) -> Server:
     Raises:
         SetupError: A setting or a case is wrong.
     """
+    if settings.backend.viewer_user and not settings.backend.viewer_password.get_secret_value():
+        raise SetupError("BACKEND_VIEWER_USER has no password.", hint="Set BACKEND_VIEWER_PASSWORD.")
     log_as_json(settings.backend.log_level)
     model, metrics = make_model(settings.model), Metrics()
     drafter = _drafter(
