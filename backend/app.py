@@ -174,6 +174,7 @@ def _drafter(
     return Drafter(
         model,
         profile=settings.profile,
+        bind_quotes=settings.bind_quotes,
         temperature=settings.temperature,
         max_tokens=settings.max_tokens,
         concurrency=settings.concurrency,

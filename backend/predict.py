@@ -124,11 +124,12 @@ class Neighbours(Protocol):
 class Drafter:
     """Drafts tasks with one model; keeps a pool of threads, one per request in flight."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  one each of what a deployment may choose
         self,
         model: Model,
         *,
         profile: Profile = "full",
+        bind_quotes: bool = True,
         temperature: float = 0.3,
         max_tokens: int = 8192,
         concurrency: int = 64,
@@ -140,6 +141,7 @@ class Drafter:
         self._cache = cache
         self._neighbours = neighbours
         self._profile: Profile = profile
+        self._bind_quotes = bind_quotes
         self._temperature = temperature
         self._max_tokens = max_tokens
         self._concurrency = concurrency
@@ -175,6 +177,8 @@ class Drafter:
     def _otherwise(self, case: Case) -> dict[str, Any]:
         """Give what decides only some versions; the others keep theirs."""
         told: dict[str, Any] = {}
+        if self._bind_quotes and case.rules.quoted:
+            told["quotes"] = "bound"
         if self._neighbours is not None:
             told["near_duplicates"] = "reuse" if self._neighbours.reuse else "example"
         if case.overrides.told():
@@ -283,7 +287,8 @@ class Drafter:
                 value = carried(case, task, messages[-1].content, neighbour)
                 if value is not None:
                     return _reused(case, task, version, value, neighbour, started)
-            value, reasons, answers = self._answers(case, task, messages, ends, neighbour)
+            grammar = case.grammar(task) if self._bind_quotes else None
+            value, reasons, answers = self._answers(case, task, messages, grammar, ends, neighbour)
         except (ServiceError, SetupError) as error:
             return _failed(task, version, str(error), started)
         except TaskError as error:
@@ -346,6 +351,7 @@ class Drafter:
         case: Case,
         task: Task,
         messages: tuple[Message, ...],
+        grammar: str | None,
         ends: float,
         neighbour: Neighbour | None = None,
     ) -> tuple[Value | None, tuple[Reason, ...], list[Completion]]:
@@ -354,15 +360,15 @@ class Drafter:
             # After all that tasks share, so that the prefix cache still serves that.
             shown = (Message("user", neighbour.question), Message("assistant", neighbour.answer))
             try:
-                return self._answers(case, task, (*messages[:-1], *shown, messages[-1]), ends)
+                return self._answers(case, task, (*messages[:-1], *shown, messages[-1]), grammar, ends)
             except TaskError:
                 pass  # most often the example does not fit into the model's context
-        first = self._ask(case, messages, ends)
+        first = self._ask(case, messages, grammar, ends)
         value, reasons = self._read(case, task, first)
         if not reasons:
             return value, reasons, [first]
         try:
-            second = self._ask(case, render_retry(case, messages, first.text, reasons), ends)
+            second = self._ask(case, render_retry(case, messages, first.text, reasons), grammar, ends)
         except TaskError:
             return value, reasons, [first]  # most often the retry is longer than the model's context
         second_value, second_reasons = self._read(case, task, second)
@@ -372,10 +378,11 @@ class Drafter:
             return second_value, second_reasons, [first, second]
         return value, reasons, [second, first]
 
-    def _ask(self, case: Case, messages: tuple[Message, ...], ends: float) -> Completion:
+    def _ask(self, case: Case, messages: tuple[Message, ...], grammar: str | None, ends: float) -> Completion:
         prompt = Prompt(
             messages=messages,
             schema=case.labelling.decoding_schema,
+            grammar=grammar,
             temperature=self._temperature_of(case),
             max_tokens=self._max_tokens,
             seed=_SEED,
