@@ -25,7 +25,7 @@ from backend.edge.rediscache import RedisCache
 from backend.edge.sandbox import LastingSandbox, SandboxProcess, fresh_folder, installed_python
 from backend.edge.uploads import Uploads
 from backend.edge.vllm import VllmModel
-from backend.errors import DraftloopError
+from backend.errors import DraftloopError, SetupError
 from backend.predict import Cache, Drafter, Neighbours
 from backend.protocol import Server
 from backend.publish import Publisher
@@ -73,6 +73,8 @@ def make_server(settings: Settings) -> Server:
     Raises:
         SetupError: A setting or a case is wrong.
     """
+    if settings.backend.viewer_user and not settings.backend.viewer_password.get_secret_value():
+        raise SetupError("BACKEND_VIEWER_USER has no password.", hint="Set BACKEND_VIEWER_PASSWORD.")
     log_as_json(settings.backend.log_level)
     model, metrics = make_model(settings.model), Metrics()
     artifacts = Artifacts(settings.store.artifacts_url)
@@ -257,6 +259,7 @@ def _drafter(
     return Drafter(
         model,
         profile=settings.profile,
+        bind_quotes=settings.bind_quotes,
         temperature=settings.temperature,
         max_tokens=settings.max_tokens,
         concurrency=settings.concurrency,

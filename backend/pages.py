@@ -7,17 +7,20 @@ that contains it; downloads come from the store itself where it signs addresses.
 """
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
 from typing import BinaryIO, Protocol
 from urllib.parse import quote
 
+import structlog
 from flask import Flask, Response, request
 
 from backend.core.filekinds import MEDIA_TYPES, Kind, charset_of, kind_of, wanted_bytes
 from backend.core.runpage import file_address, page
 from backend.core.runs import Run
-from backend.errors import TaskError
+from backend.errors import ServiceError, TaskError
 
+_log = structlog.get_logger("backend")
 _CHUNK = 1 << 18
 _SIGNED_S = 300  # how long the store's own address is good for; ours stays
 _SHOWN: tuple[Kind, ...] = ("png", "jpeg", "svg", "html", "scripted", "csv", "json", "text")
@@ -70,16 +73,13 @@ class Pages:
 
     def add_to(self, app: Flask) -> None:
         """Add the routes."""
-        app.add_url_rule("/runs/<key>", "run", self._run)
-        app.add_url_rule("/a/<sha256>", "file", self._file)
+        app.add_url_rule("/runs/<key>", "run", _answered(self._run))
+        app.add_url_rule("/a/<sha256>", "file", _answered(self._file))
 
     def _run(self, key: str) -> Response:
-        try:
-            run = self._artifacts.run(key)
-        except TaskError as error:
-            return _missing(error)
+        run = self._artifacts.run(key)
         if run is None:
-            return _missing(TaskError("There is no such run.", hint="It may have been collected."))
+            raise TaskError("There is no such run.", hint="It may have been collected.")
         # Relative, so that it holds behind whatever prefix a proxy puts in front.
         text = page(run, lambda file: file_address("..", file))
         answer = Response(text.encode("utf-8", "replace"), content_type="text/html; charset=utf-8")
@@ -88,20 +88,17 @@ class Pages:
 
     def _file(self, sha256: str) -> Response:
         name = _file_name(request.args.get("name", "")) or sha256
-        try:
-            size_bytes = self._artifacts.size(sha256)
-            head = self._head(sha256, wanted_bytes(name))
-            kind = kind_of(name, head, size_bytes)
-            media_type = _media_type(kind, head)
-            if kind not in _OURS:
-                address = self._artifacts.address(sha256, media_type, name, _SIGNED_S)
-                if address is not None:
-                    answer = Response(status=302, headers={"Location": address})
-                    answer.headers.update({**_HEADERS, "Cache-Control": "no-store"})
-                    return answer
-            stream = self._artifacts.open(sha256)
-        except TaskError as error:
-            return _missing(error)
+        size_bytes = self._artifacts.size(sha256)
+        head = self._head(sha256, wanted_bytes(name))
+        kind = kind_of(name, head, size_bytes)
+        media_type = _media_type(kind, head)
+        if kind not in _OURS:
+            address = self._artifacts.address(sha256, media_type, name, _SIGNED_S)
+            if address is not None:
+                answer = Response(status=302, headers={"Location": address})
+                answer.headers.update({**_HEADERS, "Cache-Control": "no-store"})
+                return answer
+        stream = self._artifacts.open(sha256)
         answer = Response(_chunks(stream), content_type=media_type)
         answer.call_on_close(stream.close)
         answer.content_length = size_bytes
@@ -126,8 +123,24 @@ def _chunks(stream: BinaryIO) -> Iterator[bytes]:
         yield chunk
 
 
-def _missing(error: TaskError) -> Response:
-    answer = Response(f"{error}\n", status=404, content_type="text/plain; charset=utf-8")
+def _answered(view: Callable[..., Response]) -> Callable[..., Response]:
+    """Say in a sentence what is missing, and nothing of where the store is."""
+
+    @wraps(view)
+    def answer(**given: str) -> Response:
+        try:
+            return view(**given)
+        except TaskError as error:
+            return _sentence(str(error), 404)
+        except ServiceError as error:
+            _log.error("artifacts not read", error=str(error))
+            return _sentence("The store of artifacts does not do its part. Try again later.", 503)
+
+    return answer
+
+
+def _sentence(words: str, status: int) -> Response:
+    answer = Response(f"{words}\n", status=status, content_type="text/plain; charset=utf-8")
     answer.headers.update({**_HEADERS, "Content-Security-Policy": _FILE_POLICY})
     return answer
 

@@ -132,11 +132,12 @@ class Neighbours(Protocol):
 class Drafter:
     """Drafts tasks with one model; keeps a pool of threads, one per request in flight."""
 
-    def __init__(  # noqa: PLR0913  one model and its settings; all but the model have a default
+    def __init__(  # noqa: PLR0913  one each of what a deployment may choose
         self,
         model: Model,
         *,
         profile: Profile = "full",
+        bind_quotes: bool = True,
         temperature: float = 0.3,
         max_tokens: int = 8192,
         concurrency: int = 64,
@@ -149,6 +150,7 @@ class Drafter:
         self._cache = cache
         self._neighbours = neighbours
         self._profile: Profile = profile
+        self._bind_quotes = bind_quotes
         self._temperature = temperature
         self._max_tokens = max_tokens
         self._concurrency = concurrency
@@ -188,6 +190,8 @@ class Drafter:
     def _otherwise(self, case: Case) -> dict[str, Any]:
         """Give what decides only some versions; the others keep theirs."""
         told: dict[str, Any] = {}
+        if self._bind_quotes and case.rules.quoted:
+            told["quotes"] = "bound"
         if self._neighbours is not None:
             told["near_duplicates"] = "reuse" if self._neighbours.reuse else "example"
         if case.overrides.told():
@@ -300,12 +304,13 @@ class Drafter:
                 value = carried(case, task, messages[-1].content, neighbour)
                 if value is not None:
                     return _reused(case, task, version, value, neighbour, started)
-            found = self._answers(case, task, messages, ends, neighbour)
+            grammar = case.grammar(task) if self._bind_quotes else None
+            found = self._answers(case, task, messages, grammar, ends, neighbour)
             found = self._coding.mended(
                 case,
                 task,
                 found,
-                lambda runs: self._answers(case, task, (*messages, *runs), ends),
+                lambda runs: self._answers(case, task, (*messages, *runs), grammar, ends),
                 version=version,
                 ends=ends,
             )
@@ -384,6 +389,7 @@ class Drafter:
         case: Case,
         task: Task,
         messages: tuple[Message, ...],
+        grammar: str | None,
         ends: float,
         neighbour: Neighbour | None = None,
     ) -> Answered:
@@ -392,19 +398,18 @@ class Drafter:
             # After all that tasks share, so that the prefix cache still serves that.
             shown = (Message("user", neighbour.question), Message("assistant", neighbour.answer))
             try:
-                return self._answers(case, task, (*messages[:-1], *shown, messages[-1]), ends)
+                return self._answers(case, task, (*messages[:-1], *shown, messages[-1]), grammar, ends)
             except TaskError:
                 pass  # most often the example does not fit into the model's context
-        first = self._ask(case, messages, ends)
+        first = self._ask(case, messages, grammar, ends)
         value, reasons = self._read(case, task, first)
         if not reasons:
             return Answered(value, reasons, (first,))
         try:
-            second = self._ask(case, render_retry(case, messages, first.text, reasons), ends)
+            second = self._ask(case, render_retry(case, messages, first.text, reasons), grammar, ends)
         except TaskError:
-            return Answered(
-                value, reasons, (first,)
-            )  # most often the retry is longer than the model's context
+            # Most often the retry is longer than the model's context.
+            return Answered(value, reasons, (first,))
         second_value, second_reasons = self._read(case, task, second)
         # Keep the later answer only if it is better: a tuned model has never seen its own answer sent back.
         better = second_value is not None and (value is None or len(second_reasons) < len(reasons))
@@ -424,10 +429,11 @@ class Drafter:
         """
         return self._coding.rerun(case, task, value, time.monotonic() + limit_s, origin="human")
 
-    def _ask(self, case: Case, messages: tuple[Message, ...], ends: float) -> Completion:
+    def _ask(self, case: Case, messages: tuple[Message, ...], grammar: str | None, ends: float) -> Completion:
         prompt = Prompt(
             messages=messages,
             schema=case.labelling.decoding_schema,
+            grammar=grammar,
             temperature=self._temperature_of(case),
             max_tokens=self._max_tokens,
             seed=_SEED,

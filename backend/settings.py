@@ -43,6 +43,11 @@ class ModelSettings(BaseSettings):
         "full",
         description="Prompt profile: `full` for general models, `compact` for models tuned on our rows.",
     )
+    bind_quotes: bool = Field(
+        default=True,
+        description="Let what must be quoted from the text (`x-grounded`, spans) be written only as a piece "
+        "of it; needs vLLM's guidance backend.",
+    )
     temperature: float = Field(0.3, ge=0, le=2, description="Sampling temperature; 0 is greedy.")
     max_tokens: int = Field(8192, ge=1, description="Upper limit of answer tokens.")
     context_tokens: int = Field(

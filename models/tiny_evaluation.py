@@ -53,6 +53,14 @@ DECODING_SCHEMAS: dict[str, dict[str, Any]] = {
     "sentiment": _object({"sentiment": {"enum": ["positive", "negative", "neutral"]}}),
 }
 
+# Where strings are quotes from the text, as backend/core/grammar.py wants it.
+QUOTED: dict[str, tuple[tuple[str, ...], ...]] = {
+    "complaint": (("name",), ("address",), ("email",), ("question",)),
+    "flight_booking": (("departure_city",), ("arrival_city",)),
+    "named_entities": (("entities", "*", "text"),),
+    "sentiment": (),
+}
+
 
 def canonical(value: Any) -> str:
     """Write a value as training targets and the decoder do: compact, raw UTF-8, keys in order."""

@@ -8,7 +8,7 @@ stays has it. Whatever is younger than --older-than stays in any case.
     scripts/artifacts collect                         remove it
     scripts/artifacts collect --older-than 7          days; 30 without it
     scripts/artifacts collect --project 7             runs of all other projects go!
-    scripts/artifacts show KEY                        a run as JSON; its key stands in the task and on its page
+    scripts/artifacts show KEY                        a run as JSON; its key stands on its page
 
 It may be interrupted at any moment: the next run removes the rest. What tasks show through Label Studio's
 own uploads stays there.

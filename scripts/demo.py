@@ -89,7 +89,6 @@ def main(
     ] = None,
 ) -> None:
     """Run the verb."""
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # a service manager's stop is a Ctrl-C
     with plain_errors("Run the same command again: what is done already stays."), ExitStack() as servers:
         demo = Demo((folder or home() / "demo").resolve())
         demo.folder.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 not (all)
 """
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -73,6 +74,8 @@ def plain_errors(again: str) -> Iterator[None]:
     Args:
         again: What to do after an interruption.
     """
+    # A service manager's stop is a Ctrl-C: what was started is stopped.
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     try:
         yield
     except DraftloopError as error:

@@ -6,7 +6,8 @@
 
 `train` writes a checkpoint and a model folder every 25 CPU minutes, with figures of a small dev draw;
 the last folder is `model-final`. `evaluate` asks a running vLLM (started with the guidance backend and
-disable_any_whitespace) with the decoding schema and prints one JSON object per case.
+disable_any_whitespace) as the backend does, with the decoding schema and quotes bound to the text, and
+prints one JSON object per case.
 """
 
 import argparse
@@ -19,13 +20,14 @@ from typing import Any
 
 import httpx
 
+from backend.core.grammar import bound
 from models.corpus import CASES, INSTRUCTIONS, Generated, generate
-from models.tiny_evaluation import DECODING_SCHEMAS, canonical, score
+from models.tiny_evaluation import DECODING_SCHEMAS, QUOTED, canonical, score
 
 _IN_FLIGHT = 16
 
 
-def _ask(client: httpx.Client, model: str, case: str, text: str) -> str:
+def _ask(client: httpx.Client, model: str, case: str, text: str, *, bind: bool) -> str:
     body: dict[str, Any] = {
         "model": model,
         "messages": [
@@ -35,18 +37,20 @@ def _ask(client: httpx.Client, model: str, case: str, text: str) -> str:
         "temperature": 0,
         "max_tokens": 1024,
         "chat_template_kwargs": {"enable_thinking": False},
-        "response_format": {
-            "type": "json_schema",
-            "json_schema": {"name": case, "schema": DECODING_SCHEMAS[case]},
-        },
     }
+    grammar = bound(DECODING_SCHEMAS[case], QUOTED[case], [text]) if bind else None
+    if grammar:
+        body["structured_outputs"] = {"grammar": grammar}
+    else:
+        schema = {"name": case, "schema": DECODING_SCHEMAS[case]}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
     reply = client.post("chat/completions", json=body)
     reply.raise_for_status()
     return str(reply.json()["choices"][0]["message"]["content"])
 
 
 def evaluate(
-    url: str, model: str, case: str, texts: Sequence[Generated], wrong: Path | None
+    url: str, model: str, case: str, texts: Sequence[Generated], wrong: Path | None, *, bind: bool = True
 ) -> dict[str, Any]:
     """Ask a served model for every text and compare with the labels.
 
@@ -56,13 +60,14 @@ def evaluate(
         case: Whose instruction and schema to use.
         texts: Labelled texts.
         wrong: Folder for the answers that differ from their label, one JSON line each.
+        bind: Whether quotes can be written only as pieces of the text.
     Returns:
         The figures of `models.tiny_evaluation.score`, with the case's name.
     Raises:
         httpx.HTTPError: The server cannot be reached or refuses a request.
     """
     with httpx.Client(base_url=url, timeout=300) as client, ThreadPoolExecutor(_IN_FLIGHT) as pool:
-        answers = list(pool.map(lambda one: _ask(client, model, case, one.text), texts))
+        answers = list(pool.map(lambda one: _ask(client, model, case, one.text, bind=bind), texts))
     if wrong:
         wrong.mkdir(parents=True, exist_ok=True)
         differing = [
@@ -108,6 +113,7 @@ def main() -> None:
     measure.add_argument("--count", type=int, default=300, help="texts per case (default 300)")
     measure.add_argument("--seed", type=int, default=0, help="seed of the texts (default 0)")
     measure.add_argument("--wrong", type=Path, help="folder for the answers that differ from their label")
+    measure.add_argument("--free", action="store_true", help="bind the answer by the schema alone")
     measure.set_defaults(run=_evaluate)
     arguments = parser.parse_args()
     arguments.run(arguments)
@@ -116,7 +122,9 @@ def main() -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     for case in (arguments.case,) if arguments.case else CASES:
         texts = list(generate(case, arguments.split, arguments.count, arguments.seed))
-        figures = evaluate(arguments.url, arguments.model, case, texts, arguments.wrong)
+        figures = evaluate(
+            arguments.url, arguments.model, case, texts, arguments.wrong, bind=not arguments.free
+        )
         print(json.dumps(figures), flush=True)
 
 

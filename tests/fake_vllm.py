@@ -60,8 +60,12 @@ class FakeVllm:
         if body["model"] not in (self.name, *self.adapters):
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
         schema = body.get("response_format", {}).get("json_schema", {}).get("schema")
+        grammar = body.get("structured_outputs", {}).get("grammar")
         if not self.structured_outputs:
-            schema = None
+            schema = grammar = None
+        refused = self.structured_outputs != "guidance" or "UNKNOWN" in (grammar or "")
+        if grammar is not None and refused:
+            return 400, {"error": {"message": "Failed to parse grammar."}}
         for keyword in _REFUSED.get(self.structured_outputs, ()):
             if keyword in json.dumps(schema):
                 return 400, {"error": {"message": f"Unimplemented keys: {keyword}"}}
@@ -70,10 +74,12 @@ class FakeVllm:
         if limit is not None and len(prompt.encode()) // 4 + limit > self.context_tokens:
             return 400, {"error": {"message": "This model's maximum context length is exceeded."}}
         text = body["messages"][-1]["content"]
-        value = satisfying(schema, text) if schema else text
-        answer = (
-            self.answer(body) if self.answer else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        )
+        if self.answer:
+            answer = self.answer(body)
+        elif grammar is not None:
+            answer = written(grammar, text)
+        else:
+            answer = _json(satisfying(schema, text) if schema else text)
         finish = "stop"
         if limit is not None and len(answer) > limit:
             answer, finish = answer[:limit], "length"
@@ -118,6 +124,49 @@ def satisfying(schema: Body, text: str) -> Any:
             return next(fitting)
         return text[: min(4, schema["maxLength"])]
     return schema.get("minimum", 0)
+
+
+def written(grammar: str, text: str) -> str:
+    """Write a small text of a grammar as backend/core/grammar.py makes it, with quotes from the text."""
+    start = grammar.splitlines()[0].removeprefix("start: ")
+    return _expression(start, 0, text)[0]
+
+
+def _expression(rule: str, at: int, text: str) -> tuple[str, int]:
+    """Write the first of some alternatives up to a closing bracket; give it and the place after it."""
+    alternatives = [""]
+    while at < len(rule) and rule[at] != ")":
+        if rule[at] == "|":
+            alternatives.append("")
+            at += 1
+        elif rule[at] == " ":
+            at += 1
+        else:
+            said, at = _atom(rule, at, text)
+            repeated = re.compile(r"\{(\d+),\d+\}").match(rule, at)
+            alternatives[-1] += said * int(repeated[1]) if repeated else said
+            at = repeated.end() if repeated else at + rule.startswith("?", at)
+    return alternatives[0], at
+
+
+def _atom(rule: str, at: int, text: str) -> tuple[str, int]:
+    if rule[at] == "(":
+        said, end = _expression(rule, at + 1, text)
+        return said, end + 1
+    if rule.startswith("%json ", at):
+        schema, end = json.JSONDecoder().raw_decode(rule, at + len("%json "))
+        return _json(satisfying(schema, text)), end
+    if rule[at] == '"':
+        literal, end = json.JSONDecoder().raw_decode(rule, at)
+        return literal, end
+    quote = re.compile(r"QUOTE_(\d+)").match(rule, at)
+    if quote is None:
+        raise AssertionError(f"no grammar of ours at {at}: {rule}")
+    return _json(text[: min(4, int(quote[1]))])[1:-1], quote.end()
+
+
+def _json(part: Any) -> str:
+    return json.dumps(part, ensure_ascii=False, separators=(",", ":"))
 
 
 @contextmanager

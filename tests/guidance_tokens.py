@@ -1,6 +1,8 @@
 """Say which training targets the decoder could not write token by token; run in the environment `vllm`.
 
-    python tests/guidance_tokens.py MODEL < ROWS       a row: {"schema": ..., "target": "..."}
+    python tests/guidance_tokens.py MODEL < ROWS
+
+A row: {"target": "...", "schema": {...}}, or a "grammar" instead of the schema.
 
 Prints one JSON line per target with a token that guidance does not allow where it stands: then the model
 was trained on something that it is never asked for.
@@ -22,9 +24,12 @@ def main(folder: str) -> None:
     mask = llguidance.numpy.allocate_token_bitmask(1, known.vocab_size)
     for line in sys.stdin:
         row = json.loads(line)
-        grammar = llguidance.LLMatcher.grammar_from_json_schema(
-            json.dumps(row["schema"]), overrides={"whitespace_flexible": False}
-        )
+        if "grammar" in row:
+            grammar = llguidance.grammar_from("grammar", row["grammar"])
+        else:
+            grammar = llguidance.LLMatcher.grammar_from_json_schema(
+                json.dumps(row["schema"]), overrides={"whitespace_flexible": False}
+            )
         matcher = llguidance.LLMatcher(known, grammar)
         ids = [*tokenizer(row["target"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         for at, token in enumerate(ids):

@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from backend.core.controls import Schema
+from backend.core.grammar import bound
 from backend.core.labelling import Labelling, Task, Value
 from backend.core.rules import Reason, Rules
 from backend.errors import SetupError
@@ -65,13 +66,15 @@ class Message:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model is asked: messages, the schema that binds the answer, and how to sample.
+    """What a model is asked: messages, what binds the answer, and how to sample.
 
+    `grammar` says what `schema` says and more, and takes its place where there is one (`core.grammar`).
     `model` names another model of the same server; empty is the client's own.
     """
 
     messages: tuple[Message, ...]
     schema: Schema | None = None
+    grammar: str | None = None
     temperature: float = 0.0
     max_tokens: int = 8192
     seed: int = 0
@@ -170,6 +173,15 @@ class Case:
     def rules(self) -> Rules:
         """The case's checks, compiled."""
         return Rules(self.labelling)
+
+    def grammar(self, task: Task) -> str | None:
+        """Give the grammar that lets quotes be nothing but pieces of the task's text; None without quotes.
+
+        Raises:
+            TaskError: The task lacks a key that the config shows.
+        """
+        texts = tuple(self.labelling.inputs(task).values())
+        return bound(self.labelling.decoding_schema, self.rules.quoted, texts)
 
     def for_task(self, task: Task) -> "Case":
         """Give the case with the options that the task brings; itself where it brings none.

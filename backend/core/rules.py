@@ -19,6 +19,7 @@ from jsonschema.exceptions import SchemaError, ValidationError
 
 from backend.core.controls import Json, Schema
 from backend.core.labelling import Labelling, Task, Value
+from backend.core.spans import Labels
 from backend.errors import SetupError
 
 _MESSAGE_CHARS = 300  # a message may quote the whole value; a human reads the first lines
@@ -65,6 +66,12 @@ class Rules:
         self._validator = Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
         self._validations = tuple(_validations(schema, ()))
         self._grounded = tuple(_grounded(schema, ()))
+
+    @property
+    def quoted(self) -> tuple[tuple[str, ...], ...]:
+        """List where a value's strings are quotes from the task's text; "*" stands for every item."""
+        spans = (control.name for control in self._labelling.controls if isinstance(control, Labels))
+        return (*self._grounded, *((name, "*", "text") for name in spans))
 
     @property
     def messages(self) -> tuple[str, ...]:

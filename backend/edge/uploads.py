@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
 from backend.core.filekinds import MEDIA_TYPES, Kind
-from backend.errors import ServiceError, TaskError
+from backend.errors import DraftloopError, ServiceError, TaskError
 
 TITLE = "draftloop: files of code runs, do not delete"  # at most 50 characters
 _WORDS = "Charts and files that tasks of other projects show. Deleting this project empties them there."
@@ -87,13 +87,20 @@ class Uploads:
         if kind not in _ENDINGS or not _SHA256.fullmatch(sha256):
             raise TaskError(f"Label Studio shows no file of kind {kind!r}.", hint="Link to it instead.")
         name = f"{sha256}.{_ENDINGS[kind]}"
+        known = self._known
+        if known is not None and name in known:
+            return known[name]  # without waiting for another's upload
         with self._lock:
-            known = self._known if self._known is not None else self._found()
-            self._known = None  # read anew where what follows fails: it may have arrived
-            if name not in known:
-                known[name] = self._upload(name, kind, content)
-            self._known = known
-            return known[name]
+            try:
+                if self._known is None:
+                    self._known = self._found()
+                if name not in self._known:
+                    self._known[name] = self._upload(name, kind, content)
+                return self._known[name]
+            except DraftloopError:
+                # It may have arrived, or somebody has deleted the project: the next call reads anew.
+                self._known = None
+                raise
 
     def _upload(self, name: str, kind: Kind, content: bytes) -> str:
         boundary = name[:64]  # no content holds its own hash
@@ -117,13 +124,12 @@ class Uploads:
 
     def _found(self) -> dict[str, str]:
         """Find the project, or make it, and what it holds; of equal uploads the first."""
-        if not self._project:
-            projects = self._projects()
-            if not projects:
-                body = json.dumps({"title": TITLE, "description": _WORDS, "label_config": "<View/>"})
-                self._send("a project for files of runs", "POST", "api/projects/", body.encode())
-                projects = self._projects()  # another process may have made it at the same time
-            self._project = min(projects)
+        projects = self._projects()
+        if not projects:
+            body = json.dumps({"title": TITLE, "description": _WORDS, "label_config": "<View/>"})
+            self._send("a project for files of runs", "POST", "api/projects/", body.encode())
+            projects = self._projects()  # another process may have made it at the same time
+        self._project = min(projects)
         path = f"api/projects/{self._project}/file-uploads"
         uploads = self._send("the uploads", "GET", path, params={"all": "true"})
         return {

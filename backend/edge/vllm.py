@@ -137,7 +137,9 @@ class VllmModel:
             "logprobs": True,
             "chat_template_kwargs": {"enable_thinking": False},
         }
-        if prompt.schema is not None:
+        if prompt.grammar is not None:
+            body["structured_outputs"] = {"grammar": prompt.grammar}
+        elif prompt.schema is not None:
             body["response_format"] = {
                 "type": "json_schema",
                 "json_schema": {"name": "value", "schema": prompt.schema, "strict": True},

@@ -11,7 +11,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from backend.core.labelling import Task, compile_labelling
-from backend.core.prompting import Message, Prompt, render
+from backend.core.prompting import Message, Prompt, generic_case, render
 from backend.core.scoring import score
 from backend.edge.cases import Cases
 from backend.edge.vllm import VllmModel
@@ -116,17 +116,38 @@ def test_the_schema_of_a_template_is_taken_and_obeyed(model: VllmModel, name: st
     assert obeyed(model, template.config, task) == []
 
 
+@pytest.mark.parametrize("text", ['我叫"王"小明😀,a@b.cn', "line one\nline two\\ 京"])
+def test_a_bound_quote_is_a_piece_of_the_text(model: VllmModel, text: str) -> None:
+    case = CASES.get("complaint")
+    prompt = replace(ask("complaint", text), grammar=case.grammar(Task(1, {"text": text})))
+    value = case.labelling.decode(model.complete(prompt, timeout_s=120).text)
+    assert value["question"]
+    assert [quote for quote in value.values() if quote not in text] == []
+
+
+def test_a_grammar_that_the_server_refuses_costs_this_task(model: VllmModel) -> None:
+    prompt = Prompt((Message("user", "a"),), grammar="start: UNKNOWN", max_tokens=50)
+    with pytest.raises(TaskError, match=r"refused the prompt \(400\)"):
+        model.complete(prompt, timeout_s=60)
+
+
 def obeyed(model: VllmModel, config: str, task: Task) -> list[str]:
-    """Ask for an answer under a config's schema, and list what is wrong with it."""
-    labelling = short(config).for_task(task)
-    prompt = Prompt((Message("user", "abc 京"),), schema=labelling.decoding_schema, max_tokens=1500)
-    completion = model.complete(prompt, timeout_s=120)
-    assert completion.finish_reason == "stop"
-    value = json.loads(completion.text)
-    decoded = labelling.decode(completion.text)
-    assert labelling.encode(decoded) == completion.text
-    labelling.to_regions(decoded, task)
-    return [error.message for error in Draft202012Validator(labelling.decoding_schema).iter_errors(value)]
+    """Ask under a config's schema, with quotes free and bound; list what is wrong with the answers."""
+    case = generic_case(short(config)).for_task(task)
+    labelling = case.labelling
+    free = Prompt((Message("user", "abc 京"),), schema=labelling.decoding_schema, max_tokens=1500)
+    grammar = case.grammar(task)
+    wrong = []
+    for prompt in (free, replace(free, grammar=grammar)) if grammar else (free,):
+        completion = model.complete(prompt, timeout_s=120)
+        assert completion.finish_reason == "stop"
+        value = json.loads(completion.text)
+        decoded = labelling.decode(completion.text)
+        assert labelling.encode(decoded) == completion.text
+        labelling.to_regions(decoded, task)
+        errors = Draft202012Validator(labelling.decoding_schema).iter_errors(value)
+        wrong += [error.message for error in errors]
+    return wrong
 
 
 def test_the_tokens_are_those_of_the_answer_and_give_a_score(model: VllmModel) -> None:

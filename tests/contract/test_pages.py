@@ -10,6 +10,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from backend.answers import Answers
+from backend.app import make_server
 from backend.core.execution import OutputFile
 from backend.core.runs import Run
 from backend.edge.artifacts import Artifacts
@@ -17,8 +18,10 @@ from backend.edge.cases import Cases
 from backend.edge.ledger import Ledger
 from backend.edge.metrics import Metrics
 from backend.edge.vllm import VllmModel
+from backend.errors import SetupError
 from backend.predict import Drafter
 from backend.protocol import Server
+from backend.settings import Settings
 from scripts.servers import ROOT
 from tests.code_runs import attempt, png, run, write
 
@@ -233,6 +236,24 @@ def test_only_reading_is_possible(server: Server, one: Run) -> None:
             assert getattr(client(server), method)(path).status_code == 405
     answer = client(server).head(f"/runs/{one.key}")
     assert (answer.status_code, answer.data) == (200, b"")
+
+
+def test_a_store_that_fails_is_a_503_and_told_in_the_log_alone(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "no-folder").write_text("x")
+    failing = client(replace(server, artifacts=Artifacts(f"{tmp_path}/no-folder")))
+    for path in (f"/a/{'0' * 64}", f"/runs/{'0' * 64}"):
+        answer = failing.get(path)
+        assert answer.status_code == 503
+        assert str(tmp_path) not in answer.text
+    assert capsys.readouterr().out.count("no-folder") == 2
+
+
+def test_a_viewer_without_a_password_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKEND_VIEWER_USER", "view")
+    with pytest.raises(SetupError, match="has no password"):
+        make_server(Settings())
 
 
 class Signing(Artifacts):

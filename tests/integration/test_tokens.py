@@ -4,7 +4,7 @@ import json
 import subprocess
 from collections.abc import Mapping, Sequence
 
-from backend.core.labelling import compile_labelling
+from backend.core.labelling import Task, compile_labelling
 from backend.edge.cases import Cases
 from models.corpus import CASES, generate
 from scripts import servers
@@ -31,6 +31,10 @@ def test_the_decoder_allows_every_token_of_every_training_target_where_it_stands
             target = labelling.encode(value)
             assert labelling.decode(target) == value
             rows.append({"schema": labelling.decoding_schema, "target": target})
+            grammar = SHIPPED.get(name).grammar(Task(1, {"text": row.text}))
+            if grammar:
+                rows.append({"grammar": grammar, "target": target})
+    assert len(rows) == 7 * 60
     assert refused(rows) == []
 
 
@@ -38,3 +42,10 @@ def test_a_target_that_the_schema_forbids_is_found() -> None:
     config = '<View><Text name="t" value="$t"/><Rating name="r" toName="t" required="true"/></View>'
     schema = compile_labelling(config).decoding_schema
     assert refused([{"schema": schema, "target": '{"r": 3}'}]) == [{"written": '{"r":', "refused": " "}]
+
+
+def test_a_quote_that_the_text_does_not_hold_is_refused_at_its_first_wrong_token() -> None:
+    grammar = SHIPPED.get("complaint").grammar(Task(1, {"text": "我叫王小明,快递丢了"}))
+    target = '{"name":"王大明","address":null,"email":null,"question":"快递丢了"}'
+    found = refused([{"grammar": grammar, "target": target}])
+    assert [(one["written"], one["refused"][0]) for one in found] == [('{"name":"王', "大")]

@@ -39,7 +39,7 @@ def kind(name: str, content: bytes) -> str:
         ("a.html", lambda: b"<div><SCRIPT>x()</SCRIPT></div>", "scripted"),
         ("a.html", lambda: b"<img src=x\nonerror = 'x()'>", "scripted"),
         ("a.htm", lambda: b"<a href='JavaScript:x()'>", "scripted"),
-        ("a.csv", lambda: "月,额\n一,2\n".encode(), "csv"),
+        ("a.csv", lambda: b"\xef\xbb\xbf\xe6\x9c\x88,2\n", "csv"),
         ("a.csv", lambda: "月,额\n一,2\n".encode("gb18030"), "csv"),
         ("a.json", lambda: b"{}", "json"),
         ("a.log", lambda: b"", "text"),

@@ -108,8 +108,9 @@ def test_options_that_a_task_brings_bind_its_answer(fake: FakeVllm, drafter: Dra
     case = generic_case(compile_labelling(config))
     tasks = [Task(1, data), Task(2, {**data, "flat": [{"value": "other"}]}), Task(3, {"text": "a"})]
     drafts = drafter.draft(case, tasks)
-    asked = [body["response_format"]["json_schema"]["schema"]["properties"]["flat"] for body in fake.asked]
-    assert {str(schema["anyOf"][0]["enum"]) for schema in asked} == {"['x 1', 'x 2']", "['other']"}
+    asked = [body["structured_outputs"]["grammar"] for body in fake.asked]  # its spans are quotes
+    enums = {tuple(name for name in ("x 1", "x 2", "other") if f'"{name}"' in one) for one in asked}
+    assert enums == {("other",), ("x 1", "x 2")}
     assert [draft.value and draft.value.get("flat") for draft in drafts] == ["x 1", "other", None]
     assert "key 'options' is missing" in str(drafts[2].reasons[0])
 
@@ -206,3 +207,18 @@ def test_the_version_says_all_that_decides_a_draft(fake: FakeVllm) -> None:
     ).version(FLIGHT)
     assert versions[0].startswith("fake-")
     assert len(versions[0]) == len("fake-") + 10
+
+
+def test_quotes_are_bound_to_the_text_unless_switched_off(fake: FakeVllm) -> None:
+    with VllmModel(fake.url, fake.name) as model:
+        bound, free = Drafter(model, profile="compact"), Drafter(model, profile="compact", bind_quotes=False)
+        assert flight(bound).status != "failed"
+        assert flight(free).status != "failed"
+        assert bound.version(FLIGHT) != free.version(FLIGHT)
+        for drafter in (bound, free):
+            drafter.close()
+    first, last = fake.asked[0], fake.asked[-1]
+    assert f'"{TEXT[0]}"' in first["structured_outputs"]["grammar"]
+    assert "response_format" not in first
+    assert "structured_outputs" not in last
+    assert last["response_format"]["json_schema"]["schema"] == FLIGHT.labelling.decoding_schema

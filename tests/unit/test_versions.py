@@ -73,7 +73,7 @@ def test_a_version_is_shown_with_everything_that_made_it(drafted: tuple[str, lis
     manifest: dict[str, Any] = json.loads(out)["manifest"]
     assert set(manifest) == {
         *("flow", "model", "profile", "case", "prompt", "decoding_schema", "validating_schema", "config"),
-        *("sampling", "overrides"),
+        *("sampling", "quotes", "overrides"),
     }
     assert manifest["sampling"]["temperature"] == 0.9
     assert manifest["validating_schema"]["x-validations"][0]["message"] == "email must hold an @"

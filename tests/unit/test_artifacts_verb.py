@@ -1,0 +1,78 @@
+"""Runs are shown from the store alone, and one counts as used wherever its code stands."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backend.core.execution import Script
+from backend.core.runs import run_key, run_to_json
+from backend.edge.artifacts import Artifacts
+from scripts.artifacts import runs_of
+from scripts.servers import ROOT
+from tests.code_runs import SALES, attempt, run
+
+INPUTS = [{"name": SALES.name, "path": SALES.path, "size_bytes": SALES.size_bytes, "sha256": SALES.sha256}]
+
+
+def artifacts(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "ARTIFACTS_URL": str(folder)}
+    command = [sys.executable, "-P", "-m", "scripts.artifacts", *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_run_is_shown_as_it_was_kept(tmp_path: Path) -> None:
+    one = run(attempt(stdout="合计[red] 12\n"))
+    Artifacts(str(tmp_path)).put_run(one)
+    code, out, err = artifacts(tmp_path, "show", one.key)
+    assert code == 0, err
+    assert json.loads(out) == json.loads(json.dumps(run_to_json(one)))
+    assert "合计[red] 12" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["show", "0" * 64], 1, "There is no run"),
+        (["show", "../x"], 1, "This is no key of a run."),
+        (["show"], 2, "scripts/artifacts show KEY"),
+        (["collect", "0" * 64], 2, "scripts/artifacts show KEY"),
+        (["collect", "--older-than", "0"], 2, "--older-than"),
+    ],
+)
+def test_what_is_not_there_is_told(tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
+    found, out, err = artifacts(tmp_path, *arguments)
+    assert (found, out) == (code, "")
+    assert words in " ".join(err.split())
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_needs_the_run_it_shows_and_those_of_its_humans_code() -> None:
+    code = {"from_name": "code", "value": {"text": ["print(2)\n"]}}
+    odd = [
+        {"value": {"choices": ["a"]}},
+        {"type": "relation"},
+        {"value": None},
+        {"value": {"text": "print(3)"}},
+    ]
+    task = {
+        "data": {"run": "a" * 64, "inputs": INPUTS},
+        "annotations": [{"result": [code, *odd]}, {"result": None}],
+        "predictions": [],
+    }
+    needed = runs_of(task)
+    assert "a" * 64 in needed
+    for text in ("print(2)", "print(3)"):
+        assert run_key([Script(text)], [SALES]) in needed
+    assert run_key([Script("print(2)")], []) not in needed
+
+
+def test_a_task_without_code_needs_no_run() -> None:
+    assert runs_of({"data": {"text": "x"}}) == set()
+    assert runs_of({"data": {"run": "", "inputs": []}, "annotations": [], "predictions": []}) == set()
+    assert runs_of({"data": {"run": 7, "inputs": "broken"}, "annotations": [{"result": [{}]}]}) == set()
