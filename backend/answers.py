@@ -235,7 +235,7 @@ class Answers:
         except DraftloopError as error:
             words = f"The code was not run: {error}"
             _log.warning("not run", project=project, task=task.id, error=str(error))
-            self._patch(task, {STATUS_KEY: status_html([Reason("run", "", words)])}, None)
+            self._patch(task, self._status(case, [Reason("run", "", words)]), None)
             return words
         _log.info(
             "run",
@@ -245,8 +245,11 @@ class Answers:
             outcome=run.last.outcome,
             ms=round(run.last.wall_s * 1000),
         )
-        self._patch(task, {STATUS_KEY: status_html(reasons)} if case.labelling.shows_status else {}, run)
+        self._patch(task, self._status(case, reasons), run)
         return told(run.last, missing)
+
+    def _status(self, case: Case, reasons: Sequence[Reason]) -> dict[str, str]:
+        return {STATUS_KEY: status_html(reasons)} if case.labelling.shows_status else {}
 
     def _wait(self, futures: Collection[Future[Draft]], ends: float) -> None:
         """Wait for drafts, but not for a model server at which nobody answers."""

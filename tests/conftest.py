@@ -186,6 +186,7 @@ def backend_settings(
         "BACKEND_USER": "drafts",
         "CACHE_URL": f"sqlite:///{folder / 'cache.sqlite3'}",
         "CASES_DIR": str(servers.ROOT / "label_config"),
+        "EXECUTION": "off",
         "LABEL_STUDIO_API_KEY": label_studio.token,
         "LABEL_STUDIO_URL": label_studio.url,
         "LEDGER_URL": f"sqlite:///{folder / 'ledger.sqlite3'}",

@@ -103,6 +103,7 @@ class SandboxProcess:
         except BaseException:
             self.stop()
             raise
+        self.folder = folder
         self._report = report_from_json(said["report"])
         self._socket = str(said["socket"])
 
@@ -197,7 +198,11 @@ class LastingSandbox:
     """A sandbox that is started when it is first needed, and anew after it ended. Safe between threads."""
 
     def __init__(self, start: Callable[[], SandboxProcess]) -> None:
-        """Remember how to start it."""
+        """Remember how to start it.
+
+        Args:
+            start: Starts one in a folder of its own, which is removed when it has ended.
+        """
         self._start = start
         self._lock = threading.Lock()
         self._process: SandboxProcess | None = None
@@ -227,7 +232,7 @@ class LastingSandbox:
             with self._lock:
                 if self._process is process:
                     self._process = None
-            process.stop()
+            _end(process)
             raise
 
     def close(self) -> None:
@@ -235,7 +240,7 @@ class LastingSandbox:
         with self._lock:
             process, self._process = self._process, None
         if process is not None:
-            process.stop()
+            _end(process)
 
     def _running(self) -> SandboxProcess:
         with self._lock:
@@ -245,7 +250,7 @@ class LastingSandbox:
                 raise self._refused[1]
             gone, self._process = self._process, None
             if gone is not None:
-                gone.stop()
+                _end(gone)
             try:
                 self._process = self._start()
             except SetupError as error:
@@ -253,6 +258,11 @@ class LastingSandbox:
                 raise
             self._refused = None
             return self._process
+
+
+def _end(process: SandboxProcess) -> None:
+    process.stop()
+    shutil.rmtree(process.folder, ignore_errors=True)
 
 
 def fresh_folder(base: Path) -> Path:

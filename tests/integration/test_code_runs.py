@@ -14,7 +14,8 @@ import pytest
 
 from backend.core.execution import Limits, Script
 from backend.core.prompting import Message
-from backend.core.runs import InputFile
+from backend.core.runs import InputFile, missing_outputs, outputs_of
+from backend.edge.cases import Cases
 from backend.edge.interpreter import Interpreter, Interpreters
 from backend.edge.sandbox import LastingSandbox, SandboxProcess, fresh_folder
 from backend.errors import ServiceError, SetupError
@@ -79,6 +80,7 @@ def bench() -> Iterator[Bench]:
         yield Bench(runner, store, made, home)
         loops.close()
         sandbox.close()
+        assert list((home / "runs").iterdir()) == []
 
 
 def mended(
@@ -175,6 +177,25 @@ def test_the_model_is_told_what_is_installed(bench: Bench) -> None:
     words = bench.runner.describe()
     for part in ("pandas 3.", "matplotlib 3.", "Python 3.11", "Node.js", "20 s", "2 GB of memory"):
         assert part in words
+
+
+def test_the_examples_of_the_shipped_case_do_what_they_are_asked(bench: Bench) -> None:
+    tables = {
+        "orders.csv": "id,date,customer,amount\n1,2025-01-03,Lena,19.9\n2,2025-02-03,Ann,120\n".encode(),
+        "销售.csv": "日期,城市,金额\n2025-03-01,北京,120.5\n2025-03-01,上海,88\n".encode("gb18030"),
+    }
+    for name, content in tables.items():
+        (bench.home / "inputs" / name).write_bytes(content)
+    case = Cases(servers.ROOT / "label_config").get("code_analysis")
+    for example in case.examples:
+        (name,) = [name for name in tables if name in str(example.task.data["input_schema"])]
+        file = InputFile(name, name, len(tables[name]), hashlib.sha256(tables[name]).hexdigest())
+        script = case.labelling.script(example.value)
+        assert script is not None
+        run = bench.runner.rerun([script], [file], origin="draft")
+        assert run.ok, run.last.stderr
+        assert missing_outputs(run.last, outputs_of(example.task.data)) == ()
+        assert run.last.stderr == ""
 
 
 def test_a_sandbox_that_cannot_start_is_not_tried_for_every_task(tmp_path: Path) -> None:
