@@ -181,7 +181,7 @@ def test_the_model_is_told_what_is_installed(bench: Bench) -> None:
 
 def test_the_examples_of_the_shipped_case_do_what_they_are_asked(bench: Bench) -> None:
     tables = {
-        "orders.csv": "id,date,customer,amount\n1,2025-01-03,Lena,19.9\n2,2025-02-03,Ann,120\n".encode(),
+        "orders.csv": b"id,date,customer,amount\n1,2025-01-03,Lena,19.9\n2,2025-02-03,Ann,120\n",
         "销售.csv": "日期,城市,金额\n2025-03-01,北京,120.5\n2025-03-01,上海,88\n".encode("gb18030"),
     }
     for name, content in tables.items():

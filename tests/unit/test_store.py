@@ -1,0 +1,52 @@
+"""Bulk drafts of code tasks: what came of the code stands in a task before its prediction does."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from backend.core.labelling import Task
+from backend.core.runs import NO_RUN, RUN_KEY, Run
+from backend.edge.cases import Cases
+from backend.edge.labelstudio import LabelStudio, Project
+from backend.edge.ledger import Ledger
+from backend.predict import Draft
+from scripts.store import Records, Store
+from tests import code_runs
+
+CASE = Cases(Path(__file__).parents[2] / "label_config").get("code_analysis")
+DATA = {**NO_RUN, "instruction": "Count", "draft_status": ""}
+RUN = code_runs.run()
+
+
+class Board:
+    """Label Studio, as far as drafts are stored in it; remembers the order."""
+
+    def __init__(self) -> None:
+        self.order: list[tuple[str, Any]] = []
+
+    def set_task_data(self, task_id: int, data: Mapping[str, Any]) -> None:
+        self.order.append((f"data {task_id}", dict(data)))
+
+    def import_predictions(self, project: Project, predictions: Sequence[Any], *, unjudged: Any) -> list[int]:
+        self.order.append(("predictions", [one["task"] for one in predictions]))
+        return []
+
+
+def publish(run: Run) -> dict[str, Any]:
+    return {**NO_RUN, RUN_KEY: run.key}
+
+
+def test_runs_are_shown_before_their_predictions_and_old_ones_are_taken_away(tmp_path: Path) -> None:
+    board = Board()
+    project = Project(7, "Code", "", "<View/>", "")
+    records, ledger = Records(tmp_path / "records.jsonl"), Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3")
+    with Store(cast("LabelStudio", board), project, CASE, records, ledger, publish) as store:
+        store.add(Task(1, DATA), Draft(1, "ok", "v", value={"code": "1"}, run=RUN))
+        store.add(Task(2, {**DATA, **publish(RUN)}), Draft(2, "ok", "v", value={"code": "2"}))
+        store.add(Task(3, DATA), Draft(3, "ok", "v", value={"code": "3"}))
+        store.add(Task(4, DATA), Draft(4, "failed", "v", run=RUN))
+    assert board.order == [
+        ("data 1", {**DATA, RUN_KEY: RUN.key}),
+        ("data 2", DATA),
+        ("predictions", [1, 2, 3]),
+    ]
