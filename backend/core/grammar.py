@@ -12,8 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from backend.core.controls import Schema
-
+Schema = dict[str, Any]
 Path = tuple[str, ...]  # "*" stands for every item of an array
 
 # Longer texts are left to the schema: a piece of 30,000 characters took 0.2 s to compile (measured).
@@ -58,6 +57,8 @@ class _Writer:
         if "anyOf" in schema:
             return "(" + " | ".join(self.node(part, quoted) for part in schema["anyOf"]) + ")"
         kind = schema.get("type")
+        if isinstance(kind, list):
+            return "(" + " | ".join(self.node({**schema, "type": one}, quoted) for one in kind) + ")"
         if kind == "null":
             return '"null"'
         if kind == "object":

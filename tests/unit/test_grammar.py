@@ -50,6 +50,11 @@ def test_a_case_without_quotes_has_no_grammar() -> None:
     assert CASES.get("sentiment").grammar(Task(1, {"text": "好", "draft_status": ""})) is None
 
 
+def test_a_list_of_types_is_taken_apart() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": ["string", "null"], "maxLength": 5}}}
+    assert 'start: "{\\"a\\":" ("\\"" QUOTE_5 "\\"" | "null") "}"' in str(bound(schema, [("a",)], ["12"]))
+
+
 def test_a_pattern_says_more_than_a_quote() -> None:
     schema = {
         "type": "object",
