@@ -225,8 +225,8 @@ class Answers:
         Returns:
             What came of it in words; empty where code is not run here, or there is none.
         """
-        case = case.for_task(task)
         try:
+            case = case.for_task(task)
             run = self._drafter.rerun(case, task, value, limit_s=self._deadline_s)
             if run is None:
                 return ""
