@@ -9,7 +9,7 @@ what the store keeps.
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -212,6 +212,9 @@ class Runner:
             ServiceError: Sandbox, loop or store did not do their part.
         """
         stop = _Stop(time.monotonic() + min(limit_s, self._total_s), cancelled)
+        # What cannot be run is found out before a conversation begins: one that breaks off costs its process.
+        paths = self._paths(inputs)
+        _ = self._sandbox.report
         attempts: list[Attempt] = []
         script = first
 
@@ -230,7 +233,7 @@ class Runner:
             return Answer("", better.code)
 
         def run(_: str) -> str:
-            attempts.append(self._attempt([script], inputs, self._limits, stop=stop))
+            attempts.append(self._attempt([script], paths, self._limits, stop=stop))
             return told(attempts[-1], missing_outputs(attempts[-1], outputs))
 
         try:
@@ -274,19 +277,20 @@ class Runner:
             ServiceError: Sandbox or store did not do their part.
         """
         stop = _Stop(time.monotonic() + (self._total_s if limit_s is None else limit_s), None)
-        attempt = self._attempt(scripts, inputs, limits or self._limits, cold=cold, stop=stop)
+        paths = self._paths(inputs)
+        attempt = self._attempt(scripts, paths, limits or self._limits, cold=cold, stop=stop)
         return self._kept(scripts, [attempt], inputs, origin, instruction=instruction, version=version)
 
     def _attempt(
         self,
         scripts: Sequence[Script],
-        inputs: Sequence[InputFile],
+        paths: Mapping[str, str],
         limits: Limits,
         *,
         cold: bool = False,
         stop: _Stop,
     ) -> Attempt:
-        job = Job(tuple(scripts), {file.name: str(self._find(file)) for file in inputs}, limits, cold)
+        job = Job(tuple(scripts), paths, limits, cold)
         try:
             if self._folder is not None:
                 self._folder.mkdir(mode=0o711, parents=True, exist_ok=True)
@@ -301,6 +305,9 @@ class Runner:
         if attempt.outcome == "killed" and stop.late:
             return replace(attempt, outcome="timeout", reason="Stopped: the time for this task was over.")
         return attempt
+
+    def _paths(self, inputs: Sequence[InputFile]) -> dict[str, str]:
+        return {file.name: str(self._find(file)) for file in inputs}
 
     def _find(self, file: InputFile) -> Path:
         parts = PurePosixPath(file.path).parts

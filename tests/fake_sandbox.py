@@ -94,6 +94,7 @@ class FakeLoop:
     trouble: DraftloopError | None = None
     ends_after: int = 0  # scripts, after which it breaks; 0 is never
     troubles: list[DraftloopError] = field(default_factory=list)  # of the next conversations
+    begun: int = 0
 
     def converse(
         self,
@@ -104,6 +105,7 @@ class FakeLoop:
         limit_s: float,
     ) -> list[Message]:
         """Ask, run, ask again."""
+        self.begun += 1
         if self.troubles:
             raise self.troubles.pop()
         if self.trouble is not None and not self.ends_after:

@@ -173,7 +173,7 @@ def test_code_that_cannot_be_run_is_prefilled_and_the_status_says_why(
     draft = bench.draft()
     assert (draft.status, draft.value, draft.score, draft.run) == ("invalid", {"code": WORKS}, 0.0, None)
     assert words in draft_status_html(draft)
-    assert bench.sandbox.jobs == []
+    assert (bench.sandbox.jobs, bench.loop.begun) == ([], 0)
 
 
 def test_a_sandbox_that_ended_is_asked_again_and_runs_the_code(bench: Bench) -> None:
@@ -195,6 +195,7 @@ def test_input_files_that_are_gone_are_a_reason(bench: Bench) -> None:
     gone = {"name": "a.csv", "path": "a.csv", "size_bytes": 1, "sha256": "0" * 64}
     draft = bench.draft(Task(1, {**DATA, "inputs": [gone]}))
     assert "Input 'a.csv' cannot be read" in str(draft.reasons[0])
+    assert bench.loop.begun == 0
 
 
 @pytest.mark.parametrize("mode", ["ask", None])
