@@ -3,6 +3,7 @@
 Knows which entries of task data show a run. Does not know how files are kept or uploaded.
 """
 
+import html
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Protocol
 
@@ -11,7 +12,7 @@ import structlog
 from backend.core.execution import OutputFile
 from backend.core.filekinds import PICTURES, Kind, kind_of, named_kind, wanted_bytes
 from backend.core.runpage import file_address, run_address, task_fields
-from backend.core.runs import Run
+from backend.core.runs import RUN_OUTPUT_KEY, Run
 from backend.errors import DraftloopError
 
 _log = structlog.get_logger("backend")
@@ -62,11 +63,15 @@ class Publisher:
     def __call__(self, run: Run) -> dict[str, Any]:
         """Give the entries of task data that show a run; a picture that is not uploaded is a link alone."""
         links = {file.path: file_address(self._base, file) for file in run.last.files}
-        return task_fields(
-            run, links, run_url=run_address(self._base, run.key), charts=list(self._charts(run))
+        charts = dict(self._charts(run))
+        shown = task_fields(
+            run, links, run_url=run_address(self._base, run.key), charts=list(charts.values())
         )
+        # Label Studio's <Image> breaks the whole page where a task has no picture, and most runs leave none.
+        shown[RUN_OUTPUT_KEY] += "".join(_picture(path, address) for path, address in charts.items())
+        return shown
 
-    def _charts(self, run: Run) -> Iterator[str]:
+    def _charts(self, run: Run) -> Iterator[tuple[str, str]]:
         pictures = [file for file in run.last.files if named_kind(file.path) in PICTURES]
         for file in pictures[:_CHARTS] if self._uploads else ():
             try:
@@ -75,7 +80,7 @@ class Publisher:
                 _log.warning("chart not uploaded", run=run.key, error=str(error))
                 continue
             if address:
-                yield address
+                yield file.path, address
 
     def _uploaded(self, file: OutputFile) -> str:
         if file.size_bytes > wanted_bytes(file.path) or self._uploads is None:
@@ -84,3 +89,8 @@ class Publisher:
             content = stream.read()
         kind = kind_of(file.path, content, file.size_bytes)
         return self._uploads.upload(file.sha256, kind, content) if kind in PICTURES else ""
+
+
+def _picture(path: str, address: str) -> str:
+    source, words = html.escape(address), html.escape(path.encode(errors="replace").decode())
+    return f'<p><img src="{source}" alt="{words}" style="max-width: 100%"></p>'

@@ -25,7 +25,7 @@ OUTPUTS_KEY = "output_files"  # names of files that the code must leave; may be 
 # ... and by whoever ran the code; all there at import, empty.
 RUN_KEY = "run"  # the key of the run that the page shows
 RUN_STATUS_KEY = "run_status"  # HTML: how it ended, and the way to the run page
-RUN_OUTPUT_KEY = "run_output"  # HTML: what it printed
+RUN_OUTPUT_KEY = "run_output"  # HTML: what it printed, and its charts
 RUN_CHARTS_KEY = "run_charts"  # list of addresses of pictures
 RUN_FILES_KEY = "run_files"  # HTML: links to the files
 NO_RUN: Mapping[str, Any] = {

@@ -62,10 +62,12 @@ def test_pictures_are_uploaded_and_every_file_is_linked() -> None:
     for file in FILES:
         assert f"http://drafts:9090/a/{file.sha256}" in shown["run_files"]
     assert "42" in shown["run_output"]
+    assert f'<img src="{shown["run_charts"][0]}" alt="图.svg"' in shown["run_output"]
 
 
 @pytest.mark.parametrize("taken", [None, Taken(ServiceError("Label Studio stays away."))])
 def test_a_picture_that_cannot_be_uploaded_is_a_link(taken: Taken | None) -> None:
     shown = Publisher(Kept(), taken, "http://drafts:9090")(RUN)
     assert shown["run_charts"] == []
+    assert "<img" not in shown["run_output"]
     assert FILES[0].sha256 in shown["run_files"]
