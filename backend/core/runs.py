@@ -28,6 +28,13 @@ RUN_STATUS_KEY = "run_status"  # HTML: how it ended, and the way to the run page
 RUN_OUTPUT_KEY = "run_output"  # HTML: what it printed
 RUN_CHARTS_KEY = "run_charts"  # list of addresses of pictures
 RUN_FILES_KEY = "run_files"  # HTML: links to the files
+NO_RUN: Mapping[str, Any] = {
+    RUN_KEY: "",
+    RUN_STATUS_KEY: "",
+    RUN_OUTPUT_KEY: "",
+    RUN_CHARTS_KEY: [],
+    RUN_FILES_KEY: "",
+}
 
 Origin = Literal["draft", "human", "gate"]
 
