@@ -179,6 +179,7 @@ class _Run:
         self._peak_bytes = 0
         self._notes: list[str] = []
         self._readable: list[str] = []
+        self._inputs: set[tuple[int, int]] = set()  # device and inode
 
     def attempt(self, job: Job) -> Attempt:
         """Run the job's scripts and collect their files."""
@@ -256,6 +257,7 @@ class _Run:
         else:
             os.symlink(real, target)
         self._readable.append(real)
+        self._inputs.add((kind.st_dev, kind.st_ino))
 
     # ------------------------------------------------------------ one script
 
@@ -431,7 +433,7 @@ class _Run:
     def _over_files(self, limits: Limits) -> _End | None:
         disk_bytes, count = 0, 0
         for folder in (self._work, self._tmp):
-            found = files.usage(folder, limits.files + 100)
+            found = files.usage(folder, limits.files + 100, self._inputs)
             disk_bytes, count = disk_bytes + found.disk_bytes, count + found.files
             if found.hidden:
                 return _End("killed", "Stopped: a folder nests too deep or is closed to its own user.")

@@ -129,7 +129,7 @@ def test_random_numbers_differ_from_run_to_run(one_place: Field) -> None:
 def test_a_large_input_costs_no_copy(place: Field) -> None:
     large = place.inputs / "大文件.csv"
     with large.open("wb") as file:
-        file.write(b"a,b\n1,2\n")
+        file.write(b"a,b\n1,2\n" * 1_000_000)  # on the disk, the rest is not
         file.truncate(1_800_000_000)
     code = "import os; found = os.stat('input/大文件.csv'); print(found.st_size, found.st_ino)\n"
     code += "print(open('input/大文件.csv', 'rb').read(7))"
