@@ -31,6 +31,7 @@ from backend.core.execution import (
     Limits,
     Outcome,
     OutputFile,
+    Profile,
     Refused,
     Script,
     Step,
@@ -41,7 +42,7 @@ from backend.core.execution import (
 )
 from backend.errors import DraftloopError, TaskError
 from backend.sandbox import files, kernel, processes, runner
-from backend.sandbox.containment import RUNNER, Containment
+from backend.sandbox.containment import BROWSER, RUNNER, Containment
 
 SUFFIXES: dict[Language, str] = {"python": ".py", "javascript": ".js", "shell": ".sh"}
 _POLL_S = 0.05
@@ -61,6 +62,8 @@ class Place:
     configuration: str  # of matplotlib
     containment: Containment
     bound: bool  # inputs are mounted, not linked
+    socket: str
+    browser: bool  # jobs may ask for the profile
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,8 @@ class _Run:
 
     def attempt(self, job: Job) -> Attempt:
         """Run the job's scripts and collect their files."""
+        if job.profile == "browser":
+            self._leave_the_others()
         self._make_folder(job)
         self._began = time.monotonic()
         steps: list[Step] = []
@@ -218,6 +223,17 @@ class _Run:
     def clear(self) -> None:
         """Remove everything of this job."""
         clear(self._folder)
+
+    def _leave_the_others(self) -> None:
+        """Give this job's keeper namespaces of its own: neither other jobs nor the sandbox can be reached."""
+        if not self._place.browser:
+            raise TaskError(
+                'This sandbox does not run jobs of the profile "browser".',
+                hint="An admin switches it on, where the machine has namespaces: see docs/sandbox.md.",
+            )
+        kernel.unshare_again()
+        if os.path.exists(self._place.socket):  # not yet where the containment is being proved
+            kernel.bind("/dev/null", self._place.socket, read_only=True)
 
     # ------------------------------------------------------------ the folder
 
@@ -297,10 +313,11 @@ class _Run:
             setup = _renumber((null, out, err), setup)
             os.chdir(self._work)
             os.umask(0o022)
-            environment = self._environment()
+            environment = self._environment(job.profile)
             self._place.containment.apply(
                 uid=self._uid,
                 limits=job.limits,
+                profile=job.profile,
                 read=(path, *self._readable),
                 write=(self._work, self._tmp),
             )
@@ -331,10 +348,11 @@ class _Run:
         finally:
             os._exit(1)
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, profile: Profile) -> dict[str, str]:
+        browser = f"{BROWSER[-1]}:" if profile == "browser" else ""
         one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         return {
-            "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
+            "PATH": f"{browser}{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
             "HOME": self._tmp,
             "TMPDIR": self._tmp,
             "USER": "sandbox",
