@@ -23,7 +23,8 @@ SYSTEM = (
     "/etc/timezone", "/etc/mime.types", "/etc/ssl/openssl.cnf", "/var/cache/fontconfig",
 )  # fmt: skip
 # What the profile "browser" reads besides; /proc shows the sandbox's own processes alone.
-BROWSER = ("/proc", str(Path(__file__).with_name("browser")))
+BROWSER_PROGRAMS = str(Path(__file__).with_name("browser"))
+_BROWSER = ("/proc", BROWSER_PROGRAMS)
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _PROC = ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/sys/vm/overcommit_memory", "/proc/version")
 _CPUS = ("/sys/devices/system/cpu",)
@@ -82,7 +83,7 @@ class Containment:
             browser = profile == "browser"
             kernel.landlock(
                 self.landlock_abi,
-                read=(*system, *read, *(BROWSER if browser else ())),
+                read=(*system, *read, *(_BROWSER if browser else ())),
                 write=write,
                 devices=DEVICES,
                 sockets=browser,

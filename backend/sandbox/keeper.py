@@ -42,7 +42,7 @@ from backend.core.execution import (
 )
 from backend.errors import DraftloopError, TaskError
 from backend.sandbox import files, kernel, processes, runner
-from backend.sandbox.containment import BROWSER, RUNNER, Containment
+from backend.sandbox.containment import BROWSER_PROGRAMS, RUNNER, Containment
 
 SUFFIXES: dict[Language, str] = {"python": ".py", "javascript": ".js", "shell": ".sh"}
 _POLL_S = 0.05
@@ -349,7 +349,7 @@ class _Run:
             os._exit(1)
 
     def _environment(self, profile: Profile) -> dict[str, str]:
-        browser = f"{BROWSER[-1]}:" if profile == "browser" else ""
+        browser = f"{BROWSER_PROGRAMS}:" if profile == "browser" else ""
         one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         return {
             "PATH": f"{browser}{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",

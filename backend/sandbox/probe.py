@@ -120,6 +120,7 @@ def judge(attempt: Attempt) -> list[str]:
 
 
 CHROMIUM = Script("chromium --version", "shell")
+FFMPEG = Script("ffmpeg -version | head -n 1 | cut -d ' ' -f 3", "shell")
 HELLO: Mapping[str, Script] = {
     "python": Script("import sys; print(sys.version.split()[0])"),
     "javascript": Script("console.log(process.versions.node)", "javascript"),

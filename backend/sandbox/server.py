@@ -17,7 +17,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -398,17 +398,20 @@ class _Server:
     def _profiles(self) -> tuple[Profile, ...]:
         return ("plain", "browser") if self._options.browser else ("plain",)
 
-    def _browser(self) -> tuple[Package, ...]:
-        """Name the Chromium that jobs can start; none without the profile."""
+    def _tools(self) -> Iterator[Package]:
+        """Name the other programs that code may start: ffmpeg, and Chromium in its profile."""
+        attempt = self._run(Job((probe.FFMPEG,), limits=probe.LIMITS))
+        if version := attempt.stdout.strip():
+            yield Package("ffmpeg", version)
         if not self._options.browser:
-            return ()
+            return
         attempt = self._run(Job((probe.CHROMIUM,), limits=probe.LIMITS, profile="browser"))
         if attempt.outcome != "ok":
             raise SetupError(
                 f"Chromium does not run in the sandbox: {attempt.reason} {attempt.stderr[-500:]}",
                 hint="Install Debian's chromium, or start without the profile.",
             )
-        return (Package("Chromium", attempt.stdout.split()[1]),)
+        yield Package("Chromium", attempt.stdout.split()[1])
 
     def _report(self, programs: dict[Language, Package], family: str) -> SandboxReport:
         layers = self._containment.layers
@@ -420,7 +423,7 @@ class _Server:
             layers=tuple(layer for layer in _LAYERS if layer in layers),
             landlock_abi=self._landlock_abi,
             languages=tuple(programs),
-            programs=(*programs.values(), *self._browser()),
+            programs=(*programs.values(), *self._tools()),
             packages=warm.installed(),
             covers=covers,
             gaps=gaps,

@@ -229,7 +229,8 @@ def test_it_says_what_it_is(place: Field) -> None:
     assert ("pool-uid" in report.layers) == place.mode.startswith("root")
     assert ("namespaces" in report.layers) == (not place.mode.endswith("bare"))
     assert report.languages == ("python", "javascript", "shell")
-    assert [program.name for program in report.programs] == ["Python", "Node.js", "Bash"]
+    tools = ["ffmpeg"] if shutil.which("ffmpeg") else []
+    assert [program.name for program in report.programs] == ["Python", "Node.js", "Bash", *tools]
     assert report.covers
     assert report.gaps
 
