@@ -12,6 +12,8 @@ from html import escape
 from backend.core.execution import size
 
 TEXT_CHARS = 1500  # of one file in the prompt
+_TABLE_CHARS = 200  # that a table is given at least; where there are more, they are counted
+_REST_CHARS = 40  # "... and 12 more columns"
 _SAMPLES = 3  # values of a column
 _VALUE_CHARS = 40
 _LINE_CHARS = 160
@@ -76,11 +78,19 @@ def to_text(seen: Seen, most_chars: int = TEXT_CHARS) -> str:
     """
     told = _Told(most_chars)
     told.add(_headline(seen))
-    for table in seen.tables:
+    for place, table in enumerate(seen.tables):
+        others = len(seen.tables) - place
+        if told.left < _TABLE_CHARS + _REST_CHARS:
+            told.add(f"... and {others} more tables")
+            break
+        share = told.left if others == 1 else max(_TABLE_CHARS, told.left // others) - _REST_CHARS
+        part = _Told(share)
         if table.name:
-            told.add(f"{_short(table.name, _VALUE_CHARS)}: {_rows(table)}")
-        columns = [_column(table, place) for place in range(len(table.columns))]
-        told.add_all(columns, "columns", names=table.columns)
+            part.add(f"{_short(table.name, _VALUE_CHARS)}: {_rows(table)}")
+        columns = [_column(table, column) for column in range(len(table.columns))]
+        part.add_all(columns, "columns", names=table.columns)
+        if text := part.text():
+            told.add(text)
     if seen.lines:
         told.add_all([f"| {_short(line, _LINE_CHARS)}" for line in seen.lines], "lines seen")
     return told.text()
@@ -123,29 +133,28 @@ class _Told:
     """Lines within a bound."""
 
     def __init__(self, most_chars: int) -> None:
-        self._left = most_chars
+        self.left = most_chars
         self._lines: list[str] = []
 
     def add(self, line: str) -> bool:
-        if len(line) + 1 > self._left:
+        if len(line) + 1 > self.left:
             return False
         self._lines.append(line)
-        self._left -= len(line) + 1
+        self.left -= len(line) + 1
         return True
 
     def add_all(self, lines: Sequence[str], what: str, names: Sequence[str] = ()) -> None:
         """Add as many as fit beside a last line that counts the others, and names some of them."""
-        reserve = 40
-        self._left -= reserve
+        self.left -= _REST_CHARS
         done = 0
         for line in lines:
             if not self.add(line):
                 break
             done += 1
-        self._left += reserve
+        self.left += _REST_CHARS
         if done < len(lines):
             rest = f"... and {len(lines) - done} more {what}"
-            while done < len(names) and len(rest) + len(names[done]) + 3 < self._left:
+            while done < len(names) and len(rest) + len(names[done]) + 3 < self.left:
                 rest += (", " if ": " in rest else ": ") + _short(names[done], _VALUE_CHARS)
                 done += 1
             self.add(rest)

@@ -73,7 +73,22 @@ def test_columns_that_do_not_fit_are_counted_and_named() -> None:
     assert last.startswith(f"... and {200 - shown} more columns")
 
 
+def test_tables_share_the_bound_and_those_that_do_not_fit_are_counted() -> None:
+    wide = tuple(f"column number {number}" for number in range(100))
+    sheets = tuple(Table(f"Sheet {number}", wide, (), 0) for number in range(3))
+    lines = to_text(Seen("a.xlsx", 1, "Excel workbook", sheets)).splitlines()
+    assert sum(line.startswith("Sheet ") for line in lines) == 3
+    assert sum("more columns" in line for line in lines) == 3
+    sheets = tuple(Table(f"Sheet {number}", wide, (), 0) for number in range(60))
+    told = to_text(Seen("a.xlsx", 1, "Excel workbook", sheets))
+    shown = sum(line.startswith("Sheet ") for line in told.splitlines())
+    assert shown > 3
+    assert told.endswith(f"\n... and {60 - shown} more tables")
+    assert len(told) <= TEXT_CHARS
+
+
 @given(
+    st.integers(1, 30),
     st.lists(st.text(max_size=200), min_size=1, max_size=60).flatmap(
         lambda names: st.tuples(
             st.just(names), st.lists(st.tuples(*[st.text(max_size=60) for _ in names]), max_size=4)
@@ -82,12 +97,11 @@ def test_columns_that_do_not_fit_are_counted_and_named() -> None:
     st.lists(st.text(max_size=300), max_size=60),
 )
 def test_the_bound_holds_whatever_a_file_holds(
-    table: tuple[list[str], list[tuple[str, ...]]], lines: list[str]
+    count: int, table: tuple[list[str], list[tuple[str, ...]]], lines: list[str]
 ) -> None:
     names, rows = table
-    seen = Seen(
-        "a" * 100, 5, "CSV", (Table("", tuple(names), tuple(rows), len(rows)),), tuple(lines), len(lines)
-    )
+    tables = [Table(names[0] if count > 1 else "", tuple(names), tuple(rows), len(rows))] * count
+    seen = Seen("a" * 100, 5, "CSV", tuple(tables), tuple(lines), len(lines))
     told = to_text(seen)
     assert len(told) <= TEXT_CHARS
     assert told.startswith("aaa")
