@@ -1,8 +1,9 @@
-# Three servers, each from Debian and PyPI alone, each as an unprivileged user on a read-only root.
+# Three servers and the sandbox, each from Debian and PyPI alone, each as an unprivileged user on a read-only root.
 #   docker build --target backend -t draftloop/backend .
 #   docker build --target label-studio -t draftloop/label-studio .
 #   docker build --target vllm-cpu -t draftloop/vllm-cpu .
-# What they write goes to /data and /tmp. scripts/test --containers builds and runs all three.
+#   docker build --target sandbox -t draftloop/sandbox .
+# What they write goes to /data and /tmp. scripts/test --containers builds and runs all four.
 
 FROM debian:bookworm-slim AS python
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin \
@@ -89,3 +90,23 @@ EXPOSE 8000
 HEALTHCHECK --interval=15s --timeout=5s --start-period=240s \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
 ENTRYPOINT ["vllm", "serve"]
+
+# ---------------------------------------------------------------- where generated code runs; no server, no port
+# scripts/sandbox_container starts it. What code may import besides: requirements/sandbox-extra.txt.
+FROM python AS sandbox
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ffmpeg fonts-noto-cjk libseccomp2 nodejs \
+    && rm -rf /var/lib/apt/lists/*
+COPY scripts/setup scripts/
+COPY requirements/sandbox.txt requirements/sandbox-extra.txt requirements/
+RUN export DRAFTLOOP_HOME=/opt/draftloop \
+    && scripts/setup sandbox \
+    && ln -s "$(scripts/setup --print sandbox)" /opt/venv \
+    && rm -rf /opt/draftloop/log
+COPY backend/__init__.py backend/errors.py backend/
+COPY backend/core/__init__.py backend/core/execution.py backend/core/
+COPY backend/sandbox backend/sandbox
+ENV PYTHONPATH=/srv PYTHONHASHSEED=0 LANG=C.UTF-8 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+USER 10001:10001
+WORKDIR /
+CMD ["python", "-P", "-s", "-m", "backend.sandbox", "--folder", "/data/sandbox"]

@@ -5,6 +5,7 @@
     memory   peak of prelabel at 1,000 and 100,000 tasks
     tasks    import and sync against the SDK's own calls
     scores   whether a draft's score tells that it is right, on held-out generated tasks
+    sandbox  a start, a plot and re-runs in the sandbox against a subprocess for each
 
 Everything is real but what `memory` stands on (fakes that hold nothing per task). Close other programs
 first: a busy machine makes figures, not errors. All of it takes about 25 minutes on 2 cores.
@@ -27,7 +28,7 @@ import typer
 
 from backend.errors import SetupError
 from scripts import servers
-from scripts.benchmarks import engine, memory, plot, scores, tasks
+from scripts.benchmarks import engine, memory, plot, sandbox, scores, tasks
 from scripts.terminal import Verb, app, err, out, plain_errors
 
 cli = app()
@@ -41,6 +42,7 @@ class Subject(StrEnum):
     MEMORY = "memory"
     TASKS = "tasks"
     SCORES = "scores"
+    SANDBOX = "sandbox"
 
 
 @cli.command(cls=Verb, help=__doc__)
@@ -102,11 +104,17 @@ def _tasks(scratch: Path, pairs: int, large: int) -> Measured:
     return tasks.measure(scratch, min(pairs, 3), 10_000, 5_000, _say)
 
 
+def _sandbox(scratch: Path, pairs: int, large: int) -> Measured:
+    del large
+    return sandbox.measure(scratch, pairs, _say)
+
+
 _MEASURES: dict[Subject, Callable[[Path, int, int], Measured]] = {
     Subject.ENGINE: _engine,
     Subject.MEMORY: _memory,
     Subject.TASKS: _tasks,
     Subject.SCORES: _scores,
+    Subject.SANDBOX: _sandbox,
 }
 
 

@@ -11,16 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from backend.core.labelling import Labelling, Task
+from backend.core.runs import INPUTS_KEY, NO_RUN, PREVIEW_KEY, SCHEMA_KEY, inputs_of
 from backend.errors import SetupError, TaskError
 
 Row = dict[str, Any]
 
+# What the import makes of a row of a code task.
+MADE_KEYS = frozenset({INPUTS_KEY, PREVIEW_KEY, SCHEMA_KEY, *NO_RUN})
+
 csv.field_size_limit(50_000_000)  # a cell is a whole text; the csv module stops at 131,072 characters
 
 
-def read_rows(file: Path, labelling: Labelling) -> Iterator[tuple[str, Row | str]]:
+def read_rows(
+    file: Path, labelling: Labelling, *, code_tasks: bool = False
+) -> Iterator[tuple[str, Row | str]]:
     """Read a file row by row: where the row stands, and what it holds or why it cannot be used.
 
+    Args:
+        file: CSV, JSON or JSONL.
+        labelling: The project's, which says the columns that a CSV needs.
+        code_tasks: Rows are code tasks; a CSV then lacks the keys that the import makes.
     Raises:
         SetupError: Not UTF-8, not a kind of file that is read, or a CSV without the needed columns.
     """
@@ -28,7 +38,7 @@ def read_rows(file: Path, labelling: Labelling) -> Iterator[tuple[str, Row | str
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             if kind == ".csv":
-                needed = set(labelling.keys)
+                needed = set(labelling.keys) - (MADE_KEYS if code_tasks else set())
                 reader = csv.reader(
                     stream, delimiter=_delimiter(file, stream.readline(), needed), strict=True
                 )
@@ -86,17 +96,22 @@ def _data(row: Any) -> Row | str:
     return "it is no JSON object"
 
 
-def fingerprint(labelling: Labelling, row: Row) -> bytes:
-    """Hash what the annotator reads of a row.
+def fingerprint(labelling: Labelling, row: Row, *, code_task: bool = False) -> bytes:
+    """Hash what the annotator reads of a row, and of a code task its input files, not what came of runs.
 
     Raises:
         TaskError: A key that the config shows is missing, or all of them are empty.
     """
-    texts = labelling.inputs(Task(0, row))
+    shown = {**row, **{key: empty for key, empty in NO_RUN.items() if key in row}} if code_task else row
+    texts = labelling.inputs(Task(0, shown))
+    files = [[file.name, file.sha256] for file in inputs_of(row)] if code_task else []
+    if code_task:
+        texts = {key: text for key, text in texts.items() if key not in MADE_KEYS}
     if not any(text.strip() for text in texts.values()):
         raise TaskError(f"'{', '.join(texts)}' is empty.")
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise TaskError("It holds half a character (a lone surrogate).") from error
-    return hashlib.sha256(json.dumps(texts).encode()).digest()[:16]
+    told = json.dumps([texts, files] if files else texts)
+    return hashlib.sha256(told.encode()).digest()[:16]

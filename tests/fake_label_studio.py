@@ -1,6 +1,7 @@
 """An HTTP server that answers prelabel as Label Studio does, for projects of any size.
 
-It holds nothing per task but whether it is drafted; tests/contract/test_label_studio.py holds both to it.
+It holds nothing per task but whether it is drafted, and what was imported;
+tests/contract/test_label_studio.py holds both to it.
 """
 
 import json
@@ -28,6 +29,7 @@ class FakeLabelStudio:
     version: str = ""
     drafted: bytearray = field(default_factory=bytearray)
     patched: int = 0
+    imported: dict[int, Mapping[str, Any]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -50,6 +52,8 @@ class FakeLabelStudio:
             return 200, {"id": int(path.split("/")[3])}
         if path == f"{project}import/predictions":
             return self._imported(body)
+        if path == f"{project}import":
+            return self._added(body)
         return 404, {"detail": "Not found."}
 
     def _project(self) -> Body:
@@ -70,6 +74,14 @@ class FakeLabelStudio:
                     self.version, self.drafted = row["model_version"], bytearray(self.tasks + 1)
                 self.drafted[row["task"]] = 1
         return 201, {"created": len(body)}
+
+    def _added(self, body: Body) -> tuple[int, Body]:
+        with self._lock:
+            ids = list(range(self.tasks + 1, self.tasks + 1 + len(body)))
+            self.imported.update(zip(ids, (row["data"] for row in body), strict=True))
+            self.drafted.extend(bytes(len(body)))
+            self.tasks += len(body)
+        return 201, {"task_count": len(body), "task_ids": ids}
 
     def _listed(self, query: Mapping[str, str]) -> Body:
         low, high, lacking = 1, self.tasks, None
@@ -94,7 +106,7 @@ class FakeLabelStudio:
     def _task(self, number: int, keys: list[str]) -> Body:
         task = {"id": number, "created_at": _MOMENT, "updated_at": _MOMENT}
         if "data" in keys:
-            task["data"] = dict(self.data(number))
+            task["data"] = dict(self.imported.get(number) or self.data(number))
         return {key: task[key] for key in keys}
 
 

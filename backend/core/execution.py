@@ -17,6 +17,7 @@ from backend.errors import SetupError, TaskError
 Language = Literal["python", "javascript", "shell"]
 Outcome = Literal["ok", "failed", "timeout", "killed"]
 Layer = Literal["namespaces", "pool-uid", "landlock", "seccomp", "rlimits"]
+Profile = Literal["plain", "browser"]
 
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 INPUT_FOLDER = "input"
@@ -70,12 +71,14 @@ class Job:
 
     `inputs` maps the name under `input/` to the absolute path of the file, which must lie under one of
     the sandbox's input folders. A cold job starts Python anew instead of forking the pre-imported one.
+    The profile "browser" denies less, so that Chromium runs; a sandbox has it only where it was asked to.
     """
 
     scripts: tuple[Script, ...]
     inputs: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     cold: bool = False
+    profile: Profile = "plain"
 
     def __post_init__(self) -> None:
         if not self.scripts:
@@ -178,6 +181,7 @@ class SandboxReport:
     packages: tuple[Package, ...]
     covers: tuple[str, ...]
     gaps: tuple[str, ...]
+    profiles: tuple[Profile, ...] = ("plain",)
 
 
 class Sandbox(Protocol):
@@ -229,6 +233,7 @@ def job_from_json(given: Mapping[str, Any]) -> Job:
         inputs=dict(given["inputs"]),
         limits=Limits(**given["limits"]),
         cold=given["cold"],
+        profile=given["profile"],
     )
 
 
@@ -265,4 +270,5 @@ def report_from_json(given: Mapping[str, Any]) -> SandboxReport:
         packages=tuple(Package(**package) for package in given["packages"]),
         covers=tuple(given["covers"]),
         gaps=tuple(given["gaps"]),
+        profiles=tuple(given["profiles"]),
     )

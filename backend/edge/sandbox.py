@@ -47,6 +47,7 @@ class SandboxProcess:
         *,
         inputs: Sequence[Path] = (),
         jobs: int | None = None,
+        browser: bool = False,
         without: Sequence[Layer] = (),
         log: Path | None = None,
     ) -> None:
@@ -57,6 +58,7 @@ class SandboxProcess:
             folder: Where jobs run; made if missing, and used by one sandbox at a time.
             inputs: Folders whose files jobs may be given.
             jobs: How many run at once; the number of cores if not given.
+            browser: Let jobs ask for the profile "browser", which is contained less.
             without: Layers to leave out, which the sandbox may then refuse to do without.
             log: What receives the sandbox's own messages; by default nothing does.
         Raises:
@@ -67,6 +69,8 @@ class SandboxProcess:
             command += ["--inputs", str(path)]
         if jobs is not None:
             command += ["--jobs", str(jobs)]
+        if browser:
+            command.append("--browser")
         for layer in without:
             command += ["--without", layer]
         # Nothing of our own environment: every job inherits the memory of the process that starts here.

@@ -9,11 +9,11 @@ import resource
 import signal
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from backend.core.execution import MIB, Layer, Limits
+from backend.core.execution import MIB, Layer, Limits, Profile
 from backend.sandbox import kernel, processes
 
 # What every program needs and no secret lies in. What does not exist is passed over.
@@ -22,12 +22,15 @@ SYSTEM = (
     "/etc/localtime",
     "/etc/timezone", "/etc/mime.types", "/etc/ssl/openssl.cnf", "/var/cache/fontconfig",
 )  # fmt: skip
+# What the profile "browser" reads besides; /proc shows the sandbox's own processes alone.
+BROWSER_PROGRAMS = str(Path(__file__).with_name("browser"))
+_BROWSER = ("/proc", BROWSER_PROGRAMS)
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _PROC = ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/sys/vm/overcommit_memory", "/proc/version")
 _CPUS = ("/sys/devices/system/cpu",)
 # V8 reserves address space that it does not use; data is what counts.
 _ADDRESS_SPACE_BYTES = 4096 * MIB
-_OPEN_FILES = 256
+_OPEN_FILES, _BROWSER_OPEN_FILES = 256, 4096
 RUNNER = str(Path(__file__).with_name("runner.py"))
 
 
@@ -40,23 +43,32 @@ def python_paths() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Containment:
-    """The layers in force, and the seccomp filter, made once."""
+    """The layers in force, and the seccomp filter of each profile, made once."""
 
     layers: frozenset[Layer]
     landlock_abi: int
-    seccomp: bytes
+    seccomp: Mapping[Profile, bytes]
 
-    def apply(self, *, uid: int | None, limits: Limits, read: Sequence[str], write: Sequence[str]) -> None:
+    def apply(
+        self,
+        *,
+        uid: int | None,
+        limits: Limits,
+        profile: Profile,
+        read: Sequence[str],
+        write: Sequence[str],
+    ) -> None:
         """Contain this process for good. There is no way back and no second call.
 
         Args:
             uid: The user to become; None stays who it is.
             limits: What each process may use; totals are watched from outside.
+            profile: Which denials; the keeper has given a browser namespaces of its own.
             read: Files and folders to read, besides the system's.
             write: Folders to write to.
         """
         if "rlimits" in self.layers:
-            _limit(limits, uid)
+            _limit(limits, uid, profile)
         os.nice(5)
         Path("/proc/self/oom_score_adj").write_text("1000")
         if uid is not None:
@@ -68,14 +80,21 @@ class Containment:
         kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
         if "landlock" in self.layers:
             system = (*SYSTEM, *_PROC, *_CPUS, *python_paths(), RUNNER)
-            kernel.landlock(self.landlock_abi, read=(*system, *read), write=write, devices=DEVICES)
+            browser = profile == "browser"
+            kernel.landlock(
+                self.landlock_abi,
+                read=(*system, *read, *(_BROWSER if browser else ())),
+                write=write,
+                devices=DEVICES,
+                sockets=browser,
+            )
         if "seccomp" in self.layers:
-            kernel.install_seccomp(self.seccomp)
+            kernel.install_seccomp(self.seccomp[profile])
 
 
-def rlimits(limits: Limits) -> dict[int, int]:
+def rlimits(limits: Limits, profile: Profile = "plain") -> dict[int, int]:
     """Give the limits that the kernel keeps for each process, but for the number of processes."""
-    return {
+    found = {
         resource.RLIMIT_CPU: limits.cpu_s,
         resource.RLIMIT_DATA: limits.memory_bytes,
         resource.RLIMIT_AS: limits.memory_bytes + _ADDRESS_SPACE_BYTES,
@@ -85,10 +104,14 @@ def rlimits(limits: Limits) -> dict[int, int]:
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
     }
+    if profile == "browser":  # it reserves terabytes of address space
+        del found[resource.RLIMIT_AS]
+        found[resource.RLIMIT_NOFILE] = _BROWSER_OPEN_FILES
+    return found
 
 
-def _limit(limits: Limits, uid: int | None) -> None:
-    for kind, wanted in rlimits(limits).items():
+def _limit(limits: Limits, uid: int | None, profile: Profile) -> None:
+    for kind, wanted in rlimits(limits, profile).items():
         hard = resource.getrlimit(kind)[1]
         value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         # A second between the signal that can be caught and the one that cannot.

@@ -9,6 +9,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from backend.core.execution import INPUT_FOLDER, Limits, OutputFile, Refused, size
@@ -28,8 +29,14 @@ class Usage:
     hidden: bool = False
 
 
-def usage(folder: str, most_files: int) -> Usage:
-    """Measure a folder, up to the first file over `most_files`."""
+def usage(folder: str, most_files: int, inputs: AbstractSet[tuple[int, int]] = frozenset()) -> Usage:
+    """Measure a folder, up to the first file over `most_files`; mounted inputs take nothing.
+
+    Args:
+        folder: The folder.
+        most_files: Where to stop.
+        inputs: Device and inode of files that are not the job's own.
+    """
     disk_bytes, files, queue = 0, 0, [folder]
     while queue:
         try:
@@ -49,7 +56,8 @@ def usage(folder: str, most_files: int) -> Usage:
                     continue
                 except OSError:
                     return Usage(disk_bytes, files, hidden=True)
-                disk_bytes += found.st_blocks * 512
+                if (found.st_dev, found.st_ino) not in inputs:
+                    disk_bytes += found.st_blocks * 512
                 if stat.S_ISDIR(found.st_mode):
                     queue.append(entry.path)
     return Usage(disk_bytes, files)

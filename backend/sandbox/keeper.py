@@ -31,6 +31,7 @@ from backend.core.execution import (
     Limits,
     Outcome,
     OutputFile,
+    Profile,
     Refused,
     Script,
     Step,
@@ -41,7 +42,7 @@ from backend.core.execution import (
 )
 from backend.errors import DraftloopError, TaskError
 from backend.sandbox import files, kernel, processes, runner
-from backend.sandbox.containment import RUNNER, Containment
+from backend.sandbox.containment import BROWSER_PROGRAMS, RUNNER, Containment
 
 SUFFIXES: dict[Language, str] = {"python": ".py", "javascript": ".js", "shell": ".sh"}
 _POLL_S = 0.05
@@ -61,6 +62,8 @@ class Place:
     configuration: str  # of matplotlib
     containment: Containment
     bound: bool  # inputs are mounted, not linked
+    socket: str
+    browser: bool  # jobs may ask for the profile
 
 
 @dataclass(frozen=True)
@@ -179,9 +182,12 @@ class _Run:
         self._peak_bytes = 0
         self._notes: list[str] = []
         self._readable: list[str] = []
+        self._inputs: set[tuple[int, int]] = set()  # device and inode
 
     def attempt(self, job: Job) -> Attempt:
         """Run the job's scripts and collect their files."""
+        if job.profile == "browser":
+            self._leave_the_others()
         self._make_folder(job)
         self._began = time.monotonic()
         steps: list[Step] = []
@@ -217,6 +223,17 @@ class _Run:
     def clear(self) -> None:
         """Remove everything of this job."""
         clear(self._folder)
+
+    def _leave_the_others(self) -> None:
+        """Give this job's keeper namespaces of its own: neither other jobs nor the sandbox can be reached."""
+        if not self._place.browser:
+            raise TaskError(
+                'This sandbox does not run jobs of the profile "browser".',
+                hint="An admin switches it on, where the machine has namespaces: see docs/sandbox.md.",
+            )
+        kernel.unshare_again()
+        if os.path.exists(self._place.socket):  # not yet where the containment is being proved
+            kernel.bind("/dev/null", self._place.socket, read_only=True)
 
     # ------------------------------------------------------------ the folder
 
@@ -256,6 +273,7 @@ class _Run:
         else:
             os.symlink(real, target)
         self._readable.append(real)
+        self._inputs.add((kind.st_dev, kind.st_ino))
 
     # ------------------------------------------------------------ one script
 
@@ -295,10 +313,11 @@ class _Run:
             setup = _renumber((null, out, err), setup)
             os.chdir(self._work)
             os.umask(0o022)
-            environment = self._environment()
+            environment = self._environment(job.profile)
             self._place.containment.apply(
                 uid=self._uid,
                 limits=job.limits,
+                profile=job.profile,
                 read=(path, *self._readable),
                 write=(self._work, self._tmp),
             )
@@ -329,10 +348,11 @@ class _Run:
         finally:
             os._exit(1)
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, profile: Profile) -> dict[str, str]:
+        browser = f"{BROWSER_PROGRAMS}:" if profile == "browser" else ""
         one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         return {
-            "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
+            "PATH": f"{browser}{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
             "HOME": self._tmp,
             "TMPDIR": self._tmp,
             "USER": "sandbox",
@@ -431,7 +451,7 @@ class _Run:
     def _over_files(self, limits: Limits) -> _End | None:
         disk_bytes, count = 0, 0
         for folder in (self._work, self._tmp):
-            found = files.usage(folder, limits.files + 100)
+            found = files.usage(folder, limits.files + 100, self._inputs)
             disk_bytes, count = disk_bytes + found.disk_bytes, count + found.files
             if found.hidden:
                 return _End("killed", "Stopped: a folder nests too deep or is closed to its own user.")

@@ -78,7 +78,9 @@ def landlock_abi() -> int:
         return 0
 
 
-def landlock(abi: int, *, read: Iterable[str], write: Iterable[str], devices: Iterable[str]) -> None:
+def landlock(
+    abi: int, *, read: Iterable[str], write: Iterable[str], devices: Iterable[str], sockets: bool = False
+) -> None:
     """Restrict this process and its children to these paths; needs no_new_privs.
 
     From ABI 4 on TCP, from ABI 6 on abstract sockets and signals to outsiders are denied as well.
@@ -88,6 +90,7 @@ def landlock(abi: int, *, read: Iterable[str], write: Iterable[str], devices: It
         read: Files and folders to read and execute; those that do not exist are passed over.
         write: Folders in which everything but devices and sockets may be made.
         devices: Device files to read and write.
+        sockets: Let sockets be made in the folders to write to.
     """
     handled = (1 << 13) - 1
     handled |= _REFER if abi >= 2 else 0
@@ -110,7 +113,7 @@ def landlock(abi: int, *, read: Iterable[str], write: Iterable[str], devices: It
             os.close(fd)
 
     allow(read, _EXECUTE | _READ_FILE | _READ_DIR)
-    allow(write, handled & ~(_MAKE_CHAR | _MAKE_BLOCK | _MAKE_SOCK))
+    allow(write, handled & ~(_MAKE_CHAR | _MAKE_BLOCK | (0 if sockets else _MAKE_SOCK)))
     allow(devices, _READ_FILE | _WRITE_FILE)
     _call(_RESTRICT_SELF, "landlock", ruleset, ctypes.c_uint32(0))
     os.close(ruleset)
@@ -145,6 +148,8 @@ listen memfd_create mount mq_open msgget name_to_handle_at open_by_handle_at ope
 personality pidfd_getfd pivot_root process_vm_readv process_vm_writev ptrace reboot request_key semget setns
 shmget socket swapon umount2 unshare userfaultfd
 """.split()
+# What Chromium needs besides, all of it on unix sockets alone.
+_BROWSER = "accept accept4 bind connect listen setsockopt".split()
 _SIGNALS = "kill rt_sigqueueinfo rt_tgsigqueueinfo tgkill tkill".split()
 # F_DUPFD to F_SETLKW, the open-file-description locks, F_DUPFD_CLOEXEC and the size of pipes: not F_SETOWN
 # and F_SETSIG, which send signals.
@@ -154,7 +159,7 @@ _IOCTL = (0x5401, 0x540F, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451, 0x40049409)
 _NAMESPACE_FLAGS = 0x7E020000  # CLONE_NEW*
 _AF_UNIX, _SOCK_STREAM, _SOCK_SEQPACKET = 1, 1, 5
 _ACT_ALLOW, _ACT_ERRNO = 0x7FFF0000, 0x00050000
-_CMP_EQ, _CMP_MASKED_EQ = 4, 7
+_CMP_NE, _CMP_EQ, _CMP_MASKED_EQ = 1, 4, 7
 _FLAG_OPTIMIZE, _BINARY_TREE = 8, 2
 _LOW_32 = 0xFFFFFFFF
 
@@ -214,13 +219,14 @@ def system_call(name: str) -> int:
     return int(ctypes.CDLL("libseccomp.so.2").seccomp_syscall_resolve_name(name.encode()))
 
 
-def seccomp_filter(*, signals: bool, guard_truncate: bool) -> bytes:
+def seccomp_filter(*, signals: bool, guard_truncate: bool, browser: bool = False) -> bytes:
     """Make the system call filter for jobs, a list of what is allowed.
 
     Args:
         signals: Allow signals to any process; who may get one is then up to uids or to Landlock.
         guard_truncate: Deny what would truncate a file that is not open for writing, for a Landlock that
             does not know of it (ABI 1 and 2).
+        browser: Allow unix sockets of every kind.
     Returns:
         The filter as BPF, to be made once and installed many times.
     """
@@ -228,15 +234,15 @@ def seccomp_filter(*, signals: bool, guard_truncate: bool) -> bytes:
     for name in _ALLOWED:
         made.add(_ACT_ALLOW, name)
     for name in _REFUSED:
-        made.add(_ACT_ERRNO | errno.EPERM, name)
+        if not (browser and name in (*_BROWSER, "socket")):
+            made.add(_ACT_ERRNO | errno.EPERM, name)
     for name in _SIGNALS:
         if signals:
             made.add(_ACT_ALLOW, name)
     if not signals:  # the own process group alone
         made.add(_ACT_ALLOW, "kill", _Comparison(0, _CMP_EQ, 0, 0))
     made.add(_ACT_ALLOW, "clone", _masked(0, _NAMESPACE_FLAGS, 0))
-    for kind in (_SOCK_STREAM, _SOCK_SEQPACKET):  # a connected pair cannot be sent elsewhere
-        made.add(_ACT_ALLOW, "socketpair", _masked(0, _LOW_32, _AF_UNIX), _masked(1, 0xF, kind))
+    _add_sockets(made, browser=browser)
     for command in _FCNTL:
         made.add(_ACT_ALLOW, "fcntl", _masked(1, _LOW_32, command))
     for command in _IOCTL:
@@ -255,6 +261,19 @@ def seccomp_filter(*, signals: bool, guard_truncate: bool) -> bytes:
         made.add(_ACT_ALLOW, name, _masked(argument, mode, os.O_WRONLY))
         made.add(_ACT_ALLOW, name, _masked(argument, mode, os.O_RDWR))
     return made.export()
+
+
+def _add_sockets(made: _Filter, *, browser: bool) -> None:
+    unix = _masked(0, _LOW_32, _AF_UNIX)
+    if not browser:
+        for kind in (_SOCK_STREAM, _SOCK_SEQPACKET):  # a connected pair cannot be sent elsewhere
+            made.add(_ACT_ALLOW, "socketpair", unix, _masked(1, 0xF, kind))
+        return
+    for name in ("socket", "socketpair"):
+        made.add(_ACT_ALLOW, name, unix)
+    made.add(_ACT_ERRNO | errno.EPERM, "socket", _Comparison(0, _CMP_NE, _AF_UNIX, 0))
+    for name in _BROWSER:
+        made.add(_ACT_ALLOW, name)
 
 
 def install_seccomp(program: bytes) -> None:
@@ -300,6 +319,12 @@ def unshare(*, user: bool) -> None:
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
         Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+
+
+def unshare_again() -> None:
+    """Leave the namespaces of the other jobs: mounts, network, System V objects."""
+    _checked(_LIBC.unshare(ctypes.c_int(_NEWNS | _NEWNET | _NEWIPC)), "unshare")
+    _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
 
 
 def _mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:

@@ -8,7 +8,7 @@ import resource
 from collections.abc import Mapping
 from dataclasses import replace
 
-from backend.core.execution import MIB, Attempt, Job, Limits, Script
+from backend.core.execution import MIB, Attempt, Job, Limits, Profile, Script
 from backend.sandbox import kernel
 from backend.sandbox.containment import rlimits
 
@@ -57,7 +57,8 @@ forbidden("become root", lambda: os.setuid(0) or os.getuid() == given["uid"] and
 for name, family in given["families"].items():
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW):
         forbidden(f"open a {name} socket", lambda: socket.socket(family, kind).close())
-forbidden("make a datagram pair", lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
+if given["pairs"]:
+    forbidden("make a datagram pair", lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
 forbidden("make a device", lambda: os.mknod("device", 0o020666, os.makedev(1, 3)))
 for name, number in given["calls"].items():
     forbidden(f"call {name}", lambda: call(number, 0, 0, 0, 0, 0))
@@ -82,7 +83,7 @@ print(json.dumps(possible))
 _FAMILIES = {"unix": 1, "TCP or UDP": 2, "IPv6": 10, "netlink": 16, "packet": 17, "vsock": 40}
 
 
-def job(*, secret: str, jobs: str, uid: int, own_user: bool) -> Job:
+def job(*, secret: str, jobs: str, uid: int, own_user: bool, profile: Profile) -> Job:
     """Make the job that tries what is forbidden.
 
     Args:
@@ -90,21 +91,24 @@ def job(*, secret: str, jobs: str, uid: int, own_user: bool) -> Job:
         jobs: The folder of all jobs.
         uid: The user of the sandbox itself.
         own_user: Jobs run as another user than the sandbox's.
+        profile: Whose denials to try.
     """
+    browser = profile == "browser"
     numbers = {name: kernel.system_call(name) for name in _SYSTEM_CALLS}
     given = {
         "secret": secret,
         "jobs": jobs,
         "uid": uid,
         "own_user": own_user,
-        "families": _FAMILIES,
+        "families": {name: number for name, number in _FAMILIES.items() if not (browser and number == 1)},
+        "pairs": not browser,
         "calls": {name: number for name, number in numbers.items() if number >= 0},
-        "rlimits": {str(kind): value for kind, value in rlimits(LIMITS).items()}
+        "rlimits": {str(kind): value for kind, value in rlimits(LIMITS, profile).items()}
         | {str(resource.RLIMIT_NPROC): 1 << 20},
         "memory_bytes": LIMITS.memory_bytes,
     }
     code = _CODE.replace("GIVEN", repr(json.dumps(given)))
-    return Job((Script(code),), limits=LIMITS)
+    return Job((Script(code),), limits=LIMITS, profile=profile)
 
 
 def judge(attempt: Attempt) -> list[str]:
@@ -115,6 +119,8 @@ def judge(attempt: Attempt) -> list[str]:
     return list(dict.fromkeys(possible))
 
 
+CHROMIUM = Script("chromium --version", "shell")
+FFMPEG = Script("ffmpeg -version | head -n 1 | cut -d ' ' -f 3", "shell")
 HELLO: Mapping[str, Script] = {
     "python": Script("import sys; print(sys.version.split()[0])"),
     "javascript": Script("console.log(process.versions.node)", "javascript"),

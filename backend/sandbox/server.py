@@ -3,7 +3,7 @@
 One process with the packages imported, which forks a keeper for each connection to its socket. It says what
 it is in one line of JSON on standard output, and ends when its standard input does.
 
-    python -m backend.sandbox --folder FOLDER [--inputs FOLDER ...] [--jobs N] [--without LAYER ...]
+    python -m backend.sandbox --folder FOLDER [--inputs FOLDER ...] [--jobs N] [--browser] [--without LAYER]
 """
 
 import argparse
@@ -17,7 +17,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from backend.core.execution import (
     Language,
     Layer,
     Package,
+    Profile,
     SandboxReport,
     attempt_from_json,
     job_to_json,
@@ -54,6 +55,7 @@ class Options:
     folder: str
     inputs: tuple[str, ...]
     jobs: int
+    browser: bool
     without: frozenset[Layer]
 
 
@@ -82,11 +84,12 @@ def _options() -> Options:
     parser.add_argument("--folder", required=True, help="where jobs run and the socket is; made if missing")
     parser.add_argument("--inputs", action="append", default=[], help="a folder whose files jobs may read")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="jobs at once")
+    parser.add_argument("--browser", action="store_true", help="let jobs ask for the profile browser")
     parser.add_argument("--without", action="append", default=[], choices=_LAYERS, help="leave a layer out")
     given = parser.parse_args()
     inputs = tuple(os.path.realpath(path) for path in given.inputs)
     without: frozenset[Layer] = frozenset(given.without)
-    return Options(os.path.realpath(given.folder), inputs, max(1, given.jobs), without)
+    return Options(os.path.realpath(given.folder), inputs, max(1, given.jobs), given.browser, without)
 
 
 def _say(words: dict[str, Any]) -> None:
@@ -202,11 +205,23 @@ class _Server:
                 "This kernel has no Landlock, so code cannot be kept from files.",
                 hint="It needs Linux 5.13 or later with 'landlock' in its lsm= list.",
             )
+        if options.browser and not {"namespaces", "landlock", "seccomp"} <= layers:
+            raise SetupError(
+                'The profile "browser" opens unix sockets, and only namespaces keep these from whatever else '
+                "listens on the machine. There are none to be had here.",
+                hint="Start without it, or where namespaces can be had: docs/sandbox.md.",
+            )
         if uids:
             _check_open_to_others(folder, *python_paths())
         signals = bool(uids) or self._landlock_abi >= 6
         try:
-            seccomp = kernel.seccomp_filter(signals=signals, guard_truncate=self._landlock_abi < 3)
+            old = self._landlock_abi < 3
+            seccomp: dict[Profile, bytes] = {
+                profile: kernel.seccomp_filter(
+                    signals=signals, guard_truncate=old, browser=profile == "browser"
+                )
+                for profile in self._profiles()
+            }
         except OSError as error:
             raise SetupError(
                 f"System calls cannot be filtered: {error}.", hint="Install Debian's libseccomp2."
@@ -218,6 +233,8 @@ class _Server:
             configuration=str(folder / "matplotlib"),
             containment=self._containment,
             bound="namespaces" in layers,
+            socket=str(folder / SOCKET),
+            browser=options.browser,
         )
 
     def serve(self) -> None:
@@ -349,10 +366,16 @@ class _Server:
         secret = self._folder / "secret"
         secret.write_text("for nobody")
         secret.chmod(0o644)
-        job = probe.job(
-            secret=str(secret), jobs=self._place.jobs, uid=os.geteuid(), own_user=bool(self._uids)
-        )
-        possible = probe.judge(self._run(job))
+        possible = []
+        for profile in self._profiles():
+            job = probe.job(
+                secret=str(secret),
+                jobs=self._place.jobs,
+                uid=os.geteuid(),
+                own_user=bool(self._uids),
+                profile=profile,
+            )
+            possible += probe.judge(self._run(job))
         secret.unlink(missing_ok=True)
         if possible:
             raise SetupError(
@@ -372,17 +395,39 @@ class _Server:
                 print(f"no {language}: {attempt.reason} {attempt.stderr}", file=sys.stderr, flush=True)
         return found
 
+    def _profiles(self) -> tuple[Profile, ...]:
+        return ("plain", "browser") if self._options.browser else ("plain",)
+
+    def _tools(self) -> Iterator[Package]:
+        """Name the other programs that code may start: ffmpeg, and Chromium in its profile."""
+        attempt = self._run(Job((probe.FFMPEG,), limits=probe.LIMITS))
+        if version := attempt.stdout.strip():
+            yield Package("ffmpeg", version)
+        if not self._options.browser:
+            return
+        attempt = self._run(Job((probe.CHROMIUM,), limits=probe.LIMITS, profile="browser"))
+        if attempt.outcome != "ok":
+            raise SetupError(
+                f"Chromium does not run in the sandbox: {attempt.reason} {attempt.stderr[-500:]}",
+                hint="Install Debian's chromium, or start without the profile.",
+            )
+        yield Package("Chromium", attempt.stdout.split()[1])
+
     def _report(self, programs: dict[Language, Package], family: str) -> SandboxReport:
         layers = self._containment.layers
         covers, gaps = _in_words(layers, self._landlock_abi, family)
+        if self._options.browser:
+            words = "open unix sockets, read the sandbox's /proc, and reserve any address space."
+            gaps += (f'Jobs of the profile "browser" {words}',)
         return SandboxReport(
             layers=tuple(layer for layer in _LAYERS if layer in layers),
             landlock_abi=self._landlock_abi,
             languages=tuple(programs),
-            programs=tuple(programs.values()),
+            programs=(*programs.values(), *self._tools()),
             packages=warm.installed(),
             covers=covers,
             gaps=gaps,
+            profiles=self._profiles(),
         )
 
 

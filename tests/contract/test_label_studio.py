@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -83,3 +84,14 @@ def test_data_of_a_task_can_be_replaced_and_a_version_shown(opened: Opened) -> N
     opened.studio.set_task_data(first["id"], data(1))
     opened.studio.import_predictions(opened.project, [prediction(first["id"], "v-1")])
     opened.studio.set_model_version(opened.project, "v-1")
+
+
+def test_tasks_that_are_imported_are_listed_with_all_their_data(opened: Opened) -> None:
+    rows: list[dict[str, Any]] = [
+        {**data(TASKS + 1), "inputs": [{"name": "表.csv"}], "run_charts": []},
+        data(TASKS + 2),
+    ]
+    (ids,) = opened.studio.import_tasks(opened.project, rows)
+    assert opened.studio.count_tasks(opened.project) == TASKS + 2
+    found = list(opened.studio.tasks_by_id(opened.project, ids))
+    assert [(task["id"], task["data"]) for task in found] == list(zip(ids, rows, strict=True))

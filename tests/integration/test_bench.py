@@ -1,11 +1,12 @@
 """The benchmark, small: it measures what it says, on real servers; what comes out is no test's business."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from scripts.benchmarks import engine, memory, plot, scores
-from tests.conftest import ModelServer
+from scripts.benchmarks import engine, memory, plot, sandbox, scores
+from tests.conftest import ModelServer, installed
 
 FIGURES = {
     "engine_share_1",
@@ -38,6 +39,17 @@ def test_the_peak_memory_of_prelabel_is_measured(tmp_path: Path) -> None:
     told: list[str] = []
     figures, _ = memory.measure(tmp_path, {"few": 30}, told.append)
     assert 20 < figures["prelabel_peak_mb_few"] < 2000
+
+
+def test_the_sandbox_is_measured_against_subprocesses() -> None:
+    told: list[str] = []
+    # Where jobs' users can pass through; pytest's own folder is closed to them.
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder, installed():
+        figures, samples = sandbox.measure(Path(folder), 1, told.append, sandbox.Sizes(1, 1, 2))
+    assert set(figures) == {"warm_start_vs_subprocess", "plot_vs_subprocess", "rerun_vs_subprocess"}
+    assert all(figure > 0 for figure in figures.values())
+    assert all(len(pairs) == 1 for pairs in samples["seconds_of_one"].values())
+    assert len(told) == 3
 
 
 @pytest.mark.integration

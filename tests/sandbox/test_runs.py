@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from backend.core.execution import (
 from backend.edge.sandbox import SandboxProcess
 from backend.errors import ServiceError, SetupError, TaskError
 from scripts import servers
-from tests.sandbox.conftest import Field, descendants, python_of_sandbox, started
+from tests.sandbox.conftest import Field, descendants, fresh_home, python_of_sandbox, started
 
 PNG = b"\x89PNG\r\n\x1a\n"
 CHART = """
@@ -129,7 +130,7 @@ def test_random_numbers_differ_from_run_to_run(one_place: Field) -> None:
 def test_a_large_input_costs_no_copy(place: Field) -> None:
     large = place.inputs / "大文件.csv"
     with large.open("wb") as file:
-        file.write(b"a,b\n1,2\n")
+        file.write(b"a,b\n1,2\n" * 1_000_000)  # on the disk, the rest is not
         file.truncate(1_800_000_000)
     code = "import os; found = os.stat('input/大文件.csv'); print(found.st_size, found.st_ino)\n"
     code += "print(open('input/大文件.csv', 'rb').read(7))"
@@ -228,7 +229,8 @@ def test_it_says_what_it_is(place: Field) -> None:
     assert ("pool-uid" in report.layers) == place.mode.startswith("root")
     assert ("namespaces" in report.layers) == (not place.mode.endswith("bare"))
     assert report.languages == ("python", "javascript", "shell")
-    assert [program.name for program in report.programs] == ["Python", "Node.js", "Bash"]
+    tools = ["ffmpeg"] if shutil.which("ffmpeg") else []
+    assert [program.name for program in report.programs] == ["Python", "Node.js", "Bash", *tools]
     assert report.covers
     assert report.gaps
 
@@ -243,6 +245,29 @@ def test_the_list_of_packages_comes_from_the_environment(one_place: Field) -> No
     code = "from importlib.metadata import distributions\n"
     code += "print(*sorted({d.metadata['Name'].lower() for d in distributions()}), sep='\\n')"
     assert sorted(listed) == one_place.run(code, cold=True).stdout.split()
+
+
+@pytest.mark.timeout(900)
+def test_an_admin_adds_a_package_in_one_file(pytestconfig: pytest.Config) -> None:
+    if not pytestconfig.getoption("scale"):
+        pytest.skip("makes an environment: --scale")
+    with fresh_home(None) as home:
+        for name in ("scripts/setup", "requirements/sandbox.txt", "requirements/sandbox-extra.txt"):
+            (home / name).parent.mkdir(exist_ok=True)
+            shutil.copy(servers.ROOT / name, home / name)
+        with (home / "requirements" / "sandbox-extra.txt").open("a") as extra:
+            extra.write("humanize\n")
+        environment = {**os.environ, "DRAFTLOOP_HOME": str(home / "made")}
+        setup = [str(home / "scripts" / "setup")]
+        subprocess.run([*setup, "sandbox"], env=environment, check=True)
+        found = subprocess.run(
+            [*setup, "--print", "sandbox"], env=environment, check=True, capture_output=True, text=True
+        )
+        python = Path(found.stdout.strip(), "bin", "python")
+        with SandboxProcess(python, home / "sandbox", log=home / "log") as sandbox:
+            assert "humanize" in {package.name for package in sandbox.report.packages}
+            job = Job((Script("import humanize; print(humanize.intcomma(1234567))"),))
+            assert sandbox.run(job, str(home)).stdout == "1,234,567\n"
 
 
 @pytest.mark.parametrize("layer", ["landlock", "seccomp", "rlimits", "pool-uid"])
@@ -308,7 +333,9 @@ def test_more_jobs_than_there_is_room_for_wait_their_turn(one_place: Field) -> N
     one_place.demand_nothing_left()
 
 
-def test_two_hundred_runs_in_a_row_leave_nothing(one_place: Field) -> None:
+def test_many_runs_in_a_row_leave_nothing(one_place: Field, pytestconfig: pytest.Config) -> None:
+    runs = 200 if pytestconfig.getoption("scale") else 60
+
     def resident_bytes() -> int:
         pages = [
             int(Path(f"/proc/{pid}/statm").read_text().split()[1])
@@ -325,7 +352,7 @@ def test_two_hundred_runs_in_a_row_leave_nothing(one_place: Field) -> None:
         run(number)
     one_place.demand_nothing_left()
     before = resident_bytes()
-    for number in range(200):
+    for number in range(runs):
         run(number)
     one_place.demand_nothing_left()
     assert resident_bytes() < before + (2 << 20)

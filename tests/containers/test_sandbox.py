@@ -1,0 +1,94 @@
+"""The sandbox in a container of its own: the attack suite again, as a user without capabilities and as root.
+
+The container is started as scripts/sandbox_container does it, so what holds here holds there.
+"""
+
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backend.core.execution import Job, Script
+from backend.edge.sandbox import SandboxProcess
+from scripts import servers
+from tests.conftest import missing
+from tests.containers.podman import Podman, open_podman
+from tests.containers.podman import missing as missing_tools
+from tests.sandbox.conftest import CANARY, USERS, Field, fresh_home, look
+from tests.sandbox.test_attacks import *  # noqa: F403  # every attack, on the `place` below
+
+OWNERS = {"container-user": 10001, "container-root": 0}
+START = """#!/bin/sh
+{settings}
+export CONTAINER_ENGINE=podman CONTAINER_OPTIONS="--name {name} --volume {secret}:{secret}:ro"
+exec {script} "$@"
+"""
+
+
+class InContainer(SandboxProcess):
+    """A sandbox whose processes descend from the container's first one, not from the engine's command."""
+
+    root = 0
+
+    @property
+    def pid(self) -> int:
+        return self.root
+
+
+@pytest.fixture(scope="module")
+def podman() -> Podman:
+    if reason := missing_tools():
+        missing(reason)
+    opened = open_podman()
+    opened.base_image()
+    opened.build("draftloop/sandbox", "--target", "sandbox")
+    return opened
+
+
+@pytest.fixture(scope="module", params=OWNERS)
+def place(request: pytest.FixtureRequest, podman: Podman) -> Iterator[Field]:
+    mode, owner = request.param, OWNERS[request.param]
+    name = f"draftloop-{mode}-{os.getpid()}"
+    os.environ[CANARY] = "sings"
+    USERS.add(10001)
+    with fresh_home(owner) as home:
+        python = home / "python"
+        settings = "\n".join(
+            f"export {key}={shlex.quote(value)}" for key, value in podman.environment.items()
+        )
+        script = servers.ROOT / "scripts" / "sandbox_container"
+        python.write_text(START.format(settings=settings, name=name, secret=home / "secret", script=script))
+        python.chmod(0o755)
+        with InContainer(python, home / "sandbox", inputs=[home / "inputs"], log=home / "log") as sandbox:
+            sandbox.root = int(podman.inspect(name)["State"]["Pid"])
+            before = look(sandbox, home)
+            yield Field(mode, sandbox, home, home / "inputs", before, secret=home / "secret")
+    assert podman.run("podman", "ps", "--all", "--quiet", "--filter", f"name={name}") == ""
+
+
+def test_it_holds_the_layers_that_a_container_leaves(place: Field) -> None:
+    users = ("pool-uid",) if place.mode == "container-root" else ()
+    assert place.sandbox.report.layers == (*users, "landlock", "seccomp", "rlimits")
+
+
+def test_the_container_itself_is_unprivileged(place: Field) -> None:
+    status = Path(f"/proc/{place.sandbox.pid}/status").read_text()
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert fields["NoNewPrivs"] == "1"
+    kept = int(fields["CapEff"], 16).bit_count()
+    assert kept == (5 if place.mode == "container-root" else 0)
+    assert int(fields["Uid"].split()[0]) == OWNERS[place.mode]
+
+
+def test_all_three_languages_and_charts_run_in_it(place: Field) -> None:
+    chart = "import pandas as pd, matplotlib.pyplot as plt\npd.DataFrame({'值': [1, 2]}).plot(title='图表')\n"
+    scripts = (
+        Script(chart + "plt.savefig('a.png')"),
+        Script("console.log('node')", "javascript"),
+        Script("ffmpeg -version | head -c 6", "shell"),
+    )
+    attempt = place.run_job(Job(scripts))
+    assert (attempt.outcome, attempt.stdout, attempt.stderr) == ("ok", "node\nffmpeg", ""), attempt
+    assert [file.path for file in attempt.files] == ["a.png"]
