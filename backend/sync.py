@@ -110,15 +110,10 @@ class State:
     checks: str = ""
     manifest: Record | None = None
 
-    def gives_the_files_of(self, other: "State") -> bool:
-        """Tell whether the files but the manifest would be those of another state that was stored."""
+    def is_made_like(self, other: "State") -> bool:
+        """Tell whether the same rows would give the same files as those of another state that was stored."""
         same = all(getattr(self, name) == getattr(other, name) for name in ("options", "tokenizer", "checks"))
-        return (
-            other.manifest is not None
-            and same
-            and self.sources.keys() == other.sources.keys()
-            and _digests(self.rows) == _digests(other.rows)
-        )
+        return other.manifest is not None and same and self.sources.keys() == other.sources.keys()
 
 
 @dataclass(frozen=True)
@@ -167,7 +162,9 @@ def sync(
         ids = sorted({*before.sources, *project_ids})
         if not ids:
             raise SetupError(f"{folder} has no project yet.", hint="Say which with --project ID.")
-        reading = _Reading(label_studio, options, counter, lines, dict(before.rows), tell)
+        old_digests = _digests(before.rows)
+        # The same table goes on: two of them would take memory.
+        reading = _Reading(label_studio, options, counter, lines, before.rows, tell)
         after = State(options=options, rows=reading.rows, tokenizer=counter.fingerprint if counter else None)
         for project_id in ids:
             project = label_studio.project(project_id)
@@ -193,14 +190,14 @@ def sync(
             reading.count_again()
         checks = _checks(label_studio, options)
         after.checks = digest(canonical([asdict(check) for all_ in checks.values() for check in all_])).hex()
-        if before.manifest is not None and after.gives_the_files_of(before):
+        new_digests = _digests(after.rows)
+        if before.manifest is not None and after.is_made_like(before) and new_digests == old_digests:
             counts = before.manifest["counts"]
             written = store_manifest(folder, _with_cursors(before.manifest, after.sources))
         else:
             briefs = (row.brief for row in after.rows.values() if row.brief is not None)
             settled = settle(briefs, options, _splits(before, after.rows), reading.texts, checks)
             written, counts = write(folder, lines, after, settled)
-    old_digests, new_digests = _digests(before.rows), _digests(after.rows)
     return Report(
         looked_at=reading.looked_at,
         new=len(new_digests.keys() - old_digests.keys()),
