@@ -162,7 +162,7 @@ def sync(
         ids = sorted({*before.sources, *project_ids})
         if not ids:
             raise SetupError(f"{folder} has no project yet.", hint="Say which with --project ID.")
-        old_digests = _digests(before.rows)
+        old_digests = {annotation: row.digest for annotation, row in before.rows.items()}
         # The same table goes on: two of them would take memory.
         reading = _Reading(label_studio, options, counter, lines, before.rows, tell)
         after = State(options=options, rows=reading.rows, tokenizer=counter.fingerprint if counter else None)
@@ -190,22 +190,15 @@ def sync(
             reading.count_again()
         checks = _checks(label_studio, options)
         after.checks = digest(canonical([asdict(check) for all_ in checks.values() for check in all_])).hex()
-        new_digests = _digests(after.rows)
-        if before.manifest is not None and after.is_made_like(before) and new_digests == old_digests:
+        new, changed, gone = _difference(old_digests, after.rows)
+        if before.manifest is not None and after.is_made_like(before) and not new + changed + gone:
             counts = before.manifest["counts"]
             written = store_manifest(folder, _with_cursors(before.manifest, after.sources))
         else:
             briefs = (row.brief for row in after.rows.values() if row.brief is not None)
             settled = settle(briefs, options, _splits(before, after.rows), reading.texts, checks)
             written, counts = write(folder, lines, after, settled)
-    return Report(
-        looked_at=reading.looked_at,
-        new=len(new_digests.keys() - old_digests.keys()),
-        changed=sum(old_digests.get(key, new) != new for key, new in new_digests.items()),
-        gone=len(old_digests.keys() - new_digests.keys()),
-        written=written,
-        counts=counts,
-    )
+    return Report(reading.looked_at, new, changed, gone, written, counts)
 
 
 @dataclass
@@ -311,8 +304,11 @@ def _checks(label_studio: LabelStudio, options: Options) -> Checks:
     return found
 
 
-def _digests(rows: Rows) -> dict[int, bytes]:
-    return {annotation: row.digest for annotation, row in rows.items()}
+def _difference(before: Mapping[int, bytes], rows: Rows) -> tuple[int, int, int]:
+    """Count rows that are new, that differ, and that are gone."""
+    new = sum(annotation not in before for annotation in rows)
+    changed = sum(before.get(annotation, row.digest) != row.digest for annotation, row in rows.items())
+    return new, changed, len(before) - (len(rows) - new)
 
 
 def _splits(before: State, found: Rows) -> dict[str, Split]:

@@ -71,6 +71,10 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
         float | None,
         typer.Option(min=0, max=1, help="Hold a kind of samples with more errors in its checks; 1 is never."),
     ] = None,
+    reviews: Annotated[
+        int | None,
+        typer.Option(help="Project with the spot checks, which scripts/spot_check makes; 0 forgets it."),
+    ] = None,
     task: Annotated[
         int | None,
         typer.Option("--explain", help="Only tell, from the folder, what became of this task."),
@@ -95,6 +99,7 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
             "region": region or None,
             "spot_check": spot_check,
             "max_error": max_error,
+            "reviews": reviews,
         }
         settings = Settings()
         label_studio = connect(settings, url, api_key)
@@ -112,6 +117,8 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
         counts = report.counts
         if not (report.new or report.changed or report.gone):
             out.print(f"nothing new ({report.looked_at} tasks looked at)")
+            if len(report.written) > 1:
+                out.print("files are written anew: options or verdicts changed")
         else:
             out.print(f"{report.new} new, {report.changed} changed, {report.gone} gone")
         out.print(

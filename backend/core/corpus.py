@@ -83,7 +83,10 @@ class Held(NamedTuple):
 
 @dataclass(frozen=True)
 class Settled:
-    """What became of all samples, by annotation: the split of those that stay, why others are held."""
+    """What became of all samples, by annotation: their split, and why some are held.
+
+    What only a spot check holds has a split too, so that it comes back to where it was.
+    """
 
     splits: Mapping[int, Split]
     held: Mapping[int, Held]
@@ -157,8 +160,7 @@ def settle(
         reasons = gate(corpus)
         held |= {annotation: Held(gate.__name__, reason) for annotation, reason in reasons.items()}
         corpus.samples = [sample for sample in corpus.samples if sample.annotation not in reasons]
-    stayed = {sample.annotation: corpus.given[sample.annotation] for sample in corpus.samples}
-    return Settled(stayed, held, corpus.reviews, tuple(corpus.strata))
+    return Settled(corpus.given, held, corpus.reviews, tuple(corpus.strata))
 
 
 def split_of(group: str) -> Split:

@@ -23,11 +23,17 @@ ENOUGH = 5  # checks from which on a stratum is judged as a whole
 TITLE = "Spot check"
 CONFIG = """\
 <View>
-  <Style>.part { line-height: 1.6; max-width: 60em; }</Style>
-  <Header value="What was wanted" size="5"/>
-  <View className="part"><HyperText name="question" value="$question" inline="true"/></View>
-  <Header value="The answer" size="5"/>
-  <View className="part"><HyperText name="answer" value="$answer" inline="true"/></View>
+  <Style>.both { display: flex; gap: 2em; line-height: 1.6 } .one { flex: 1; min-width: 0 }</Style>
+  <View className="both">
+    <View className="one">
+      <Header value="What was wanted" size="5"/>
+      <HyperText name="question" value="$question" inline="true"/>
+    </View>
+    <View className="one">
+      <Header value="The answer" size="5"/>
+      <HyperText name="answer" value="$answer" inline="true"/>
+    </View>
+  </View>
   <Header value="Is the answer right, for the business too?" size="5"/>
   <Choices name="verdict" toName="answer" choice="single" required="true">
     <Choice value="pass"/>

@@ -23,7 +23,7 @@ CASES = Cases(FOLDER)
 LABELLING = CASES.get("complaint").labelling
 FILES = {
     *("samples.jsonl", "held.jsonl", "rejected.jsonl", "sample.schema.json", "manifest.json"),
-    *("README.md", "dataset_info.json"),
+    *("README.md", "dataset_info.json", "report.html"),
     *("alpaca.jsonl", "alpaca.test.jsonl", "messages.jsonl", "messages.test.jsonl"),
 }
 

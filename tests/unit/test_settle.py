@@ -75,7 +75,7 @@ def settle_all(
     done = [fates.finished(sample) for sample in ordered]
     assert fates.splits.keys() | fates.held.keys() == by_id.keys()
     return Settled(
-        tuple(sample for sample in done if sample.annotation in fates.splits),
+        tuple(sample for sample in done if sample.annotation not in fates.held),
         tuple(
             Held(sample, *fates.held[sample.annotation]) for sample in done if sample.annotation in fates.held
         ),
@@ -263,7 +263,9 @@ def test_over_long_samples_are_held_whole() -> None:
     assert found.held[0].sample.target == long.target
 
 
-@pytest.mark.parametrize("wrong", [{"formats": ("jsonl",)}, {"policy": "majority"}, {"region": "china"}])
+@pytest.mark.parametrize(
+    "wrong", [{"formats": ("jsonl",)}, {"policy": "majority"}, {"region": "china"}, {"spot_check": 5.0}]
+)
 def test_an_option_that_there_is_not_is_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(SetupError):
         Options(**wrong)

@@ -54,6 +54,13 @@ def test_a_drawn_sample_is_held_until_a_second_human_passes_it() -> None:
     assert "spot_checked" in found.samples[0].gates
 
 
+def test_a_sample_that_was_held_comes_back_to_the_split_that_it_had() -> None:
+    one = sample(1)
+    waiting = settle_all([one], Options(spot_check=1.0), {one.group: "test"})
+    assert waiting.samples == ()
+    assert waiting.held[0].sample.split == "test"
+
+
 @pytest.mark.parametrize("verdict", ["needs_fix", "partially_correct"])
 def test_what_a_second_human_does_not_pass_is_held_with_their_words(verdict: Any) -> None:
     one = sample(1)
