@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from backend.core.labelling import STATUS_KEY
-from backend.core.sample import SAMPLE_VERSION, Record, Sample
+from backend.core.sample import Record, Sample
 from backend.core.spotcheck import CONFIG, TITLE, WAITS, order, shown
-from backend.edge.folder import is_intact, lines_of, manifest_of
+from backend.edge.folder import lines_of
 from backend.edge.labelstudio import LabelStudio, Project
 from backend.errors import SetupError
+from backend.records import manifest_and_options
 
 Tell = Callable[[], None]
 
@@ -59,13 +59,12 @@ def open_spot_check(label_studio: LabelStudio, folder: Path) -> Opened:
         SetupError: There is no dataset, or no spot checks are decided.
         ServiceError: Label Studio failed; the next call goes on.
     """
-    manifest = _manifest(folder)
-    options = manifest["options"]
-    if not options["spot_check"]:
+    manifest, options = manifest_and_options(folder)
+    if not options.spot_check:
         raise SetupError(f"{folder} draws no spot checks.", hint="Say which share with --share 0.05.")
     title = f"{TITLE} of project {', '.join(sorted(manifest['projects'], key=int))}"
-    if options["reviews"]:
-        project = label_studio.project(options["reviews"])
+    if options.reviews:
+        project = label_studio.project(options.reviews)
     else:
         project = label_studio.find_project(title) or label_studio.create_project(title, CONFIG)
     waiting = [
@@ -88,7 +87,7 @@ def stopped_by(folder: Path, gate: str = "") -> Iterator[Stopped]:
     Raises:
         SetupError: There is no dataset.
     """
-    _manifest(folder)
+    manifest_and_options(folder)
     for record in lines_of(folder, "rejected.jsonl"):
         if gate in ("", record["gate"]):
             yield _stopped(record, record["gate"], record["reason"])
@@ -119,7 +118,8 @@ def send_back(label_studio: LabelStudio, folder: Path, gate: str, tell: Tell | N
         by_task.setdefault(one.task, []).append(f"annotation {one.annotation}: {one.reason}")
     mark = status_mark(gate)
     written = cleared = 0
-    for project_id in map(int, _manifest(folder)["projects"]):
+    manifest, _ = manifest_and_options(folder)
+    for project_id in map(int, manifest["projects"]):
         project = label_studio.project(project_id)
         wanted = {
             task: f"{mark} {escape(' '.join(words))}" for task, words in reasons.get(project_id, {}).items()
@@ -144,14 +144,3 @@ def status_mark(gate: str) -> str:
 
 def _stopped(record: Record, gate: str, reason: str) -> Stopped:
     return Stopped(record["project"], record["task"], record["annotation"], gate, reason)
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    manifest = manifest_of(folder)
-    if (
-        manifest is None
-        or manifest.get("sample", {}).get("version") != SAMPLE_VERSION
-        or not is_intact(folder, manifest)
-    ):
-        raise SetupError(f"{folder} holds no dataset that can be read.", hint="Run the sync first.")
-    return manifest

@@ -1,119 +1,38 @@
 """Flow 2: what humans submitted in Label Studio -> gates -> samples -> a folder of training files.
 
-Knows the order of the steps, the folder's files and its manifest. Does not know what a sample is
-(`core.dataset`, `core.corpus`), what rows are (`core.formats`), how Label Studio is asked
-(`edge.labelstudio`) or how files are written (`edge.folder`).
+Knows the order of the steps, and what of a project has to be read. Does not know what a sample is
+(`core.dataset`, `core.corpus`), how Label Studio is asked (`edge.labelstudio`) or what the folder's files
+are (`records`).
 
 The folder is a function of what Label Studio holds, of what the team decided, and of the splits that were
 given before: the same state gives the same bytes, whatever was interrupted. So killing it at any moment
-loses nothing and doubles nothing. Samples lie on disk: memory holds less than 2 KB of each.
-
-    samples.jsonl               canonical records, sorted by task and annotation
-    sample.schema.json          what a line of it is
-    held.jsonl                  samples that a gate holds back because of others, with the reason
-    rejected.jsonl              annotations that are no samples, with the gate and the reason
-    FORMAT.jsonl                training rows           FORMAT.test.jsonl      held out: never train on them
-    README.md, dataset_info.json, FORMAT.yaml           lead `datasets` and trainers to the rows
-    report.html                 for humans: what became of everything, and what to look at first
-    manifest.json               counts, hashes, cursors; written last: what it does not match is not valid
+loses nothing and doubles nothing.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from backend.core.companions import COMPANIONS, Written
-from backend.core.corpus import Options, Settled, as_judged, settle
-from backend.core.dataset import Rejected, annotations_of, fingerprint, group_of, judge
-from backend.core.formats import FORMATS, Format
+from backend.core.corpus import Options, settle
+from backend.core.dataset import Rejected, annotations_of, fingerprint, judge
 from backend.core.personal import Mask
 from backend.core.prompting import Case
-from backend.core.report import report_page
-from backend.core.sample import (
-    SAMPLE_VERSION,
-    Brief,
-    Note,
-    Record,
-    Sample,
-    Split,
-    canonical,
-    conversation,
-    digest,
-    tools,
-)
+from backend.core.sample import Brief, Note, Record, Sample, Split, canonical, conversation, digest, tools
 from backend.core.spotcheck import Check, checks_of
-from backend.core.story import story
-from backend.core.tally import Counts, Tally
 from backend.edge.cases import Cases
-from backend.edge.folder import Files, Lines, Place, is_intact, lines_of, locked, manifest_of, store_manifest
+from backend.edge.folder import Lines, locked, store_manifest
 from backend.edge.labelstudio import LabelStudio, Project
-from backend.edge.rowfiles import KINDS, Kind, RowFile
 from backend.edge.tokens import Tokens
 from backend.errors import SetupError, TaskError
+from backend.records import Row, Rows, Source, State, load, put, sample_at, write
 
-_SCHEMA = Path(__file__).parent / "core" / "sample.schema.json"
-_RECORDS = ("samples.jsonl", "held.jsonl", "rejected.jsonl")
-_SPLITS: tuple[Split, ...] = ("train", "test")
-_SETTLED = {"split", "gates", "held", "review"}  # of a record: what depends on others
 # Label Studio stamps a change before it commits it: a slow commit appears behind the newest stamp.
 _OVERLAP = timedelta(minutes=5)
 
 Tell = Callable[[], None]
 Checks = Mapping[int, Sequence[Check]]  # by annotation
-
-
-@dataclass(frozen=True)
-class Source:
-    """What the manifest keeps about a project: what it was read with, and how far."""
-
-    title: str
-    created_at: str
-    case: str
-    case_hash: str
-    config_hash: str
-    cursor: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Where an annotation's record lies, and its hash as it was judged alone; a rejected one has no brief."""
-
-    project: int
-    task: int
-    annotation: int
-    digest: bytes
-    place: Place
-    brief: Brief | None
-
-
-Rows = dict[int, Row]  # by annotation
-
-
-@dataclass
-class State:
-    """What is known of a dataset folder's content.
-
-    tokenizer  hash of the one that counted its tokens
-    checks     hash of the verdicts of reviewers
-    """
-
-    sources: dict[int, Source] = field(default_factory=dict)
-    rows: Rows = field(default_factory=dict)
-    splits: dict[str, Split] = field(default_factory=dict)  # by group
-    given: dict[int, Split] = field(default_factory=dict)  # by annotation
-    options: Options = field(default_factory=Options)
-    tokenizer: str | None = None
-    checks: str = ""
-    manifest: Record | None = None
-
-    def is_made_like(self, other: "State") -> bool:
-        """Tell whether the same rows would give the same files as those of another state that was stored."""
-        same = all(getattr(self, name) == getattr(other, name) for name in ("options", "tokenizer", "checks"))
-        return other.manifest is not None and same and self.sources.keys() == other.sources.keys()
 
 
 @dataclass(frozen=True)
@@ -156,7 +75,7 @@ def sync(
         ServiceError: Label Studio or the disk failed; the folder is as it was, or is completed next time.
     """
     with locked(folder), Lines(folder) as lines:
-        before = _load(folder, lines)
+        before = load(folder, lines)
         options = replace(before.options, **(changes or {}))
         counter = Tokens(Path(options.tokenizer)) if options.tokenizer else None
         ids = sorted({*before.sources, *project_ids})
@@ -254,7 +173,7 @@ class _Reading:
         """Count the tokens of every sample with the tokenizer of now; some are counted already."""
         for row in list(self.rows.values()):
             if row.brief is not None:
-                self.add(counted(_sample(self.lines, row), self.counter))
+                self.add(counted(sample_at(self.lines, row), self.counter))
 
     def texts(self, briefs: Sequence[Brief]) -> Iterator[str]:
         """Give what annotators read of samples."""
@@ -263,21 +182,6 @@ class _Reading:
 
     def _of(self, project: Project) -> Iterator[Row]:
         return (row for row in self.rows.values() if row.project == project.id)
-
-
-def put(lines: Lines, judged: Sample | Rejected) -> Row:
-    """Write down a record as it was judged alone; gives where it lies."""
-    record = judged.record()
-    return _row(lines.add(_line(record)), record, Brief.of(judged) if isinstance(judged, Sample) else None)
-
-
-def _row(place: Place, record: Record, brief: Brief | None) -> Row:
-    own = digest(canonical({key: part for key, part in record.items() if key not in _SETTLED}))
-    return Row(record["project"], record["task"], record["annotation"], own, place, brief)
-
-
-def _sample(lines: Lines, row: Row) -> Sample:
-    return as_judged(Sample.from_record(lines.get(row.place)))
 
 
 def counted(sample: Sample, counter: Tokens | None) -> Sample:
@@ -336,177 +240,6 @@ def _remembered(old: Source | None, cases: Cases) -> str | None:
 def _earlier(cursor: str) -> str:
     # Label Studio leaves out the microseconds where they are 0, and demands them in a filter.
     return (datetime.fromisoformat(cursor) - _OVERLAP).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-# ---------------------------------------------------------------------------------- the story of a task
-
-
-def explain(folder: Path, task: int) -> list[str]:
-    """Tell from a dataset folder what became of a task's annotations, and why; Label Studio is not asked.
-
-    Raises:
-        SetupError: There is no dataset, or its files are not as its manifest says.
-    """
-    manifest = manifest_of(folder)
-    if (
-        manifest is None
-        or not is_intact(folder, manifest)
-        or manifest.get("sample", {}).get("version") != SAMPLE_VERSION
-    ):
-        raise SetupError(f"{folder} holds no dataset that can be read.", hint="Run the sync first.")
-    records = [record for name in _RECORDS for record in lines_of(folder, name) if record["task"] == task]
-    if not records:
-        cursors = [entry["source"]["cursor"] for entry in manifest["projects"].values()]
-        latest = max(filter(None, cursors), default="the beginning")
-        return [
-            f"Task {task} has no annotation that this dataset knows.",
-            f"Its projects ({', '.join(manifest['projects'])}) were read up to {latest}.",
-        ]
-    return list(story(records, Options(**_tuples(manifest["options"]))))
-
-
-def _tuples(record: Record) -> Record:
-    """Give options as they were before JSON, which has no tuples."""
-    return {key: tuple(part) if isinstance(part, list) else part for key, part in record.items()}
-
-
-# ---------------------------------------------------------------------------------- the folder
-
-
-def _load(folder: Path, lines: Lines) -> State:
-    """Read the folder; where the manifest does not match the files, only its projects are known."""
-    manifest = manifest_of(folder)
-    if manifest is None:
-        return State()
-    try:
-        sources = {int(key): Source(**entry["source"]) for key, entry in manifest["projects"].items()}
-        options = Options(**_tuples(manifest.get("options", {})))  # the first version had none
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SetupError(
-            f"The manifest of {folder} is not of this program.",
-            hint="Remove it: the next sync makes the dataset anew.",
-        ) from error
-    unread = State({key: replace(source, cursor=None) for key, source in sources.items()}, options=options)
-    if not is_intact(folder, manifest):
-        return unread
-    about = manifest.get("sample", {})
-    if about.get("version") != SAMPLE_VERSION:
-        # Of a version before only the splits are kept: what was held out stays held out.
-        for record in lines_of(folder, "samples.jsonl"):
-            unread.splits[record.get("group") or group_of(record["input"])] = record["split"]
-        return unread
-    state = State(
-        sources,
-        options=options,
-        tokenizer=about.get("tokenizer"),
-        checks=about.get("checks", ""),
-        manifest=manifest,
-    )
-    for name in _RECORDS:
-        for place, record in lines.read(name):
-            brief = Brief.of(Sample.from_record(record)) if "gates" in record else None
-            state.rows[record["annotation"]] = _row(place, record, brief)
-            if brief is not None and "split" in record:
-                state.splits[brief.group] = state.given[brief.annotation] = record["split"]
-    return state
-
-
-def write(folder: Path, lines: Lines, after: State, settled: Settled) -> tuple[tuple[str, ...], Record]:
-    """Write all files of a dataset, the manifest last; gives the names of what differed, and the counts.
-
-    Raises:
-        SetupError: There is no such kind of files.
-        ServiceError: The disk failed.
-    """
-    options = after.options
-    kind = next((kind for kind in KINDS if kind.name == options.files), None)
-    if kind is None:
-        names = ", ".join(kind.name for kind in KINDS)
-        raise SetupError(f"There is no kind of files '{options.files}'.", hint=f"There are: {names}.")
-    tally, by_project = Tally(), defaultdict[int, Counts](Counts)
-    with Files(folder) as files:
-        samples, held, rejected = (files.open(name) for name in _RECORDS)
-        forms = [
-            _FormFiles(form, split, kind, files)
-            for form in FORMATS
-            if form.name in options.formats
-            for split in _SPLITS
-        ]
-        ordered = sorted(after.rows.values(), key=lambda row: (row.task, row.annotation))
-        for _, rows in groupby(ordered, key=lambda row: row.task):
-            several = []
-            for row in rows:
-                if row.brief is None:
-                    refused = Rejected.from_record(lines.get(row.place))
-                    rejected.write(_line(refused.record()))
-                    tally.rejected(refused)
-                    by_project[row.project].add(refused)
-                    continue
-                sample = settled.finished(_sample(lines, row))
-                reason = settled.held.get(row.annotation)
-                if reason is None:
-                    samples.write(_line(sample.record()))
-                    for form in forms:
-                        form.add(sample)
-                else:
-                    held.write(_line(sample.record() | {"held": reason._asdict()}))
-                tally.sample(sample, reason)
-                by_project[row.project].add(sample, reason)
-                several.append(sample)
-            tally.overlap(several)
-        counts = tally.counts.record()
-        for form in forms:
-            form.close()
-        files.add(_SCHEMA.name, _SCHEMA.read_bytes())
-        written = [
-            Written(name, kind.ending, {form.split: form.count for form in forms if form.name == name})
-            for name in dict.fromkeys(form.name for form in forms)
-        ]
-        for companion in COMPANIONS:
-            for name, text in companion(written, counts).items():
-                files.add(name, text.encode())
-        files.add("report.html", report_page(tally, settled.strata, options).encode())
-        manifest = {
-            "sample": {
-                "version": SAMPLE_VERSION,
-                "schema": _SCHEMA.name,
-                "tokenizer": after.tokenizer,
-                "checks": after.checks,
-            },
-            "options": asdict(options),
-            "counts": counts,
-            "rows": {form.name: form.rows for form in written},
-            "projects": {
-                str(key): {"source": asdict(source), "counts": by_project[key].record()}
-                for key, source in sorted(after.sources.items())
-            },
-        }
-        return files.store(manifest), counts
-
-
-class _FormFiles:
-    """The file of one format and split; one without a row is there too."""
-
-    def __init__(self, form: Format, split: Split, kind: Kind, files: Files) -> None:
-        self.name, self.split, self.count = form.name, split, 0
-        self._form = form
-        name = Written(form.name, kind.ending, {}).file(split)
-        self._rows: RowFile = kind.writer(files.open(name))
-
-    def add(self, sample: Sample) -> None:
-        """Write the sample's rows, if it belongs here."""
-        if sample.split == self.split:
-            for row in self._form.rows(sample):
-                self._rows.write(row)
-                self.count += 1
-
-    def close(self) -> None:
-        """Write what is left."""
-        self._rows.close()
-
-
-def _line(record: Record) -> bytes:
-    return f"{canonical(record)}\n".encode()
 
 
 def _with_cursors(manifest: Record, sources: Mapping[int, Source]) -> Record:

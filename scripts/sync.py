@@ -22,8 +22,9 @@ from rich.markup import escape
 
 from backend.core.formats import FORMATS
 from backend.edge.cases import Cases
+from backend.records import explain
 from backend.settings import Settings
-from backend.sync import explain, sync
+from backend.sync import sync
 from scripts.terminal import ApiKeyOption, Meter, UrlOption, Verb, app, connect, out, plain_errors
 
 cli = app()

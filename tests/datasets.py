@@ -8,8 +8,9 @@ from backend.core.corpus import Options, Settled
 from backend.core.formats import FORMATS
 from backend.edge.folder import Lines
 from backend.edge.tokens import Tokens
-from backend.sync import State, counted, put
-from backend.sync import write as write_dataset
+from backend.records import State, put
+from backend.records import write as write_dataset
+from backend.sync import counted
 from scripts import servers
 from tests.conftest import installed
 from tests.samples import written_out

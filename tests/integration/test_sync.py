@@ -14,7 +14,8 @@ from jsonschema import Draft202012Validator
 from backend.edge.cases import Cases
 from backend.edge.labelstudio import LabelStudio, Project
 from backend.errors import SetupError
-from backend.sync import Report, explain, sync
+from backend.records import explain
+from backend.sync import Report, sync
 from tests.conftest import LabelStudioServer
 from tests.verbs import environment, kill, run, start
 

@@ -12,7 +12,8 @@ from typing import Any
 from backend.edge.cases import Cases
 from backend.edge.folder import Lines, is_intact, manifest_of
 from backend.edge.labelstudio import LabelStudio
-from backend.sync import Report, explain, sync
+from backend.records import explain
+from backend.sync import Report, sync
 from scripts.servers import ROOT
 from tests.fake_label_studio import FakeLabelStudio, fake_label_studio
 
