@@ -20,6 +20,7 @@ _FEW = 20  # of something: below, its share says little
 _LOW_ACCEPTANCE = 0.5  # of drafts: below, annotators write more than they check
 _LOW_ALPHA = 0.667  # Krippendorff's lower limit for tentative conclusions
 _MANY_STOPPED = 0.1
+_SHOWN_CHARS = 240  # of a reason; the whole stands in the records
 _DAYS = 60  # shown of a version, the last ones
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2328; max-width: 62rem; margin: 2rem auto;
@@ -95,7 +96,7 @@ def _findings(tally: Tally, strata: Sequence[Stratum], options: Options) -> Iter
             )
     waiting = sum(stratum.drawn - stratum.checked for stratum in strata)
     if waiting:
-        yield f"{waiting} drawn samples wait for a second human."
+        yield f"Drawn samples that wait for a second human: {waiting}."
     for version, drafts in sorted(tally.versions.items()):
         if drafts.judged >= _FEW and drafts.accepted < _LOW_ACCEPTANCE * drafts.judged:
             share = _pct(drafts.accepted, drafts.judged)
@@ -136,7 +137,7 @@ def _gates(tally: Tally) -> Iterator[str]:
         count = counts["stopped_by"].get(gate, 0)
         left -= count
         examples = "; ".join(
-            f"task {task}, annotation {annotation}: {reason}"
+            f"task {task}, annotation {annotation}: {_cut(reason)}"
             for task, annotation, reason in tally.examples.get(gate, ())
         )
         rows.append([gate, count, left, examples])
@@ -343,6 +344,10 @@ def _days(drafts: Drafts) -> str:
 
 def _since(drafts: Drafts) -> str:
     return min(day for day, _ in drafts.days)
+
+
+def _cut(words: str) -> str:
+    return words if len(words) <= _SHOWN_CHARS else f"{words[:_SHOWN_CHARS]}..."
 
 
 def _pct(part: int, whole: int) -> str:

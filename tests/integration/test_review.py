@@ -71,7 +71,7 @@ def test_a_verdict_of_the_review_project_lets_samples_pass_or_holds_them(
 
     said = {"from_name": "verdict", "to_name": "answer", "type": "choices"}
     comment = {"from_name": "comment", "to_name": "answer", "type": "textarea"}
-    for task, verdict in zip(tasks, ["pass", "needs_fix"], strict=False):
+    made = [
         studio.submit_annotation(
             task["id"],
             [
@@ -79,10 +79,26 @@ def test_a_verdict_of_the_review_project_lets_samples_pass_or_holds_them(
                 comment | {"value": {"text": ["because"]}},
             ],
         )
-    # There is one user in these tests: as if somebody else had submitted the samples.
+        for task, verdict in zip(tasks, ["pass", "needs_fix"], strict=False)
+    ]
     own = synced(studio, project, folder)
     assert own.counts["stopped_by"]["spot_checked"] == 5  # nobody passes their own
     assert open_spot_check(studio, folder).sent == 0
+
+    name = f"reviewer{time.time_ns()}"
+    reviewer = studio._sdk.users.create(username=name, email=f"{name}@example.com")
+    for annotation in made:
+        studio._sdk.annotations.update(annotation, completed_by=reviewer.id)
+    code, out, err = run(env, "sync", "--out", folder)
+    assert code == 0, err
+    (passed,) = lines(folder / "samples.jsonl")
+    assert passed["annotation"] == tasks[0]["data"]["annotation"]
+    assert passed["review"]["verdict"] == "pass"
+    assert passed["review"]["by"] == reviewer.id
+    (fix,) = stopped_by(folder, "spot_checked")
+    assert fix.annotation == tasks[1]["data"]["annotation"]
+    assert fix.reason == f"Reviewer {reviewer.id} says needs_fix: because"
+    assert synced(studio, project, folder).written == ()
 
 
 def test_what_a_gate_stopped_goes_back_with_its_reason_and_is_taken_off_when_mended(

@@ -85,7 +85,7 @@ def test_what_is_to_be_looked_at_first_is_said_first() -> None:
     stratum = Stratum("complaint", 4, "no score", 30, 6, 5, 2)
     words = "".join(page(tally, stratum).texts)
     assert "Spot checks found 2 of 5 wrong" in words
-    assert "1 drawn samples wait for a second human." in words
+    assert "Drawn samples that wait for a second human: 1." in words
     assert "Nothing is held out" in words
     assert "m-1" in words
     assert "fits_schema" in words

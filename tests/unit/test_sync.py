@@ -74,6 +74,7 @@ def test_the_second_sync_writes_nothing_and_a_changed_task_equals_a_first_one(tm
         first = synced(studio, tmp_path / "d")
         assert (first.looked_at, first.new) == (40, 40)
         assert "report.html" in first.written
+        assert "40 annotations of 40 tasks" in (tmp_path / "d" / "report.html").read_text(encoding="utf-8")
         before = content(tmp_path / "d")
         assert synced(studio, tmp_path / "d").written == ()
         assert content(tmp_path / "d") == before
