@@ -33,7 +33,8 @@ from backend.errors import SetupError
 _SCHEMA = Path(__file__).parent / "core" / "sample.schema.json"
 _RECORDS = ("samples.jsonl", "held.jsonl", "rejected.jsonl")
 _SPLITS: tuple[Split, ...] = ("train", "test")
-_SETTLED = {"split", "gates", "held", "review"}  # of a record: what depends on others
+# Of a record: what depends on other samples, and what follows from its own fields.
+_NOT_OWN = {"split", "gates", "held", "review", "messages", "tools", "code", "stdout", "stderr"}
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ def put(lines: Lines, judged: Sample | Rejected) -> Row:
 
 
 def _row(place: Place, record: Record, brief: Brief | None) -> Row:
-    own = digest(canonical({key: part for key, part in record.items() if key not in _SETTLED}))
+    own = digest(canonical({key: part for key, part in record.items() if key not in _NOT_OWN}))
     return Row(record["project"], record["task"], record["annotation"], own, place, brief)
 
 

@@ -3,7 +3,8 @@
 Knows what is run again, and how what came of it is judged. Does not know the sandbox: whoever has one
 hands in a `Rerun`, and calls `judged_again` for the sample of a code task right after `judge`. Files are
 opened where they lie, by a program of ours that runs after the submitted ones in the same fresh folder:
-the sandbox has the libraries, and nothing untrusted is opened here.
+the sandbox has the libraries, and nothing untrusted is opened here. What programs printed is told as it
+is: personal data in it are not masked.
 
     verdict_passes   the annotator's own verdict
     code_runs        every script ends well, within max(30 s, twice the time of the draft's run)

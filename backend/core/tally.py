@@ -16,7 +16,8 @@ from backend.core.dataset import Rejected
 from backend.core.sample import Sample, canonical
 
 _EXAMPLES = 3  # of each gate
-_COMPARED_CHARS = 2000  # of a field: the difference of two texts takes time with their product
+_COMPARED_CHARS = 400  # the difference of two texts takes time with their product
+_READ_CHARS = 2000  # of a text, for its writing
 _DECILES = 10
 
 
@@ -216,16 +217,34 @@ def median(found: Counter[int]) -> int | None:
 
 
 def likeness(one: Any, other: Any) -> float:
-    """Give the share that two parts of values have in common as text, 0..1."""
-    first, second = (_text(part)[:_COMPARED_CHARS] for part in (one, other))
-    return SequenceMatcher(None, first, second, autojunk=False).ratio()
+    """Give the share that two parts of values have in common as text, in the same order, 0..1.
+
+    Between the same beginning and the same end, long parts count as different.
+    """
+    first, second = _text(one), _text(other)
+    whole = len(first) + len(second)
+    start = _same(first, second)
+    first, second = first[start:], second[start:]
+    end = _same(first[::-1], second[::-1])
+    first, second = first[: len(first) - end], second[: len(second) - end]
+    common = start + end
+    if first and second and max(len(first), len(second)) <= _COMPARED_CHARS:
+        blocks = SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks()
+        common += sum(block.size for block in blocks)
+    return 2 * common / whole if whole else 1.0
+
+
+def _same(first: str, second: str) -> int:
+    """Count the characters that are the same before the first that differs."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def writing(text: str) -> str:
     """Say what most letters of a text belong to: Chinese characters, Latin, ...; a language it is not."""
     kinds = Counter(
         unicodedata.name(character, "").split(" ")[0].split("-")[0].capitalize()
-        for character in text[:_COMPARED_CHARS]
+        for character in text[:_READ_CHARS]
         if character.isalpha()
     )
     kind = min(kinds, key=lambda name: (-kinds[name], name), default="")

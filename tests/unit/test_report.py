@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -142,6 +143,10 @@ def test_small_figures() -> None:
     assert median(Counter({1: 1, 5: 1})) == 1
     assert likeness("abcd", "abcd") == 1
     assert likeness(None, "x") == 0
+    assert likeness("", None) == 1
+    assert likeness("the blue car", "the red car") == pytest.approx(18 / 23)  # "the ", "e" or "r", " car"
+    assert likeness("a" * 999, "b" * 999) == 0
+    assert likeness("a" * 999 + "x", "a" * 999 + "y") == pytest.approx(0.999)
     assert [writing(text) for text in ("我叫张三 ok", "hello 三", "123")] == [
         "Chinese characters",
         "Latin",
