@@ -1,80 +1,38 @@
 """Flow 2: what humans submitted in Label Studio -> gates -> samples -> a folder of training files.
 
-Knows the order of the steps, the folder's files and its manifest. Does not know what a sample is
-(`core.dataset`, `core.corpus`), what rows are (`core.formats`), how Label Studio is asked
-(`edge.labelstudio`) or how files are written (`edge.folder`).
+Knows the order of the steps, and what of a project has to be read. Does not know what a sample is
+(`core.dataset`, `core.corpus`), how Label Studio is asked (`edge.labelstudio`) or what the folder's files
+are (`records`).
 
 The folder is a function of what Label Studio holds, of what the team decided, and of the splits that were
 given before: the same state gives the same bytes, whatever was interrupted. So killing it at any moment
 loses nothing and doubles nothing.
-
-    samples.jsonl               canonical records, sorted by task and annotation
-    sample.schema.json          what a line of it is
-    held.jsonl                  samples that a gate holds back because of others, with the reason
-    rejected.jsonl              annotations that are no samples, with the gate and the reason
-    FORMAT.jsonl                training rows           FORMAT.test.jsonl      held out: never train on them
-    README.md, dataset_info.json, FORMAT.yaml           lead `datasets` and trainers to the rows
-    manifest.json               counts, hashes, cursors; written last: what it does not match is not valid
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from backend.core.companions import COMPANIONS, Written
-from backend.core.corpus import Options, Settled, as_judged, settle, split_of
-from backend.core.dataset import Rejected, annotations_of, fingerprint, group_of, judge
-from backend.core.formats import FORMATS, rows
+from backend.core.corpus import Options, settle
+from backend.core.dataset import Rejected, annotations_of, fingerprint, judge
+from backend.core.personal import Mask
 from backend.core.prompting import Case
-from backend.core.sample import SAMPLE_VERSION, Note, Record, Sample, Split, canonical, conversation, tools
+from backend.core.sample import Brief, Note, Record, Sample, Split, canonical, conversation, digest, tools
+from backend.core.spotcheck import Check, checks_of
 from backend.edge.cases import Cases
-from backend.edge.folder import contents_of, locked, manifest_of, store, store_manifest
+from backend.edge.folder import Lines, locked, store_manifest
 from backend.edge.labelstudio import LabelStudio, Project
-from backend.edge.rowfiles import KINDS
 from backend.edge.tokens import Tokens
 from backend.errors import SetupError, TaskError
+from backend.records import Row, Rows, Source, State, load, put, sample_at, write
 
-_SCHEMA = Path(__file__).parent / "core" / "sample.schema.json"
-_SPLITS: tuple[Split, ...] = ("train", "test")
 # Label Studio stamps a change before it commits it: a slow commit appears behind the newest stamp.
 _OVERLAP = timedelta(minutes=5)
 
-Rows = dict[int, Sample | Rejected]  # by annotation, as they were judged alone
 Tell = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Source:
-    """What the manifest keeps about a project: what it was read with, and how far."""
-
-    title: str
-    created_at: str
-    case: str
-    case_hash: str
-    config_hash: str
-    cursor: str | None
-
-
-@dataclass
-class State:
-    """A dataset folder's content; `tokenizer` is the hash of the one that counted its tokens."""
-
-    sources: dict[int, Source] = field(default_factory=dict)
-    rows: Rows = field(default_factory=dict)
-    splits: dict[str, Split] = field(default_factory=dict)  # by group
-    given: dict[int, Split] = field(default_factory=dict)  # by annotation
-    options: Options = field(default_factory=Options)
-    tokenizer: str | None = None
-    manifest: Record | None = None
-
-    def gives_the_rows_of(self, other: "State") -> bool:
-        """Tell whether the files but the manifest would be those of another state that was stored."""
-        same = all(getattr(self, name) == getattr(other, name) for name in ("rows", "options", "tokenizer"))
-        return other.manifest is not None and self.sources.keys() == other.sources.keys() and same
+Checks = Mapping[int, Sequence[Check]]  # by annotation
 
 
 @dataclass(frozen=True)
@@ -116,15 +74,17 @@ def sync(
             that there is not.
         ServiceError: Label Studio or the disk failed; the folder is as it was, or is completed next time.
     """
-    with locked(folder):
-        before = _load(folder)
+    with locked(folder), Lines(folder) as lines:
+        before = load(folder, lines)
         options = replace(before.options, **(changes or {}))
         counter = Tokens(Path(options.tokenizer)) if options.tokenizer else None
         ids = sorted({*before.sources, *project_ids})
         if not ids:
             raise SetupError(f"{folder} has no project yet.", hint="Say which with --project ID.")
-        after = State(rows=dict(before.rows), options=options)
-        looked_at = 0
+        old_digests = {annotation: row.digest for annotation, row in before.rows.items()}
+        # The same table goes on: two of them would take memory.
+        reading = _Reading(label_studio, options, counter, lines, before.rows, tell)
+        after = State(options=options, rows=reading.rows, tokenizer=counter.fingerprint if counter else None)
         for project_id in ids:
             project = label_studio.project(project_id)
             old = before.sources.get(project_id)
@@ -144,83 +104,128 @@ def sync(
                 config_hash=case.labelling.config_hash,
                 cursor=cursor,
             )
-            looked_at += _read_project(label_studio, project, case, old, after, tell)
-        _count_tokens(after, counter, known=before.tokenizer)
-        if before.manifest is not None and after.gives_the_rows_of(before):
+            reading.read(project, case, old)
+        if before.tokenizer != after.tokenizer:
+            reading.count_again()
+        checks = _checks(label_studio, options)
+        after.checks = digest(canonical([asdict(check) for all_ in checks.values() for check in all_])).hex()
+        new, changed, gone = _difference(old_digests, after.rows)
+        if before.manifest is not None and after.is_made_like(before) and not new + changed + gone:
             counts = before.manifest["counts"]
             written = store_manifest(folder, _with_cursors(before.manifest, after.sources))
         else:
-            settled = settle(_samples(after.rows), options, _splits(before, after.rows))
-            rejected = [row for row in after.rows.values() if isinstance(row, Rejected)]
-            counts = _counts(settled, rejected)
-            written = store(folder, *_files(after, settled, rejected, counts))
-    return _report(before, after, looked_at, written, counts)
+            briefs = (row.brief for row in after.rows.values() if row.brief is not None)
+            settled = settle(briefs, options, _splits(before, after.rows), reading.texts, checks)
+            written, counts = write(folder, lines, after, settled)
+    return Report(reading.looked_at, new, changed, gone, written, counts)
 
 
-def _read_project(
-    label_studio: LabelStudio,
-    project: Project,
-    case: Case,
-    old: Source | None,
-    after: State,
-    tell: Tell | None,
-) -> int:
-    """Read what changed in a project, or all of it where that is not enough; returns tasks looked at."""
-    looked_at = 0
-    if old is not None and old.cursor is not None and old.case_hash == _fingerprint(case, after.options):
-        looked_at = _read_tasks(label_studio, project, case, _earlier(old.cursor), after, tell)
-        # A deleted task leaves no trace in a listing by time, nor does a server whose clock went back.
-        if len({row.task for row in _of(project.id, after.rows)}) == label_studio.count_annotated(project):
-            return looked_at
-    for row in list(_of(project.id, after.rows)):
-        del after.rows[row.annotation]
-    return looked_at + _read_tasks(label_studio, project, case, None, after, tell)
+@dataclass
+class _Reading:
+    """Reads projects; `rows` are those of the folder until something newer comes."""
+
+    label_studio: LabelStudio
+    options: Options
+    counter: Tokens | None
+    lines: Lines
+    rows: Rows
+    tell: Tell | None
+    looked_at: int = 0
+
+    def read(self, project: Project, case: Case, old: Source | None) -> None:
+        """Read what changed in a project, or all of it where that is not enough."""
+        if old is not None and old.cursor is not None and old.case_hash == _fingerprint(case, self.options):
+            self._tasks(project, case, _earlier(old.cursor))
+            # A deleted task leaves no trace in a listing by time, nor does a server whose clock went back.
+            tasks = {row.task for row in self._of(project)}
+            if len(tasks) == self.label_studio.count_annotated(project):
+                return
+        for row in list(self._of(project)):
+            del self.rows[row.annotation]
+        self._tasks(project, case, None)
+
+    def _tasks(self, project: Project, case: Case, since: str | None) -> None:
+        options = self.options
+        known: dict[int, list[int]] = {}
+        for row in self._of(project):
+            known.setdefault(row.task, []).append(row.annotation)
+        if since is None:
+            listed = self.label_studio.annotated_tasks(project)
+        else:
+            listed = self.label_studio.tasks(project, since=since, full=True)  # also those whose one went
+        for task in listed:
+            for annotation_id in known.pop(task["id"], []):
+                del self.rows[annotation_id]
+            for annotation in annotations_of(task, project.id):
+                judged = judge(
+                    annotation, case, group_by=options.group_by, mask=options.mask, region=options.region
+                )
+                self.add(counted(judged, self.counter) if isinstance(judged, Sample) else judged)
+            self.looked_at += 1
+            if self.tell is not None:
+                self.tell()
+
+    def add(self, judged: Sample | Rejected) -> None:
+        """Write down what was judged."""
+        self.rows[judged.annotation] = put(self.lines, judged)
+
+    def count_again(self) -> None:
+        """Count the tokens of every sample with the tokenizer of now; some are counted already."""
+        for row in list(self.rows.values()):
+            if row.brief is not None:
+                self.add(counted(sample_at(self.lines, row), self.counter))
+
+    def texts(self, briefs: Sequence[Brief]) -> Iterator[str]:
+        """Give what annotators read of samples."""
+        places = (self.rows[brief.annotation].place for brief in briefs)
+        return (" ".join(self.lines.get(place)["input"].values()) for place in places)
+
+    def _of(self, project: Project) -> Iterator[Row]:
+        return (row for row in self.rows.values() if row.project == project.id)
 
 
-def _read_tasks(
-    label_studio: LabelStudio,
-    project: Project,
-    case: Case,
-    since: str | None,
-    after: State,
-    tell: Tell | None,
-) -> int:
-    found, options = after.rows, after.options
-    known: dict[int, list[int]] = {}
-    for row in _of(project.id, found):
-        known.setdefault(row.task, []).append(row.annotation)
-    looked_at = 0
-    if since is None:
-        listed = label_studio.annotated_tasks(project)
-    else:
-        listed = label_studio.tasks(project, since=since, full=True)  # also those whose annotation went
-    for task in listed:
-        for annotation_id in known.pop(task["id"], []):
-            del found[annotation_id]
-        for annotation in annotations_of(task, project.id):
-            found[annotation.id] = judge(
-                annotation, case, group_by=options.group_by, mask=options.mask, region=options.region
-            )
-        looked_at += 1
-        if tell is not None:
-            tell()
-    return looked_at
+def counted(sample: Sample, counter: Tokens | None) -> Sample:
+    """Give a sample with its length in tokens; without, where nothing counts or the template refuses."""
+    notes = tuple(note for note in sample.notes if note["gate"] != "fits_tokens")
+    if counter is None:
+        return replace(sample, tokens=None, notes=notes)
+    try:
+        return replace(sample, tokens=counter.count(conversation(sample), tools(sample)), notes=notes)
+    except TaskError as error:
+        return replace(sample, tokens=None, notes=(*notes, Note(gate="fits_tokens", reason=str(error))))
 
 
-def _of(project_id: int, found: Rows) -> Iterator[Sample | Rejected]:
-    return (row for row in found.values() if row.project == project_id)
+def _checks(label_studio: LabelStudio, options: Options) -> Checks:
+    """Read the verdicts of reviewers; there are as many as were drawn, a few of a hundred."""
+    found: dict[int, list[Check]] = {}
+    if options.reviews:
+        for task in label_studio.annotated_tasks(label_studio.project(options.reviews)):
+            for check in checks_of(task):
+                comment = check.review.get("comment")
+                if comment is not None and options.mask:
+                    check.review["comment"] = Mask([comment], options.region)(comment)
+                found.setdefault(check.annotation, []).append(check)
+    return found
 
 
-def _samples(found: Rows) -> Iterator[Sample]:
-    return (row for row in found.values() if isinstance(row, Sample))
+def _difference(before: Mapping[int, bytes], rows: Rows) -> tuple[int, int, int]:
+    """Count rows that are new, that differ, and that are gone."""
+    new = sum(annotation not in before for annotation in rows)
+    changed = sum(before.get(annotation, row.digest) != row.digest for annotation, row in rows.items())
+    return new, changed, len(before) - (len(rows) - new)
 
 
 def _splits(before: State, found: Rows) -> dict[str, Split]:
-    """Give the splits that stay, by group; where groups are cut anew, by the first sample of each."""
-    splits = dict(before.splits)
-    for sample in sorted(_samples(found), key=lambda one: one.annotation):
-        if sample.annotation in before.given:
-            splits.setdefault(sample.group, before.given[sample.annotation])
+    """Give the splits that stay, by group; where groups are cut anew, by the first sample of each.
+
+    What is known of splits before is used up: two tables of them would take memory.
+    """
+    splits = before.splits
+    for annotation in sorted(found.keys() & before.given.keys()):
+        brief = found[annotation].brief
+        if brief is not None:
+            splits.setdefault(brief.group, before.given[annotation])
+    before.given.clear()
     return splits
 
 
@@ -237,219 +242,8 @@ def _earlier(cursor: str) -> str:
     return (datetime.fromisoformat(cursor) - _OVERLAP).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _count_tokens(after: State, counter: Tokens | None, known: str | None) -> None:
-    """Count the samples that were not counted with this tokenizer yet."""
-    after.tokenizer = counter.fingerprint if counter else None
-    for sample in list(_samples(after.rows)):
-        if counter is None:
-            after.rows[sample.annotation] = replace(sample, tokens=None)
-        elif sample.tokens is None or known != counter.fingerprint:
-            try:
-                counted = replace(sample, tokens=counter.count(conversation(sample), tools(sample)))
-            except TaskError as error:
-                note = Note(gate="fits_tokens", reason=str(error))
-                counted = replace(sample, tokens=None, notes=(*sample.notes, note))
-            after.rows[sample.annotation] = counted
-
-
-# ---------------------------------------------------------------------------------- the story of a task
-
-
-def explain(folder: Path, task: int) -> list[str]:
-    """Tell from a dataset folder what became of a task's annotations, and why; Label Studio is not asked.
-
-    Raises:
-        SetupError: There is no dataset, or its files are not as its manifest says.
-    """
-    manifest = manifest_of(folder)
-    found = contents_of(folder, manifest) if manifest else None
-    if manifest is None or found is None or manifest.get("sample", {}).get("version") != SAMPLE_VERSION:
-        raise SetupError(f"{folder} holds no dataset that can be read.", hint="Run the sync first.")
-    names = ("samples.jsonl", "held.jsonl", "rejected.jsonl")
-    records = [record for name in names for record in _lines(found[name]) if record["task"] == task]
-    if not records:
-        cursors = [entry["source"]["cursor"] for entry in manifest["projects"].values()]
-        latest = max(filter(None, cursors), default="the beginning")
-        return [
-            f"Task {task} has no annotation that this dataset knows.",
-            f"Its projects ({', '.join(manifest['projects'])}) were read up to {latest}.",
-        ]
-    told = [f"Task {task} of project {records[0]['project']}, case {records[0]['case']}:"]
-    for record in sorted(records, key=lambda one: int(one["annotation"])):
-        told += _story(record, Options(**_tuples(manifest["options"])))
-    return told
-
-
-def _story(record: Record, options: Options) -> Iterator[str]:
-    by = record["metadata"]
-    when = f" at {by['updated_at']}" if "updated_at" in by else ""
-    yield f"Annotation {record['annotation']}, by annotator {by.get('human', 'unknown')}{when}:"
-    if "gate" in record:
-        yield f"  rejected by {record['gate']}: {record['reason']}"
-        return
-    if record["verdict"] == "written":
-        yield "  written without a draft that can be read"
-    else:
-        score = f", score {by['draft_score']:.2f}" if "draft_score" in by else ""
-        changed = f"corrected in {', '.join(record['changed'])}" if record["changed"] else "accepted"
-        yield f"  draft by {by.get('draft_version', 'unknown')}{score}: {changed}"
-    yield f"  it says {record['target']}"
-    yield f"  passed {', '.join(record['gates'])}"
-    yield from (f"  noted by {note['gate']}: {note['reason']}" for note in record["notes"])
-    if "tokens" in record:
-        yield f"  {record['tokens']} tokens of at most {options.max_tokens}"
-    if "held" in record:
-        yield f"  held back by {record['held']['gate']}: {record['held']['reason']}"
-        return
-    own = split_of(record["group"])
-    kept = "by the hash of its group" if own == record["split"] else "as nearly the same text, or as before"
-    yield f"  in {record['split']}, {kept} ({record['group']})"
-    sample = Sample.from_record(record)
-    written = {form.name: len(form.rows(sample)) for form in FORMATS if form.name in options.formats}
-    yield "  rows: " + ", ".join(f"{count} in {name}" for name, count in written.items())
-
-
-def _tuples(record: Record) -> Record:
-    """Give options as they were before JSON, which has no tuples."""
-    return {key: tuple(part) if isinstance(part, list) else part for key, part in record.items()}
-
-
-# ---------------------------------------------------------------------------------- the folder
-
-
-def _load(folder: Path) -> State:
-    """Read the folder; where the manifest does not match the files, only its projects are known."""
-    manifest = manifest_of(folder)
-    if manifest is None:
-        return State()
-    try:
-        sources = {int(key): Source(**entry["source"]) for key, entry in manifest["projects"].items()}
-        options = Options(**_tuples(manifest.get("options", {})))  # the version before had none
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SetupError(
-            f"The manifest of {folder} is not of this program.",
-            hint="Remove it: the next sync makes the dataset anew.",
-        ) from error
-    found = contents_of(folder, manifest)
-    unread = State({key: replace(source, cursor=None) for key, source in sources.items()}, options=options)
-    if found is None:
-        return unread
-    samples = list(_lines(found["samples.jsonl"]))
-    if manifest.get("sample", {}).get("version") != SAMPLE_VERSION:
-        # Of the version before only the splits are kept: what was held out stays held out.
-        return replace(unread, splits={group_of(record["input"]): record["split"] for record in samples})
-    kept: Rows = {}
-    for record in (*samples, *_lines(found["held.jsonl"])):
-        kept[record["annotation"]] = as_judged(Sample.from_record(record))
-    for record in _lines(found["rejected.jsonl"]):
-        kept[record["annotation"]] = Rejected.from_record(record)
-    splits: dict[str, Split] = {record["group"]: record["split"] for record in samples}
-    given: dict[int, Split] = {record["annotation"]: record["split"] for record in samples}
-    return State(sources, kept, splits, given, options, manifest["sample"].get("tokenizer"), manifest)
-
-
-def _lines(content: bytes) -> Iterator[dict[str, Any]]:
-    return (orjson.loads(line) for line in content.splitlines())
-
-
-def _files(
-    after: State, settled: Settled, rejected: Sequence[Rejected], counts: Mapping[str, Any]
-) -> tuple[dict[str, bytes], Record]:
-    """Give the content of every file but the manifest, and the manifest without hashes."""
-    kind = next((kind for kind in KINDS if kind.name == after.options.files), None)
-    if kind is None:
-        names = ", ".join(kind.name for kind in KINDS)
-        raise SetupError(f"There is no kind of files '{after.options.files}'.", hint=f"There are: {names}.")
-    files: dict[str, bytes] = {
-        "samples.jsonl": _jsonl(sample.record() for sample in settled.samples),
-        "held.jsonl": _jsonl(held.record() for held in settled.held),
-        "rejected.jsonl": _jsonl(
-            row.record() for row in sorted(rejected, key=lambda row: (row.task, row.annotation))
-        ),
-        _SCHEMA.name: _SCHEMA.read_bytes(),
-    }
-    forms = []
-    for form in (form for form in FORMATS if form.name in after.options.formats):
-        by_split = {split: list(rows(settled.samples, form, split)) for split in _SPLITS}
-        written = Written(form.name, kind.ending, {split: len(found) for split, found in by_split.items()})
-        files |= {written.file(split): kind.content(found) for split, found in by_split.items()}
-        forms.append(written)
-    for companion in COMPANIONS:
-        files |= {name: text.encode() for name, text in companion(forms, counts).items()}
-    of_project = {
-        key: (
-            Settled(
-                tuple(sample for sample in settled.samples if sample.project == key),
-                tuple(held for held in settled.held if held.sample.project == key),
-            ),
-            [row for row in rejected if row.project == key],
-        )
-        for key in after.sources
-    }
-    manifest = {
-        "sample": {"version": SAMPLE_VERSION, "schema": _SCHEMA.name, "tokenizer": after.tokenizer},
-        "options": asdict(after.options),
-        "counts": counts,
-        "rows": {form.name: form.rows for form in forms},
-        "projects": {
-            str(key): {"source": asdict(source), "counts": _counts(*of_project[key])}
-            for key, source in sorted(after.sources.items())
-        },
-    }
-    return files, manifest
-
-
 def _with_cursors(manifest: Record, sources: Mapping[int, Source]) -> Record:
     projects = {
         key: entry | {"source": asdict(sources[int(key)])} for key, entry in manifest["projects"].items()
     }
     return {**manifest, "projects": projects}
-
-
-def _jsonl(records: Iterable[Record]) -> bytes:
-    return b"".join(f"{canonical(record)}\n".encode() for record in records)
-
-
-def _counts(settled: Settled, rejected: Iterable[Rejected]) -> dict[str, Any]:
-    """Count: annotations = samples + held + rejected; samples = train + test.
-
-    Samples are accepted + corrected + written as well, and stopped_by adds up to held + rejected.
-    """
-    samples = settled.samples
-    refused = list(rejected)
-    stopped = sorted([row.gate for row in refused] + [held.gate for held in settled.held])
-    noted = sorted(note["gate"] for sample in samples for note in sample.notes)
-    return {
-        "tasks": len(
-            {
-                *(sample.task for sample in samples),
-                *(held.sample.task for held in settled.held),
-                *(row.task for row in refused),
-            }
-        ),
-        "annotations": len(samples) + len(settled.held) + len(refused),
-        "samples": len(samples),
-        "held": len(settled.held),
-        "rejected": len(refused),
-        **{split: sum(sample.split == split for sample in samples) for split in _SPLITS},
-        **{
-            verdict: sum(row.verdict == verdict for row in samples)
-            for verdict in ("accepted", "corrected", "written")
-        },
-        "stopped_by": {gate: stopped.count(gate) for gate in dict.fromkeys(stopped)},
-        "noted_by": {gate: noted.count(gate) for gate in dict.fromkeys(noted)},
-    }
-
-
-def _report(
-    before: State, after: State, looked_at: int, written: tuple[str, ...], counts: Mapping[str, Any]
-) -> Report:
-    common = before.rows.keys() & after.rows.keys()
-    return Report(
-        looked_at=looked_at,
-        new=len(after.rows.keys() - before.rows.keys()),
-        changed=sum(before.rows[key] != after.rows[key] for key in common),
-        gone=len(before.rows.keys() - after.rows.keys()),
-        written=written,
-        counts=counts,
-    )

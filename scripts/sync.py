@@ -8,6 +8,7 @@ completes it.
     scripts/sync --project 7 --project 8 --out dataset/
     scripts/sync --out dataset/ --format messages --format trl-dpo --parquet
     scripts/sync --out dataset/ --tokenizer models/tiny-qwen3 --max-tokens 1024
+    scripts/sync --out dataset/ --spot-check 0.05 --max-error 0.1
     scripts/sync --out dataset/ --explain 1234
 
 Formats: FORMATS.
@@ -21,8 +22,9 @@ from rich.markup import escape
 
 from backend.core.formats import FORMATS
 from backend.edge.cases import Cases
+from backend.records import explain
 from backend.settings import Settings
-from backend.sync import explain, sync
+from backend.sync import sync
 from scripts.terminal import ApiKeyOption, Meter, UrlOption, Verb, app, connect, out, plain_errors
 
 cli = app()
@@ -62,6 +64,18 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
         bool | None, typer.Option("--mask/--no-mask", help="Put stand-ins for personal data.")
     ] = None,
     region: Annotated[str, typer.Option(help="Country of telephone numbers: CN, US, ...")] = "",
+    spot_check: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share that is held until a second human passes it; 0 is none."),
+    ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Hold a kind of samples with more errors in its checks; 1 is never."),
+    ] = None,
+    reviews: Annotated[
+        int | None,
+        typer.Option(help="Project with the spot checks, which scripts/spot_check makes; 0 forgets it."),
+    ] = None,
     task: Annotated[
         int | None,
         typer.Option("--explain", help="Only tell, from the folder, what became of this task."),
@@ -84,6 +98,9 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
             "max_tokens": max_tokens,
             "mask": mask,
             "region": region or None,
+            "spot_check": spot_check,
+            "max_error": max_error,
+            "reviews": reviews,
         }
         settings = Settings()
         label_studio = connect(settings, url, api_key)
@@ -101,6 +118,8 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
         counts = report.counts
         if not (report.new or report.changed or report.gone):
             out.print(f"nothing new ({report.looked_at} tasks looked at)")
+            if len(report.written) > 1:
+                out.print("files are written anew: options or verdicts changed")
         else:
             out.print(f"{report.new} new, {report.changed} changed, {report.gone} gone")
         out.print(
@@ -116,6 +135,7 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
             out.print(f"stopped by {escape(gate)}: {count}, see held.jsonl and rejected.jsonl")
         for gate, count in counts["noted_by"].items():
             out.print(f"noted by {escape(gate)}: {count} samples")
+        out.print(f"report: {out_folder}/report.html")
         out.print(f"Next: train on {out_folder}/FORMAT.jsonl, see README.md there; *.test.* is held out")
 
 

@@ -2,15 +2,15 @@
 
 import os
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 from backend.core.corpus import Options, Settled
 from backend.core.formats import FORMATS
-from backend.core.sample import conversation, tools
-from backend.edge.folder import store
+from backend.edge.folder import Lines
 from backend.edge.tokens import Tokens
-from backend.sync import State, _counts, _files
+from backend.records import State, put
+from backend.records import write as write_dataset
+from backend.sync import counted
 from scripts import servers
 from tests.conftest import installed
 from tests.samples import written_out
@@ -20,13 +20,12 @@ def write(folder: Path, *, code: bool, files: str = "jsonl") -> Path:
     """Write twelve samples (nine for training) in every format and give the folder."""
     options = Options(formats=tuple(form.name for form in FORMATS), files=files)
     counter = Tokens(servers.ROOT / "models" / "tiny-qwen3")
-    samples = (
-        replace(sample, tokens=counter.count(conversation(sample), tools(sample)))
-        for sample in written_out(code=code)
-    )
-    settled = Settled(tuple(samples), ())
+    samples = [counted(sample, counter) for sample in written_out(code=code)]
+    splits = {sample.annotation: sample.split for sample in samples if sample.split}
     folder.mkdir(parents=True)
-    store(folder, *_files(State(options=options), settled, [], _counts(settled, [])))
+    with Lines(folder) as lines:
+        rows = {sample.annotation: put(lines, sample) for sample in samples}
+        write_dataset(folder, lines, State(options=options, rows=rows), Settled(splits, {}))
     return folder
 
 

@@ -1,4 +1,4 @@
-"""An HTTP server that answers prelabel as Label Studio does, for projects of any size.
+"""An HTTP server that answers prelabel and sync as Label Studio does, for projects of any size.
 
 It holds nothing per task but whether it is drafted, and what was imported;
 tests/contract/test_label_studio.py holds both to it.
@@ -6,10 +6,11 @@ tests/contract/test_label_studio.py holds both to it.
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -20,11 +21,16 @@ _MOMENT = "2026-01-01T00:00:00.000000Z"
 
 @dataclass
 class FakeLabelStudio:
-    """One project with tasks 1 to `tasks`, whose data `data` makes; one model version at a time."""
+    """One project with tasks 1 to `tasks`, whose data `data` makes; one model version at a time.
+
+    `annotations` makes those of a task as Label Studio lists them; `changed` is when each task last changed.
+    """
 
     config: str
     tasks: int
     data: Callable[[int], Mapping[str, Any]]
+    annotations: Callable[[int], Sequence[Mapping[str, Any]]] = lambda _: ()
+    changed: Callable[[int], str] = lambda _: _MOMENT
     url: str = ""
     version: str = ""
     drafted: bytearray = field(default_factory=bytearray)
@@ -84,29 +90,53 @@ class FakeLabelStudio:
         return 201, {"task_count": len(body), "task_ids": ids}
 
     def _listed(self, query: Mapping[str, str]) -> Body:
-        low, high, lacking = 1, self.tasks, None
-        for item in json.loads(query["query"])["filters"]["items"]:
+        asked = json.loads(query["query"])
+        low, high, tests = 1, self.tasks, list[Callable[[int], bool]]()
+        for item in asked["filters"]["items"]:
             name, value = item["filter"].removeprefix("filter:tasks:"), item["value"]
             if (name, item["operator"]) == ("id", "greater"):
                 low = max(low, int(value) + 1)
             elif (name, item["operator"]) == ("id", "in"):
                 low, high = max(low, int(value["min"])), min(high, int(value["max"]))
-            elif (name, item["operator"]) == ("predictions_model_versions", "not_contains"):
-                lacking = value[0]
             else:
-                raise NotImplementedError(item)
-        skip = lacking is not None and lacking == self.version
-        wanted = (number for number in range(low, high + 1) if not (skip and self.drafted[number]))
+                tests.append(self._test(name, item["operator"], value))
+        join = any if asked["filters"]["conjunction"] == "or" else all
+
+        def wanted(first: int) -> Iterator[int]:
+            return (
+                number
+                for number in range(first, high + 1)
+                if not tests or join(test(number) for test in tests)
+            )
+
+        keys = None if query.get("fields") == "all" else query["include"].split(",")
+        if asked["ordering"] == ["-tasks:updated_at"]:
+            newest = max(range(1, self.tasks + 1), key=self.changed, default=None)
+            return {"tasks": [] if newest is None else [self._task(newest, keys)], "total": self.tasks}
+        assert asked["ordering"] == ["tasks:id"]
         page_size = int(query["page_size"])
-        found = [number for _, number in zip(range(page_size), wanted, strict=False)]
-        total = self.tasks - (sum(self.drafted) if skip else 0)
-        keys = query["include"].split(",")
+        found = list(islice(wanted(low), page_size))
+        total = sum(1 for _ in wanted(low)) if page_size == 1 else len(found)
         return {"tasks": [self._task(number, keys) for number in found], "total": total}
 
-    def _task(self, number: int, keys: list[str]) -> Body:
-        task = {"id": number, "created_at": _MOMENT, "updated_at": _MOMENT}
-        if "data" in keys:
+    def _test(self, name: str, operator: str, value: Any) -> Callable[[int], bool]:
+        if (name, operator) == ("predictions_model_versions", "not_contains"):
+            return lambda number: value[0] != self.version or not self.drafted[number]
+        if (name, operator) == ("updated_at", "greater"):
+            return lambda number: self.changed(number) > value
+        count = {
+            "total_annotations": lambda one: not one["was_cancelled"],
+            "cancelled_annotations": lambda one: one["was_cancelled"],
+        }[name]
+        compare = {"greater": int.__gt__, "equal": int.__eq__}[operator]
+        return lambda number: compare(sum(map(count, self.annotations(number))), value)
+
+    def _task(self, number: int, keys: list[str] | None) -> Body:
+        task = {"id": number, "created_at": _MOMENT, "updated_at": self.changed(number)}
+        if keys is None or "data" in keys:
             task["data"] = dict(self.imported.get(number) or self.data(number))
+        if keys is None:
+            return {**task, "annotations": list(self.annotations(number)), "predictions": []}
         return {key: task[key] for key in keys}
 
 

@@ -10,32 +10,25 @@ comes back by itself when the reason is gone.
     fits_tokens           longer than the target model takes; nothing is ever cut
     not_nearly_repeated   nearly the same text and the same answer: the first stays
     not_leaking           stands between train and test
+    spot_checked          drawn for a second human, who has not said yet that it is right
 
 A sample's split is decided by the hash of its group (the source document, or the text itself), unless
 nearly the same text has one already. It is remembered: neither growth nor deletion moves a sample.
 """
 
-import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
-from zlib import crc32
-
-from datasketch import MinHash, MinHashLSH
 
 from backend.core.formats import DEFAULT_FORMATS, FORMATS
-from backend.core.sample import Record, Sample, Split, canonical
+from backend.core.nearness import Nearness, nearness
+from backend.core.sample import Brief, Review, Sample, Split
+from backend.core.spotcheck import ENOUGH, WAITS, Check, Stratum, drawn, latest_of, strata
 from backend.errors import SetupError
 
 TEST_PCT = 10
-NEAR = 0.9  # share of common shingles from which two texts are nearly the same
-
-_SHINGLE = 4  # characters; words would need a language
-_PERMUTATIONS = 128  # standard error of the estimated share at 0.9: 0.027
-# LSH compares 16 bands of 8 of them: it misses 1 of 8,000 pairs with a share of 0.9; false hits are checked.
-_BANDS = (16, 8)
 
 
 @dataclass(frozen=True)
@@ -49,6 +42,9 @@ class Options:
     tokenizer    folder of the target model's tokenizer; with it, no sample is longer than `max_tokens`
     mask         whether stand-ins take the place of personal data
     region       country of telephone numbers without a country code
+    spot_check   share of samples that a second human has to pass, 0..1
+    max_error    share of wrong samples that a stratum may have, 0..1; all of one with more are held
+    reviews      number of the project with the spot checks; 0 is none
     """
 
     formats: tuple[str, ...] = DEFAULT_FORMATS
@@ -59,6 +55,9 @@ class Options:
     max_tokens: int = 1024
     mask: bool = False
     region: str = "CN"
+    spot_check: float = 0.0
+    max_error: float = 0.1
+    reviews: int = 0
 
     def __post_init__(self) -> None:
         choices = (
@@ -70,83 +69,98 @@ class Options:
                 raise SetupError(f"There is no {what} '{name}'.", hint=f"There are: {', '.join(known)}.")
         if not (self.region.isascii() and self.region.isupper() and len(self.region) == 2):
             raise SetupError(f"'{self.region}' is no country.", hint="Two letters, as in CN or US.")
+        for share in (self.spot_check, self.max_error):
+            if not 0 <= share <= 1:
+                raise SetupError(f"{share} is no share.", hint="Give a number from 0 to 1: 0.05 is 5 %.")
 
 
-@dataclass(frozen=True)
-class Held:
-    """A sample that a gate holds back, and why."""
+class Held(NamedTuple):
+    """The gate that holds a sample back, and why."""
 
-    sample: Sample
     gate: str
     reason: str
-
-    def record(self) -> Record:
-        """Give the row of held.jsonl."""
-        return self.sample.record() | {"held": {"gate": self.gate, "reason": self.reason}}
 
 
 @dataclass(frozen=True)
 class Settled:
-    """What became of all samples: those that stay, each with its split, and those that are held."""
+    """What became of all samples, by annotation: their split, and why some are held.
 
-    samples: tuple[Sample, ...]
-    held: tuple[Held, ...]
-
-
-class Nearness(NamedTuple):
-    """What is nearly the same, by annotation.
-
-    near       those with nearly the same text and another answer
-    repeats    of one with the same answer too, the first such and the share that they have in common
+    What only a spot check holds has a split too, so that it comes back to where it was.
     """
 
-    near: dict[int, set[int]]
-    repeats: dict[int, tuple[int, float]]
+    splits: Mapping[int, Split]
+    held: Mapping[int, Held]
+    reviews: Mapping[int, Review] = field(default_factory=dict)
+    strata: tuple[Stratum, ...] = ()
+
+    def finished(self, sample: Sample) -> Sample:
+        """Give a sample with its split, the gates that it passed here, and its review."""
+        held = self.held.get(sample.annotation)
+        names = [gate.__name__ for gate in CORPUS_GATES]
+        passed = names if held is None else names[: names.index(held.gate)]
+        return replace(
+            sample,
+            gates=(*sample.gates, *passed),
+            split=self.splits.get(sample.annotation),
+            review=self.reviews.get(sample.annotation),
+        )
 
 
 @dataclass
 class Corpus:
     """The samples that are still in, in the order in which they came, and what gates need beside them."""
 
-    samples: Sequence[Sample]
+    samples: Sequence[Brief]
     options: Options
+    texts: Callable[[Sequence[Brief]], Iterator[str]]
     splits: Mapping[str, Split] = field(default_factory=dict)  # by group, as they were given before
+    checks: Mapping[int, Sequence[Check]] = field(default_factory=dict)  # by annotation
     given: dict[int, Split] = field(default_factory=dict)  # by annotation, now
+    reviews: dict[int, Review] = field(default_factory=dict)  # by annotation, those that hold
+    strata: list[Stratum] = field(default_factory=list)
 
     @cached_property
     def nearness(self) -> "Nearness":
-        """Tell which texts are nearly the same; found once, by the first gate that asks."""
-        return _nearness(self.samples)
+        """Tell which texts are nearly the same, by annotation; found once, by the first gate that asks."""
+        samples = self.samples
+
+        def same(one: int, other: int) -> bool:
+            a, b = samples[one], samples[other]
+            return (a.system, a.answer) == (b.system, b.answer)
+
+        found = nearness(self.texts(samples), len(samples), same)
+        ids = [sample.annotation for sample in samples]
+        return Nearness(
+            {ids[one]: {ids[other] for other in others} for one, others in found.near.items()},
+            {ids[one]: (ids[first], share) for one, (first, share) in found.repeats.items()},
+        )
 
 
-def settle(samples: Iterable[Sample], options: Options, splits: Mapping[str, Split]) -> Settled:
+def settle(
+    samples: Iterable[Brief],
+    options: Options,
+    splits: Mapping[str, Split],
+    texts: Callable[[Sequence[Brief]], Iterator[str]],
+    checks: Mapping[int, Sequence[Check]] | None = None,
+) -> Settled:
     """Pass samples through the gates that look at all of them, and give each that stays its split.
 
     Args:
         samples: Those that passed their own gates, in any order.
         options: What the team decided.
         splits: Splits by group as they were given last time; these stay.
-    Returns:
-        Every sample once, sorted by task and annotation.
+        texts: Gives what annotators read of samples, one text for each, in their order.
+        checks: Verdicts of reviewers by annotation.
     """
     # Annotations are numbered as they come: what is new never changes what became of the old.
-    corpus = Corpus(sorted(map(as_judged, samples), key=lambda one: one.annotation), options, splits)
-    held: list[Held] = []
-    passed: tuple[str, ...] = ()
+    ordered = sorted(samples, key=lambda one: one.annotation)
+    corpus = Corpus(ordered, options, texts, splits, checks or {})
+    held: dict[int, Held] = {}
     for gate in CORPUS_GATES:
         reasons = gate(corpus)
-        stopped = [sample for sample in corpus.samples if sample.annotation in reasons]
-        held += [
-            Held(replace(sample, gates=sample.gates + passed), gate.__name__, reasons[sample.annotation])
-            for sample in stopped
-        ]
+        held |= {annotation: Held(gate.__name__, reason) for annotation, reason in reasons.items()}
         corpus.samples = [sample for sample in corpus.samples if sample.annotation not in reasons]
-        passed = (*passed, gate.__name__)
-    stayed = [
-        replace(sample, gates=sample.gates + passed, split=corpus.given[sample.annotation])
-        for sample in corpus.samples
-    ]
-    return Settled(tuple(sorted(stayed, key=_place)), tuple(sorted(held, key=lambda one: _place(one.sample))))
+    return Settled(corpus.given, held, corpus.reviews, tuple(corpus.strata))
 
 
 def split_of(group: str) -> Split:
@@ -157,11 +171,8 @@ def split_of(group: str) -> Split:
 def as_judged(sample: Sample) -> Sample:
     """Give a sample as it was before others were looked at."""
     names = {gate.__name__ for gate in CORPUS_GATES}
-    return replace(sample, split=None, gates=tuple(name for name in sample.gates if name not in names))
-
-
-def _place(sample: Sample) -> tuple[int, int]:
-    return sample.task, sample.annotation
+    gates = tuple(name for name in sample.gates if name not in names)
+    return replace(sample, split=None, review=None, gates=gates)
 
 
 # ---------------------------------------------------------------------------------- gates
@@ -177,7 +188,7 @@ def one_per_task(corpus: Corpus) -> Mapping[int, str]:
         chosen = policy.choose(several)
         for sample in several:
             if chosen is None:
-                count = len({canonical(other.value) for other in several})
+                count = len({other.answer for other in several})
                 reasons[sample.annotation] = (
                     f"The task has {len(several)} annotations with {count} answers, none of them the most "
                     f"frequent (policy {policy.name})."
@@ -192,14 +203,14 @@ def one_per_task(corpus: Corpus) -> Mapping[int, str]:
 def not_contradicted(corpus: Corpus) -> Mapping[int, str]:
     """Stop different answers to the same question, unless one is marked as ground truth."""
     reasons: dict[int, str] = {}
-    for several in _by(corpus.samples, lambda sample: (sample.system, sample.instruction)):
-        if len({sample.target for sample in several}) == 1:
+    for several in _by(corpus.samples, lambda sample: sample.question):
+        if len({sample.answer for sample in several}) == 1:
             continue
-        truths = {sample.target for sample in several if sample.ground_truth}
+        truths = {sample.answer for sample in several if sample.ground_truth}
         for sample in several:
-            if truths == {sample.target}:
+            if truths == {sample.answer}:
                 continue
-            other = next(one for one in several if one.target != sample.target)
+            other = next(one for one in several if one.answer != sample.answer)
             reasons[sample.annotation] = (
                 f"Annotation {other.annotation} of task {other.task} answers the same question differently."
             )
@@ -210,9 +221,7 @@ def not_repeated(corpus: Corpus) -> Mapping[int, str]:
     """Stop the same question with the same answer, but for the first."""
     return {
         sample.annotation: f"Annotation {first.annotation} of task {first.task} says the same."
-        for first, *others in _by(
-            corpus.samples, lambda sample: (sample.system, sample.instruction, sample.target)
-        )
+        for first, *others in _by(corpus.samples, lambda sample: (sample.question, sample.answer))
         for sample in others
     }
 
@@ -243,7 +252,7 @@ def not_leaking(corpus: Corpus) -> Mapping[int, str]:
     splits = dict(corpus.splits)
     for sample in sorted(corpus.samples, key=lambda one: one.group not in corpus.splits):
         found: dict[Split, str] = {}
-        for other in sorted(corpus.nearness.near[sample.annotation]):
+        for other in sorted(corpus.nearness.near.get(sample.annotation, ())):
             if other in corpus.given:
                 found.setdefault(corpus.given[other], f"nearly the same text as annotation {other}")
         own = splits.get(sample.group)
@@ -259,68 +268,69 @@ def not_leaking(corpus: Corpus) -> Mapping[int, str]:
     return reasons
 
 
-def _by(samples: Iterable[Sample], key: Callable[[Sample], Any]) -> list[list[Sample]]:
-    found: defaultdict[Any, list[Sample]] = defaultdict(list)
+def spot_checked(corpus: Corpus) -> Mapping[int, str]:
+    """Hold a drawn share until a second human passes it, and all of a stratum with too many errors."""
+    options = corpus.options
+    reasons: dict[int, str] = {}
+    for (case, human, band), members in strata(corpus.samples).items():
+        picked = drawn(members, options.spot_check)
+        reviews = {
+            brief.annotation: review
+            for brief in members
+            if (review := latest_of(corpus.checks.get(brief.annotation, ()), brief)) is not None
+        }
+        corpus.reviews |= reviews
+        judged = picked & reviews.keys()
+        wrong = {annotation for annotation in reviews if reviews[annotation]["verdict"] != "pass"}
+        stratum = Stratum(case, human, band, len(members), len(picked), len(judged), len(judged & wrong))
+        if picked:
+            corpus.strata.append(stratum)
+        low, high = stratum.interval
+        if stratum.checked >= ENOUGH and low > options.max_error:
+            share = f"{stratum.failed} of {stratum.checked} checks found it wrong ({low:.0%} to {high:.0%})"
+            words = f"Of its kind ({stratum.name}) {share}; {options.max_error:.0%} may be."
+            reasons |= {brief.annotation: words for brief in members}
+        reasons |= dict.fromkeys(picked - judged, WAITS)
+        for annotation in wrong:
+            said = reviews[annotation]
+            comment = f": {said['comment']}" if "comment" in said else "."
+            reasons[annotation] = f"Reviewer {said['by']} says {said['verdict']}{comment}"
+    return reasons
+
+
+def _by(samples: Iterable[Brief], key: Callable[[Brief], Any]) -> list[list[Brief]]:
+    found: defaultdict[Any, list[Brief]] = defaultdict(list)
     for sample in samples:
         found[key(sample)].append(sample)
     return list(found.values())
 
 
-def _nearness(samples: Sequence[Sample]) -> Nearness:
-    found = Nearness({sample.annotation: set() for sample in samples}, {})
-    index = MinHashLSH(num_perm=_PERMUTATIONS, params=_BANDS)
-    known: dict[int, tuple[Sample, MinHash]] = {}
-    empty = MinHash(num_perm=_PERMUTATIONS, hashfunc=crc32)
-    for sample in samples:
-        hashes = empty.copy()  # making one draws all permutations anew
-        hashes.update_batch(_shingles(sample))
-        shares = {other: float(hashes.jaccard(known[other][1])) for other in sorted(index.query(hashes))}
-        near = {other: share for other, share in shares.items() if share >= NEAR}
-        says = (sample.system, sample.target)
-        same = [other for other in near if says == (known[other][0].system, known[other][0].target)]
-        if same:
-            found.repeats[sample.annotation] = (same[0], near[same[0]])
-            continue  # nobody needs to be compared with it
-        for other in near:
-            found.near[sample.annotation].add(other)
-            found.near[other].add(sample.annotation)
-        index.insert(sample.annotation, hashes)
-        known[sample.annotation] = (sample, hashes)
-    return found
-
-
-def _shingles(sample: Sample) -> list[bytes]:
-    text = " ".join(unicodedata.normalize("NFKC", " ".join(sample.input.values())).casefold().split())
-    ends = range(max(1, len(text) - _SHINGLE + 1))
-    return sorted({text[start : start + _SHINGLE].encode() for start in ends})
-
-
 # ---------------------------------------------------------------------------------- policies
 
 
-def latest(several: Sequence[Sample]) -> Sample:
+def latest(several: Sequence[Brief]) -> Brief:
     """Choose the annotation that was changed last."""
-    return max(several, key=lambda one: (one.metadata.get("updated_at", ""), one.annotation))
+    return max(several, key=lambda one: (one.updated_at, one.annotation))
 
 
-def ground_truth(several: Sequence[Sample]) -> Sample:
+def ground_truth(several: Sequence[Brief]) -> Brief:
     """Choose what is marked as ground truth, else the latest."""
     return latest([sample for sample in several if sample.ground_truth] or several)
 
 
-def agreement(several: Sequence[Sample]) -> Sample | None:
+def agreement(several: Sequence[Brief]) -> Brief | None:
     """Choose the most frequent answer; none where two are equally frequent."""
-    frequent = Counter(canonical(sample.value) for sample in several).most_common(2)
+    frequent = Counter(sample.answer for sample in several).most_common(2)
     if len(frequent) == 2 and frequent[0][1] == frequent[1][1]:
         return None
-    return latest([sample for sample in several if canonical(sample.value) == frequent[0][0]])
+    return latest([sample for sample in several if sample.answer == frequent[0][0]])
 
 
 class Policy(NamedTuple):
     """How one annotation of several is chosen to stand for a task."""
 
     name: str
-    choose: Callable[[Sequence[Sample]], Sample | None]
+    choose: Callable[[Sequence[Brief]], Brief | None]
 
 
 POLICIES: tuple[Policy, ...] = (
@@ -339,4 +349,5 @@ CORPUS_GATES: tuple[CorpusGate, ...] = (
     fits_tokens,
     not_nearly_repeated,
     not_leaking,
+    spot_checked,
 )

@@ -10,10 +10,10 @@ Source:
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from backend.core.sample import Message, Sample, Split, conversation, tools
+from backend.core.sample import Message, Sample, conversation, tools
 
 Row = dict[str, Any]
 
@@ -247,11 +247,6 @@ def _wire(found: Sequence[Message]) -> list[Message]:
 
 def _compact(part: Any) -> str:
     return json.dumps(part, ensure_ascii=False, separators=(",", ":"))
-
-
-def rows(found: Iterable[Sample], form: "Format", split: Split) -> Iterator[Row]:
-    """Give the rows of one split in one format, in the order of the samples."""
-    return (row for sample in found if sample.split == split for row in form.rows(sample))
 
 
 class Format(NamedTuple):

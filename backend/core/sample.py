@@ -8,7 +8,9 @@ from other fields (`messages`, `tools`, and of a code task `code`, `stdout`, `st
 those who read records, and made anew, never read back.
 """
 
+import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NotRequired, TypedDict
@@ -19,10 +21,11 @@ Record = dict[str, Any]
 Message = dict[str, Any]
 Tool = dict[str, Any]
 Verdict = Literal["accepted", "corrected", "written"]
+Opinion = Literal["pass", "needs_fix", "partially_correct"]
 Split = Literal["train", "test"]
 
 # Raised when the same annotations would give other samples: every dataset is then made anew.
-SAMPLE_VERSION = 2
+SAMPLE_VERSION = 3
 
 _TOLD_CHARS = 4000  # of each stream of a program, in a conversation: its first and its last half
 _PROGRAM = {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]}
@@ -66,9 +69,10 @@ class Note(TypedDict):
 class Review(TypedDict):
     """What a second human said about the sample, who and when."""
 
-    verdict: Literal["pass", "needs_fix", "partially_correct"]
+    verdict: Opinion
     by: int
     at: str
+    comment: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,54 @@ class Sample:
         return cls(**parts)
 
 
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """What is kept in memory of a sample that lies on disk: about 700 bytes, whatever its size.
+
+    system     digest of the system message; of many samples it is the same object
+    question   digest of system message and instruction
+    answer     digest of the target
+    """
+
+    project: int
+    task: int
+    annotation: int
+    case: str
+    system: str
+    question: bytes
+    answer: bytes
+    group: str
+    ground_truth: bool
+    updated_at: str
+    human: int | None
+    score: float | None
+    tokens: int | None
+
+    @classmethod
+    def of(cls, sample: Sample) -> "Brief":
+        """Sum up a sample."""
+        return cls(
+            project=sample.project,
+            task=sample.task,
+            annotation=sample.annotation,
+            case=sys.intern(sample.case),
+            system=sys.intern(digest(sample.system).hex()),
+            question=digest(sample.system, sample.instruction),
+            answer=digest(sample.target),
+            group=sample.group,
+            ground_truth=sample.ground_truth,
+            updated_at=sample.metadata.get("updated_at", ""),
+            human=sample.metadata.get("human"),
+            score=sample.metadata.get("draft_score"),
+            tokens=sample.tokens,
+        )
+
+    @property
+    def seal(self) -> str:
+        """Hash question and answer: a verdict on the sample holds as long as it stays; 32 hex digits."""
+        return digest(self.question.hex(), self.answer.hex()).hex()
+
+
 _FIELDS = tuple(entry.name for entry in fields(Sample))
 _LEFT_OUT_WHEN_EMPTY = ("ground_truth", "attempts", "input_files", "output_files")
 _OF_STEPS: tuple[Literal["code", "stdout", "stderr"], ...] = ("code", "stdout", "stderr")
@@ -145,6 +197,12 @@ _OF_STEPS: tuple[Literal["code", "stdout", "stderr"], ...] = ("code", "stdout", 
 def canonical(part: Any) -> str:
     """Serialize for files, hashes and comparisons: compact, raw UTF-8, keys sorted."""
     return json.dumps(part, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def digest(*texts: str) -> bytes:
+    """Hash texts, each by itself and in this order; 16 bytes."""
+    told = json.dumps(texts, ensure_ascii=True).encode()
+    return hashlib.blake2b(told, digest_size=16).digest()
 
 
 def present(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,17 +1,19 @@
 """The dataset's folder: one process at a time, files written aside and renamed, the manifest last.
 
 Knows names, bytes and hashes, and that what the manifest does not match is not valid. Does not know what
-is in the files.
+is in the files. Nothing here is held in memory but a line at a time.
 """
 
 import fcntl
 import hashlib
+import io
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import orjson
 
@@ -63,39 +65,221 @@ def manifest_of(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def contents_of(folder: Path, manifest: Mapping[str, Any]) -> dict[str, bytes] | None:
-    """Read the files; None where they are not all as the manifest says."""
+def is_intact(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    """Tell whether the files are all as the manifest says."""
     try:
-        found = {name: (folder / name).read_bytes() for name in manifest["files"]}
+        return all(_sha256(folder / name) == entry["sha256"] for name, entry in manifest["files"].items())
     except OSError:
-        return None
-    matches = all(_sha256(content) == manifest["files"][name]["sha256"] for name, content in found.items())
-    return found if matches else None
+        return False
 
 
-def store(folder: Path, files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> tuple[str, ...]:
-    """Write the files that differ and then the manifest; remove what an older manifest named.
+def lines_of(folder: Path, name: str) -> Iterator[dict[str, Any]]:
+    """Read a file of JSON lines, one at a time.
 
-    Returns:
-        The names of what was written.
     Raises:
-        ServiceError: The disk failed; what is there is completed next time.
+        ServiceError: It cannot be read.
     """
-    described = {
-        name: {"bytes": len(content), "sha256": _sha256(content)}
-        | ({"rows": content.count(b"\n")} if name.endswith(".jsonl") else {})
-        for name, content in files.items()
-    }
     try:
-        for leftover in folder.glob(".*.part"):
-            leftover.unlink()
-        before = manifest_of(folder) or {"files": {}}
-        written = [name for name, content in files.items() if _replaced(folder / name, content)]
-        for name in before["files"].keys() - files.keys():
-            (folder / name).unlink(missing_ok=True)
+        with (folder / name).open("rb") as stream:
+            yield from map(orjson.loads, stream)
     except OSError as error:
-        raise _unwritten(folder, error) from error
-    return (*written, *store_manifest(folder, {**manifest, "files": described}))
+        raise _failed(folder, "read", error) from error
+
+
+class Place(NamedTuple):
+    """Where a line lies: the file by its number, the first byte, and how many."""
+
+    file: int
+    start: int
+    size_bytes: int
+
+
+class Lines:
+    """JSON lines that lie on disk and are found by their place: a folder's own, and new ones.
+
+    The new ones are in a file without a name, which is gone when the process ends, however it ends. The
+    folder's files stay readable as they were at the start, also when others take their names.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Begin without a line.
+
+        Raises:
+            ServiceError: The disk failed.
+        """
+        self._folder = folder
+        self._end = 0
+        try:
+            new = tempfile.TemporaryFile(dir=folder, prefix=".", suffix=".part", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise _failed(folder, "written", error) from error
+        self._files: list[Any] = [new]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files:
+            file.close()
+
+    def add(self, line: bytes) -> Place:
+        """Write a new line.
+
+        Raises:
+            ServiceError: The disk failed.
+        """
+        place = Place(0, self._end, len(line))
+        try:
+            view = memoryview(line)
+            while view:
+                view = view[os.write(self._files[0].fileno(), view) :]
+        except OSError as error:
+            raise _failed(self._folder, "written", error) from error
+        self._end += len(line)
+        return place
+
+    def read(self, name: str) -> Iterator[tuple[Place, dict[str, Any]]]:
+        """Read one of the folder's files from its beginning, each line with its place.
+
+        Raises:
+            ServiceError: It cannot be read.
+        """
+        try:
+            stream = (self._folder / name).open("rb")  # lives as long as its lines
+            self._files.append(stream)
+            number, start = len(self._files) - 1, 0
+            for line in stream:
+                yield Place(number, start, len(line)), orjson.loads(line)
+                start += len(line)
+        except OSError as error:
+            raise _failed(self._folder, "read", error) from error
+
+    def get(self, place: Place) -> dict[str, Any]:
+        """Read a line again.
+
+        Raises:
+            ServiceError: It cannot be read.
+        """
+        try:
+            line = os.pread(self._files[place.file].fileno(), place.size_bytes, place.start)
+        except OSError as error:
+            raise _failed(self._folder, "read", error) from error
+        found: dict[str, Any] = orjson.loads(line)
+        return found
+
+
+class Aside(io.RawIOBase):
+    """A file that is being written aside; counts its bytes and lines and hashes them."""
+
+    def __init__(self, path: Path) -> None:
+        """Begin it."""
+        self._file = path.open("wb")
+        self._sha256 = hashlib.sha256()
+        self.size_bytes = 0
+        self.rows = 0
+
+    def writable(self) -> bool:
+        """Say that it can be written to."""
+        return True
+
+    def write(self, content: Any) -> int:
+        """Append some bytes."""
+        self._sha256.update(content)
+        self.size_bytes += len(content)
+        self.rows += bytes(content).count(b"\n")
+        return self._file.write(content)
+
+    def close(self) -> None:
+        """End it."""
+        self._file.close()
+        super().close()
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what was written, in hex."""
+        return self._sha256.hexdigest()
+
+
+class Files:
+    """The files of a dataset on their way: written aside, put in place together, the manifest last."""
+
+    def __init__(self, folder: Path) -> None:
+        """Begin without a file; what a killed sync left is removed.
+
+        Raises:
+            ServiceError: The disk failed.
+        """
+        self._folder = folder
+        self._asides: dict[str, Aside] = {}
+        with self._told():
+            for leftover in folder.glob(".*.part"):
+                leftover.unlink()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            for name, aside in self._asides.items():
+                with suppress(OSError):
+                    aside.close()
+                    self._aside(name).unlink(missing_ok=True)
+
+    def open(self, name: str) -> Aside:
+        """Begin a file.
+
+        Raises:
+            ServiceError: The disk failed.
+        """
+        with self._told():
+            self._asides[name] = Aside(self._aside(name))
+        return self._asides[name]
+
+    def add(self, name: str, content: bytes) -> None:
+        """Write a whole file.
+
+        Raises:
+            ServiceError: The disk failed.
+        """
+        with self._told():
+            self.open(name).write(content)
+
+    def store(self, manifest: Mapping[str, Any]) -> tuple[str, ...]:
+        """Put in place what differs, then the manifest; remove what an older manifest named.
+
+        Returns:
+            The names of what was written.
+        Raises:
+            ServiceError: The disk failed; what is there is completed next time.
+        """
+        written = []
+        described: dict[str, dict[str, Any]] = {}
+        with self._told():
+            before = manifest_of(self._folder) or {"files": {}}
+            for aside in self._asides.values():
+                aside.close()
+            for name, aside in self._asides.items():
+                described[name] = {"bytes": aside.size_bytes, "sha256": aside.sha256}
+                if name.endswith(".jsonl"):
+                    described[name]["rows"] = aside.rows
+                if _is(self._folder / name, aside):
+                    self._aside(name).unlink()
+                else:
+                    _put(self._aside(name), self._folder / name)
+                    written.append(name)
+            for name in before["files"].keys() - self._asides.keys():
+                (self._folder / name).unlink(missing_ok=True)
+        return (*written, *store_manifest(self._folder, {**manifest, "files": described}))
+
+    def _aside(self, name: str) -> Path:
+        return self._folder / f".{name}.part"
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise _failed(self._folder, "written", error) from error
 
 
 def store_manifest(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, ...]:
@@ -104,35 +288,43 @@ def store_manifest(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, ...]
     Raises:
         ServiceError: The disk failed.
     """
+    path, part = folder / MANIFEST, folder / f".{MANIFEST}.part"
+    content = orjson.dumps(manifest, option=orjson.OPT_INDENT_2) + b"\n"
     try:
-        content = orjson.dumps(manifest, option=orjson.OPT_INDENT_2) + b"\n"
-        return (MANIFEST,) if _replaced(folder / MANIFEST, content) else ()
+        if path.is_file() and path.read_bytes() == content:
+            return ()
+        with Aside(part) as aside:
+            aside.write(content)
+        _put(part, path)
     except OSError as error:
-        raise _unwritten(folder, error) from error
+        raise _failed(folder, "written", error) from error
+    return (MANIFEST,)
 
 
-def _unwritten(folder: Path, error: OSError) -> ServiceError:
+def _failed(folder: Path, done: str, error: OSError) -> ServiceError:
     return ServiceError(
-        f"{folder} cannot be written: {error.strerror}.", hint="Make room and run the sync again."
+        f"{folder} cannot be {done}: {error.strerror}.", hint="Make room and run the sync again."
     )
 
 
-def _replaced(path: Path, content: bytes) -> bool:
-    if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
-        return False
-    aside = path.with_name(f".{path.name}.part")
-    with aside.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+def _is(path: Path, aside: Aside) -> bool:
+    return path.is_file() and path.stat().st_size == aside.size_bytes and _sha256(path) == aside.sha256
+
+
+def _put(part: Path, path: Path) -> None:
+    _on_disk(part)
+    part.replace(path)
+    _on_disk(path.parent)  # the rename itself
+
+
+def _on_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the rename itself
+        os.fsync(handle)
     finally:
-        os.close(folder)
-    return True
+        os.close(handle)
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

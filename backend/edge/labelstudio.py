@@ -35,6 +35,7 @@ _T = TypeVar("_T")
 TITLE = "draftloop"  # of the backend connection, so that it is found again when the address moves
 EVENTS = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED")  # the last one is plural there
 TABS = ("All tasks", "Needs a human", "Passed the rules")
+SENT_BACK_TAB = "Sent back"
 
 _PAGE = 500  # tasks a listing page: 0.2 s without, 0.6 s with annotations and predictions
 _IMPORT_TASKS = 2000
@@ -268,28 +269,37 @@ class LabelStudio:
         Returns:
             What happened to each tab, by title.
         """
-        views = self._get("tabs", "api/dm/views/", {"project": project.id})
-        known = {view["data"].get("title"): view for view in views}
+        known = self._tabs(project)
         outcomes: dict[str, Outcome] = {}
         for title in TABS:
             if title == TABS[0] and known and title not in known:
                 continue  # people's own tabs are there: they have one that shows everything
             items = _tab_filters(title, shows_status=shows_status)
-            filters = {"conjunction": "and", "items": items}
-            view = known.get(title)
-            if view is not None and view["data"].get("filters") == filters:
-                outcomes[title] = "already there"
-                continue
-            ordering = ["tasks:predictions_score"] if items else []
-            fresh = {"title": title, "type": "list", "target": "tasks", "ordering": ordering}
-            data = ViewDataRequestRequest(**{**(view["data"] if view else fresh), "filters": filters})
-            tab = {"project": project.id, "data": data}
-            if view is None:
-                self._ask(f"tab '{title}'", partial(self._sdk.views.create, **tab), creates=True)
-            else:
-                self._ask(f"tab '{title}'", partial(self._sdk.views.update, str(view["id"]), **tab))
-            outcomes[title] = "updated" if view else "made"
+            outcomes[title] = self._keep_tab(project, known.get(title), title, items)
         return outcomes
+
+    def keep_sent_back_tab(self, project: Project, words: str) -> Outcome:
+        """Make or mend the saved tab with the tasks whose status holds these words."""
+        items = [_filter("data.draft_status", "contains", "String", words)]
+        return self._keep_tab(project, self._tabs(project).get(SENT_BACK_TAB), SENT_BACK_TAB, items)
+
+    def _tabs(self, project: Project) -> dict[str, Json]:
+        views = self._get("tabs", "api/dm/views/", {"project": project.id})
+        return {view["data"].get("title"): view for view in views}
+
+    def _keep_tab(self, project: Project, view: Json, title: str, items: Filters) -> Outcome:
+        filters = {"conjunction": "and", "items": list(items)}
+        if view is not None and view["data"].get("filters") == filters:
+            return "already there"
+        ordering = ["tasks:predictions_score"] if items else []
+        fresh = {"title": title, "type": "list", "target": "tasks", "ordering": ordering}
+        data = ViewDataRequestRequest(**{**(view["data"] if view else fresh), "filters": filters})
+        tab = {"project": project.id, "data": data}
+        if view is None:
+            self._ask(f"tab '{title}'", partial(self._sdk.views.create, **tab), creates=True)
+            return "made"
+        self._ask(f"tab '{title}'", partial(self._sdk.views.update, str(view["id"]), **tab))
+        return "updated"
 
     # ------------------------------------------------------------------------------ tasks, predictions
 
@@ -313,7 +323,13 @@ class LabelStudio:
             yield ids
 
     def tasks(
-        self, project: Project, *, since: str | None = None, lacking: str | None = None, full: bool = False
+        self,
+        project: Project,
+        *,
+        since: str | None = None,
+        lacking: str | None = None,
+        status: str | None = None,
+        full: bool = False,
     ) -> Iterator[dict[str, Json]]:
         """List tasks by rising id, page by page; memory holds one page.
 
@@ -321,6 +337,7 @@ class LabelStudio:
             project: The project.
             since: Only tasks changed after this moment, in the form of Label Studio's `updated_at`.
             lacking: Only tasks without a prediction of this model version.
+            status: Only tasks whose `draft_status` holds these words.
             full: With annotations and predictions, results included; else id, data and times.
         """
         filters = []
@@ -328,6 +345,8 @@ class LabelStudio:
             filters.append(_filter("updated_at", "greater", "Datetime", since))
         if lacking is not None:
             filters.append(_lacking(lacking))
+        if status is not None:
+            filters.append(_filter("data.draft_status", "contains", "String", status))
         return self._pages(project, filters, _FULL if full else _BRIEF)
 
     def annotated_tasks(self, project: Project) -> Iterator[dict[str, Json]]:

@@ -1,47 +1,116 @@
-"""Rows as the content of a file: JSONL, JSONL under zstd, Parquet.
+"""Rows as files: JSONL, JSONL under zstd, Parquet; written one by one, in memory that stays the same.
 
 The only file that imports pyarrow. The same rows always give the same bytes.
 """
 
-import io
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import tempfile
+from collections.abc import Callable, Iterator
+from io import RawIOBase
+from itertools import islice
+from typing import IO, Any, NamedTuple, Protocol
 
 import orjson
 import pyarrow as pa
 import pyarrow.parquet
 
-Rows = Sequence[dict[str, Any]]
+Row = dict[str, Any]
+
+_BATCH = 1000  # rows of a Parquet row group
 
 
-def jsonl(rows: Rows) -> bytes:
-    """Write one JSON object a line, keys in the order of the rows."""
-    return b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
+class RowFile(Protocol):
+    """A file of rows that is being written."""
+
+    def write(self, row: Row) -> None:
+        """Append a row."""
+        ...
+
+    def close(self) -> None:
+        """Write what is left; the stream below stays open."""
+        ...
 
 
-def zstd(rows: Rows) -> bytes:
-    """Write JSONL and compress it."""
-    packed: bytes = pa.Codec("zstd").compress(jsonl(rows), asbytes=True)
-    return packed
+class Jsonl:
+    """One JSON object a line, keys in the order of the rows."""
+
+    def __init__(self, stream: RawIOBase) -> None:
+        """Begin without a row."""
+        self._stream = stream
+
+    def write(self, row: Row) -> None:
+        """Append a row."""
+        self._stream.write(_line(row))
+
+    def close(self) -> None:
+        """Nothing is left."""
 
 
-def parquet(rows: Rows) -> bytes:
-    """Write a Parquet table; a key that some rows lack is null there, as tables have it."""
-    stream = io.BytesIO()
-    pa.parquet.write_table(pa.Table.from_pylist(list(rows)), stream, compression="zstd")
-    return stream.getvalue()
+class Zstd:
+    """JSONL in one zstd frame."""
+
+    def __init__(self, stream: RawIOBase) -> None:
+        """Begin without a row."""
+        self._below = pa.PythonFile(stream, mode="w")
+        self._stream = pa.CompressedOutputStream(self._below, "zstd")
+
+    def write(self, row: Row) -> None:
+        """Append a row."""
+        self._stream.write(_line(row))
+
+    def close(self) -> None:
+        """End the frame."""
+        self._stream.close()
+
+
+class Parquet:
+    """A Parquet table; a key that some rows lack is null there, as tables have it.
+
+    Columns are known only when all rows are, so the rows lie in a file without a name until then.
+    """
+
+    def __init__(self, stream: RawIOBase) -> None:
+        """Begin without a row."""
+        self._stream = stream
+        self._rows: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close
+
+    def write(self, row: Row) -> None:
+        """Append a row."""
+        self._rows.write(_line(row))
+
+    def close(self) -> None:
+        """Write the table."""
+        schema = pa.schema([])
+        for batch in self._batches():
+            found = pa.array(batch).type  # a table would take the columns of its first row alone
+            fields = pa.schema([found.field(number) for number in range(found.num_fields)])
+            schema = pa.unify_schemas([schema, fields], promote_options="permissive")
+        with pa.parquet.ParquetWriter(
+            pa.PythonFile(self._stream, mode="w"), schema, compression="zstd"
+        ) as table:
+            for batch in self._batches():
+                table.write_table(pa.Table.from_pylist(batch, schema=schema))
+        self._rows.close()
+
+    def _batches(self) -> Iterator[list[Row]]:
+        self._rows.seek(0)
+        while batch := [orjson.loads(line) for line in islice(self._rows, _BATCH)]:
+            yield batch
+
+
+def _line(row: Row) -> bytes:
+    return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
 
 
 class Kind(NamedTuple):
-    """A kind of file: what it is called, how its names end, and its content."""
+    """A kind of file: what it is called, how its names end, and how it is written."""
 
     name: str
     ending: str
-    content: Callable[[Rows], bytes]
+    writer: Callable[[RawIOBase], RowFile]
 
 
 KINDS: tuple[Kind, ...] = (
-    Kind("jsonl", "jsonl", jsonl),
-    Kind("zstd", "jsonl.zst", zstd),
-    Kind("parquet", "parquet", parquet),
+    Kind("jsonl", "jsonl", Jsonl),
+    Kind("zstd", "jsonl.zst", Zstd),
+    Kind("parquet", "parquet", Parquet),
 )

@@ -14,7 +14,8 @@ from jsonschema import Draft202012Validator
 from backend.edge.cases import Cases
 from backend.edge.labelstudio import LabelStudio, Project
 from backend.errors import SetupError
-from backend.sync import Report, explain, sync
+from backend.records import explain
+from backend.sync import Report, sync
 from tests.conftest import LabelStudioServer
 from tests.verbs import environment, kill, run, start
 
@@ -23,7 +24,7 @@ CASES = Cases(FOLDER)
 LABELLING = CASES.get("complaint").labelling
 FILES = {
     *("samples.jsonl", "held.jsonl", "rejected.jsonl", "sample.schema.json", "manifest.json"),
-    *("README.md", "dataset_info.json"),
+    *("README.md", "dataset_info.json", "report.html"),
     *("alpaca.jsonl", "alpaca.test.jsonl", "messages.jsonl", "messages.test.jsonl"),
 }
 

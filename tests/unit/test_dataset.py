@@ -1,7 +1,6 @@
 """Annotations become samples that say what the human said, what the draft had said, and nothing else."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from backend.core.dataset import (
     group_of,
     judge,
 )
-from backend.core.formats import FORMATS, rows
+from backend.core.formats import FORMATS
 from backend.core.labelling import Task
 from backend.core.personal import strings
 from backend.core.prompting import render
@@ -223,18 +222,6 @@ def test_the_split_depends_on_the_text_alone(seed: int) -> None:
 def test_about_a_tenth_is_held_out() -> None:
     test = sum(split_of(group_of({"text": f"task {number}"})) == "test" for number in range(10_000))
     assert 900 < test < 1100
-
-
-def test_rows_of_the_two_splits_are_all_samples_once() -> None:
-    samples = []
-    for number in range(200):
-        task = listed(regions(DRAFT), id=number)
-        task["data"]["text"] = f"{TEXT}{number}"
-        samples.append(replace(sample(task), split="test" if number % 7 == 0 else "train"))
-    for form in FORMATS:
-        both = [*rows(samples, form, "train"), *rows(samples, form, "test")]
-        every = [row for found in samples for row in form.rows(found)]
-        assert sorted(map(orjson.dumps, both)) == sorted(map(orjson.dumps, every))
 
 
 def test_a_source_document_makes_one_group_of_its_tasks() -> None:

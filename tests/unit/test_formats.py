@@ -2,7 +2,9 @@
 
 import io
 import json
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,9 +14,10 @@ import yaml
 from hypothesis import given
 
 from backend.core.companions import COMPANIONS, Written
-from backend.core.formats import DEFAULT_FORMATS, FORMATS, answers, rows
+from backend.core.formats import DEFAULT_FORMATS, FORMATS, answers
 from backend.core.sample import Sample, conversation
-from backend.edge.rowfiles import KINDS
+from backend.edge.folder import Aside
+from backend.edge.rowfiles import KINDS, Kind
 from tests.samples import samples, written_out
 
 BY_NAME = {form.name: form for form in FORMATS}
@@ -124,14 +127,32 @@ def test_code_tasks_have_no_rows_where_programs_have_no_place() -> None:
 @pytest.mark.parametrize("code", [False, True])
 def test_every_kind_of_file_holds_the_same_rows(code: bool) -> None:
     for form in FORMATS:
-        found = list(rows(written_out(code=code), form, "train"))
-        by_kind = {kind.name: kind.content(found) for kind in KINDS}
-        assert by_kind == {kind.name: kind.content(found) for kind in KINDS}
+        found = [row for sample in written_out(code=code) for row in form.rows(sample)]
+        by_kind = {kind.name: content(kind, found) for kind in KINDS}
+        assert by_kind == {kind.name: content(kind, found) for kind in KINDS}
         assert [json.loads(line) for line in by_kind["jsonl"].splitlines()] == found
         unpacked = pa.CompressedInputStream(pa.py_buffer(by_kind["zstd"]), "zstd").read()
         assert unpacked == by_kind["jsonl"]
         table = pa.parquet.read_table(io.BytesIO(by_kind["parquet"])).to_pylist()
         assert without_null(table) == found
+
+
+def content(kind: Kind, found: list[dict[str, Any]]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows"
+        with Aside(path) as stream:
+            file = kind.writer(stream)
+            for row in found:
+                file.write(row)
+            file.close()
+        return path.read_bytes()
+
+
+def test_a_table_of_many_rows_has_the_columns_of_all_of_them() -> None:
+    found: list[dict[str, Any]] = [{"a": [{"b": str(number)}]} for number in range(2500)]
+    found[2400] = {"a": [{"b": "x", "c": [1]}], "d": True}
+    table = pa.parquet.read_table(io.BytesIO(content(KINDS[-1], found)))
+    assert without_null(table.to_pylist()) == found
 
 
 def without_null(part: Any) -> Any:

@@ -1,15 +1,18 @@
 """Whatever annotators do, every annotation is counted once, and no sample changes sides."""
 
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backend.core.corpus import CORPUS_GATES, POLICIES, Options, Settled, settle, split_of
+from backend.core.corpus import CORPUS_GATES, POLICIES, Options, as_judged, settle, split_of
+from backend.core.corpus import Settled as Fates
 from backend.core.dataset import SAMPLE_GATES, Rejected, annotations_of, group_of, judge
-from backend.core.sample import Sample, Split
+from backend.core.sample import Brief, Sample, Split
+from backend.core.spotcheck import Check
 from backend.edge.cases import Cases
 from backend.errors import SetupError
 from scripts.servers import ROOT
@@ -40,13 +43,53 @@ def judged(tasks: list[dict[str, Any]]) -> list[Sample | Rejected]:
     return [judge(found, CASE) for one in tasks for found in annotations_of(one, 1)]
 
 
+@dataclass(frozen=True)
+class Held:
+    sample: Sample
+    gate: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What became of samples, with the samples themselves, in the order of the files."""
+
+    samples: tuple[Sample, ...]
+    held: tuple[Held, ...]
+    fates: Fates
+
+
+def settle_all(
+    samples: Sequence[Sample],
+    options: Options,
+    splits: Mapping[str, Split],
+    checks: Mapping[int, Sequence[Check]] | None = None,
+) -> Settled:
+    by_id = {sample.annotation: sample for sample in samples}
+
+    def texts(briefs: Sequence[Brief]) -> Iterator[str]:
+        return (" ".join(by_id[brief.annotation].input.values()) for brief in briefs)
+
+    fates = settle(map(Brief.of, samples), options, splits, texts, checks)
+    ordered = sorted(map(as_judged, samples), key=lambda one: (one.task, one.annotation))
+    done = [fates.finished(sample) for sample in ordered]
+    assert fates.splits.keys() | fates.held.keys() == by_id.keys()
+    return Settled(
+        tuple(sample for sample in done if sample.annotation not in fates.held),
+        tuple(
+            Held(sample, *fates.held[sample.annotation]) for sample in done if sample.annotation in fates.held
+        ),
+        fates,
+    )
+
+
 def settled(
     tasks: list[dict[str, Any]], splits: dict[str, Split] | None = None, **options: Any
 ) -> tuple[Settled, list[Rejected]]:
     rows = judged(tasks)
     samples = [row for row in rows if isinstance(row, Sample)]
     rejected = [row for row in rows if isinstance(row, Rejected)]
-    return settle(samples, Options(**options), splits or {}), rejected
+    return settle_all(samples, Options(**options), splits or {}), rejected
 
 
 def held(found: Settled) -> dict[int, str]:
@@ -111,7 +154,9 @@ def test_counts_add_up_and_no_sample_moves_from_test_to_train(
             assert splits.get(sample.group, sample.split) == sample.split
             assert sample.gates == tuple(gate.__name__ for gate in (*SAMPLE_GATES, *CORPUS_GATES))
         assert settled(list(reversed(tasks)), splits, policy=policy)[0] == found
-        again = settle([*found.samples, *(one.sample for one in found.held)], Options(policy=policy), splits)
+        again = settle_all(
+            [*found.samples, *(one.sample for one in found.held)], Options(policy=policy), splits
+        )
         assert again == found
         splits = splits_of(found)
 
@@ -192,7 +237,7 @@ def test_a_new_sample_between_train_and_test_is_held_back_with_that_reason() -> 
     assert [sample.split for sample in found.samples] == ["train", "test"]
     (third,) = (row for row in judged([task(3, middle, annotation(3, 0))]) if isinstance(row, Sample))
     different = replace(third, target="{}")  # else it would only repeat what the others say
-    later = settle([*found.samples, different], Options(), known)
+    later = settle_all([*found.samples, different], Options(), known)
     assert held(later) == {3: "not_leaking"}
     assert "bridge train" in later.held[0].reason
     assert later.samples == found.samples
@@ -206,19 +251,21 @@ def test_tasks_of_one_document_are_never_in_both_splits() -> None:
         )
         for one in (task(n, text, annotation(n, n % 2)) for n, text in enumerate(texts, start=1))
     ]
-    found = settle([row for row in rows if isinstance(row, Sample)], Options(), {})
+    found = settle_all([row for row in rows if isinstance(row, Sample)], Options(), {})
     assert len({sample.split for sample in found.samples}) == 1
 
 
 def test_over_long_samples_are_held_whole() -> None:
     short, long = written_out(code=False)[:2]
-    found = settle([replace(short, tokens=10), replace(long, tokens=11)], Options(max_tokens=10), {})
+    found = settle_all([replace(short, tokens=10), replace(long, tokens=11)], Options(max_tokens=10), {})
     assert held(found) == {long.annotation: "fits_tokens"}
     assert found.held[0].reason == "It has 11 tokens, the limit is 10."
     assert found.held[0].sample.target == long.target
 
 
-@pytest.mark.parametrize("wrong", [{"formats": ("jsonl",)}, {"policy": "majority"}, {"region": "china"}])
+@pytest.mark.parametrize(
+    "wrong", [{"formats": ("jsonl",)}, {"policy": "majority"}, {"region": "china"}, {"spot_check": 5.0}]
+)
 def test_an_option_that_there_is_not_is_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(SetupError):
         Options(**wrong)

@@ -1,0 +1,93 @@
+"""Which of many texts are nearly the same, in at most 600 bytes of memory for each.
+
+Knows shingles, MinHash and bands. Does not know samples. The sketches lie in one table of numbers: the
+index of `datasketch` itself would take ten times their size.
+"""
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import numpy as np
+from datasketch import MinHash
+
+NEAR = 0.9  # share of common shingles from which two texts are nearly the same
+
+_SHINGLE = 4  # characters; words would need a language
+_PERMUTATIONS = 128  # standard error of the estimated share at 0.9: 0.027
+# 16 bands of 8: one of 8,000 pairs with a share of 0.9 has no band in common; false hits are checked.
+_BANDS, _ROWS = 16, 8
+
+
+class Nearness(NamedTuple):
+    """What is nearly the same, by place in the list of texts.
+
+    near       those with nearly the same text that say something else of it
+    repeats    of one that says the same too, the first such and the share that they have in common
+    """
+
+    near: dict[int, set[int]]
+    repeats: dict[int, tuple[int, float]]
+
+
+def nearness(texts: Iterator[str], count: int, same: Callable[[int, int], bool]) -> Nearness:
+    """Compare all texts with those before them.
+
+    Args:
+        texts: The texts, one at a time.
+        count: How many they are.
+        same: Tells of two places whether what is said of the texts is the same.
+    """
+    sketches = _sketches(texts, count)
+    buckets = _buckets(sketches)
+    found = Nearness({}, {})
+    members: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    for place in range(count):
+        shared = [(band, int(bucket)) for band, bucket in enumerate(buckets[place]) if bucket >= 0]
+        shares = {
+            other: float(np.count_nonzero(sketches[place] == sketches[other])) / _PERMUTATIONS
+            for other in sorted({other for key in shared for other in members[key]})
+        }
+        near = {other: share for other, share in shares.items() if share >= NEAR}
+        repeated = next((other for other in near if same(place, other)), None)
+        if repeated is not None:
+            found.repeats[place] = (repeated, near[repeated])
+            continue  # nobody needs to be compared with it
+        for other in near:
+            found.near.setdefault(place, set()).add(other)
+            found.near.setdefault(other, set()).add(place)
+        for key in shared:
+            members[key].append(place)
+    return found
+
+
+def _sketches(texts: Iterator[str], count: int) -> Any:
+    table: Any = np.zeros((count, _PERMUTATIONS), dtype=np.uint32)
+    empty = MinHash(num_perm=_PERMUTATIONS, hashfunc=crc32)
+    for place, text in zip(range(count), texts, strict=True):
+        hashes = empty.copy()  # making one draws all permutations anew
+        hashes.update_batch(_shingles(text))
+        table[place] = hashes.hashvalues
+    return table
+
+
+def _buckets(sketches: Any) -> Any:
+    """Give each text and band a number that texts with the same band share; -1 where there is no other."""
+    buckets: Any = np.full((len(sketches), _BANDS), -1, dtype=np.int32)
+    for band in range(_BANDS if len(sketches) else 0):
+        rows = np.ascontiguousarray(sketches[:, band * _ROWS : (band + 1) * _ROWS])
+        _, numbers, counts = np.unique(
+            rows.view(np.dtype((np.void, rows.dtype.itemsize * _ROWS))).ravel(),
+            return_inverse=True,
+            return_counts=True,
+        )
+        buckets[:, band] = np.where(counts[numbers] > 1, numbers, -1)
+    return buckets
+
+
+def _shingles(text: str) -> list[bytes]:
+    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    ends = range(max(1, len(plain) - _SHINGLE + 1))
+    return sorted({plain[start : start + _SHINGLE].encode() for start in ends})

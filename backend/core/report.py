@@ -1,0 +1,370 @@
+"""The report of a dataset: one page of HTML with everything in it, for a screen and for paper.
+
+Knows how figures are shown and which of them want to be looked at first. Does not know how they are
+counted (`tally`) or files. The page holds no script, loads nothing, and tells no time: the same dataset
+gives the same page. Every text is escaped; no text of a task stands in it but what a gate's reason says.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from backend.core.corpus import CORPUS_GATES, Options
+from backend.core.dataset import SAMPLE_GATES
+from backend.core.spotcheck import Stratum, wilson
+from backend.core.tally import Drafts, Tally, median
+
+_FEW = 20  # of something: below, its share says little
+_LOW_ACCEPTANCE = 0.5  # of drafts: below, annotators write more than they check
+_LOW_ALPHA = 0.667  # Krippendorff's lower limit for tentative conclusions
+_MANY_STOPPED = 0.1
+_SHOWN_CHARS = 240  # of a reason; the whole stands in the records
+_DAYS = 60  # shown of a version, the last ones
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1f2328; max-width: 62rem; margin: 2rem auto;
+  padding: 0 1rem }
+h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem }
+p { margin: .4rem 0 } .sum { font-size: 1.1rem } .quiet { color: #59636e }
+table { border-collapse: collapse; width: 100%; margin: .5rem 0 } caption { text-align: left; color: #59636e }
+th, td { text-align: left; vertical-align: top; padding: .25rem .8rem .25rem 0;
+  border-bottom: 1px solid #d1d9e0 }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+td { overflow-wrap: anywhere } svg { display: block; margin: .3rem 0; max-width: 100% }
+svg text { font: 11px system-ui, sans-serif; fill: #59636e } rect { fill: #4c78a8 } rect.b { fill: #b8c4d0 }
+ul.first { border-left: 4px solid #bc4c00; padding: .3rem 0 .3rem 1.6rem; margin: .5rem 0 }
+@media print { body { margin: 0; max-width: none; font-size: 10pt } h2, tr, svg { break-inside: avoid }
+  h2 { break-after: avoid } }
+"""
+
+Cell = str | int
+
+
+def report_page(tally: Tally, strata: Sequence[Stratum], options: Options) -> str:
+    """Give the report as one HTML page.
+
+    Args:
+        tally: The figures.
+        strata: What spot checks drew and found.
+        options: What the team decided.
+    """
+    counts = tally.counts.record()
+    parts = [
+        "<!DOCTYPE html>",
+        '<html lang="en"><head><meta charset="utf-8"><title>Dataset report</title>',
+        f"<style>{_STYLE}</style></head><body>",
+        "<h1>Dataset report</h1>",
+        _p(
+            "{annotations} annotations of {tasks} tasks = {samples} samples + {held} held + {rejected} "
+            "rejected".format_map(counts),
+            "sum",
+        ),
+        _p("{samples} samples = {train} train + {test} test".format_map(counts)),
+        "<h2>Look at first</h2>",
+        _first(tally, strata, options),
+        *_gates(tally),
+        *_drafts(tally),
+        *_lengths(tally, options),
+        *_splits(tally),
+        *_people(tally),
+        *_agreement(tally),
+        *_spot_checks(strata, options),
+        "</body></html>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+# ---------------------------------------------------------------------------------- what to look at first
+
+
+def _first(tally: Tally, strata: Sequence[Stratum], options: Options) -> str:
+    found = list(_findings(tally, strata, options))
+    if not found:
+        return _p("Nothing stands out.")
+    return f'<ul class="first">{"".join(f"<li>{escape(words)}</li>" for words in found)}</ul>'
+
+
+def _findings(tally: Tally, strata: Sequence[Stratum], options: Options) -> Iterator[str]:
+    yield from _of_counts(tally.counts.record(), options)
+    for stratum in strata:
+        low, high = stratum.interval
+        if stratum.failed:
+            yield (
+                f"Spot checks found {stratum.failed} of {stratum.checked} wrong: {stratum.name} "
+                f"({low:.0%} to {high:.0%})."
+            )
+    waiting = sum(stratum.drawn - stratum.checked for stratum in strata)
+    if waiting:
+        yield f"Drawn samples that wait for a second human: {waiting}."
+    for version, drafts in sorted(tally.versions.items()):
+        if drafts.judged >= _FEW and drafts.accepted < _LOW_ACCEPTANCE * drafts.judged:
+            share = _pct(drafts.accepted, drafts.judged)
+            yield f"Of the drafts of {version} only {share} were accepted as they were."
+    for (case, name), field in sorted(tally.fields.items()):
+        if field.drafts >= _FEW and field.corrected > (1 - _LOW_ACCEPTANCE) * field.drafts:
+            yield f"{case}: {name} was corrected in {_pct(field.corrected, field.drafts)} of its drafts."
+        if field.agreement.alpha < _LOW_ALPHA:
+            yield f"{case}: annotators disagree on {name} (alpha {field.agreement.alpha:.2f})."
+
+
+def _of_counts(counts: Mapping[str, Any], options: Options) -> Iterator[str]:
+    whole = counts["annotations"]
+    if not counts["samples"]:
+        yield "There is no sample: nothing can be trained on this."
+    elif not counts["test"]:
+        yield "Nothing is held out: what a model learns from this cannot be measured."
+    elif counts["test"] < _FEW:
+        yield f"Only {counts['test']} samples are held out: figures measured on them are rough."
+    for gate, count in sorted(counts["stopped_by"].items(), key=lambda item: (-item[1], item[0])):
+        if count > _MANY_STOPPED * whole:
+            yield f"{gate} stops {count} of {whole} annotations ({_pct(count, whole)})."
+    personal = counts["noted_by"].get("personal_data", 0)
+    if personal and not options.mask:
+        yield f"{personal} samples hold personal data; --mask puts stand-ins for it."
+
+
+# ---------------------------------------------------------------------------------- sections
+
+
+def _gates(tally: Tally) -> Iterator[str]:
+    counts = tally.counts.record()
+    yield "<h2>Gates</h2>"
+    left = counts["annotations"]
+    rows: list[list[Cell]] = []
+    known = [gate.__name__ for gate in (*SAMPLE_GATES, *CORPUS_GATES)]
+    for gate in (*(name for name in counts["stopped_by"] if name not in known), *known):
+        count = counts["stopped_by"].get(gate, 0)
+        left -= count
+        examples = "; ".join(
+            f"task {task}, annotation {annotation}: {_cut(reason)}"
+            for task, annotation, reason in tally.examples.get(gate, ())
+        )
+        rows.append([gate, count, left, examples])
+    yield _table(["gate", "stopped", "left", "for example"], rows, numbers={1, 2})
+    if counts["noted_by"]:
+        noted = [[gate, count] for gate, count in counts["noted_by"].items()]
+        yield _table(["noted, not stopped", "samples"], noted, numbers={1})
+
+
+def _drafts(tally: Tally) -> Iterator[str]:
+    counts = tally.counts.record()
+    yield "<h2>Drafts and corrections</h2>"
+    yield _p(
+        "{samples} samples = {accepted} drafts accepted + {corrected} corrected + {written} written without "
+        "one".format_map(counts)
+    )
+    if tally.versions:
+        rows: list[list[Cell]] = [
+            [
+                version,
+                drafts.judged,
+                drafts.accepted,
+                _share(drafts.accepted, drafts.judged),
+                _seconds(drafts.lead_s),
+                _days(drafts),
+            ]
+            for version, drafts in sorted(tally.versions.items(), key=lambda item: (_since(item[1]), item[0]))
+        ]
+        head = ["version of the draft", "judged", "accepted", "share (95 %)", "median time", "by day"]
+        yield _table(head, rows, numbers={1, 2}, html={5})
+    yield _p(f"Median time without a draft: {_seconds(tally.undrafted_s)}.")
+    fields: list[list[Cell]] = [
+        [
+            case,
+            name,
+            field.drafts,
+            field.corrected,
+            _share(field.corrected, field.drafts),
+            _likeness(field.likeness, field.corrected),
+        ]
+        for (case, name), field in sorted(tally.fields.items())
+        if field.drafts
+    ]
+    if fields:
+        head = ["case", "field", "drafted", "corrected", "share (95 %)", "kept of a corrected one"]
+        yield _table(head, fields, numbers={2, 3})
+    if tally.deciles:
+        bars = []
+        for tenth in range(10):
+            right, wrong = tally.deciles[tenth, True], tally.deciles[tenth, False]
+            bars.append((f"{tenth / 10:.1f}", right, right + wrong))
+        yield _p("Score of the draft, and how many were accepted (dark) of those judged:")
+        yield _bars(bars)
+
+
+def _lengths(tally: Tally, options: Options) -> Iterator[str]:
+    yield "<h2>Lengths and writing</h2>"
+    if not tally.lengths:
+        yield _p("There is no sample.")
+        return
+    limit = f"; longer than {options.max_tokens} are held" if tally.unit == "tokens" else ""
+    yield _p(f"Samples by length in {tally.unit}, up to{limit}:")
+    yield _bars([(str(end), count, count) for end, count in sorted(tally.lengths.items())])
+    rows: list[list[Cell]] = [
+        [name, count] for name, count in sorted(tally.writings.items(), key=lambda item: (-item[1], item[0]))
+    ]
+    yield _table(["most letters of the input are", "samples"], rows, numbers={1})
+
+
+def _splits(tally: Tally) -> Iterator[str]:
+    yield "<h2>Splits</h2>"
+    cases = sorted({case for case, _ in tally.splits})
+    rows: list[list[Cell]] = [
+        [case, tally.splits[case, "train"], tally.splits[case, "test"]] for case in cases
+    ]
+    yield _table(["case", "train", "test"], rows, numbers={1, 2})
+
+
+def _people(tally: Tally) -> Iterator[str]:
+    yield "<h2>Annotators</h2>"
+    rows: list[list[Cell]] = [
+        [
+            "unknown" if human is None else str(human),
+            person.samples,
+            person.held,
+            person.rejected,
+            person.accepted,
+            person.corrected,
+            _seconds(person.lead_s),
+        ]
+        for human, person in sorted(tally.people.items(), key=lambda item: (item[0] is None, item[0] or 0))
+    ]
+    head = ["annotator", "samples", "held", "rejected", "drafts accepted", "corrected", "median time"]
+    yield _table(head, rows, numbers={1, 2, 3, 4, 5})
+
+
+def _agreement(tally: Tally) -> Iterator[str]:
+    yield "<h2>Agreement</h2>"
+    found = [(case, "the whole answer", one) for case, one in sorted(tally.agreement.items())]
+    found += [
+        (case, name, field.agreement)
+        for (case, name), field in sorted(tally.fields.items())
+        if field.agreement.tasks
+    ]
+    if not found:
+        yield _p("No task has valid annotations of several annotators.")
+        return
+    rows: list[list[Cell]] = [
+        [case, name, one.tasks, f"{one.observed:.0%}", "-" if math.isnan(one.alpha) else f"{one.alpha:.2f}"]
+        for case, name, one in sorted(found, key=lambda entry: entry[0])
+    ]
+    head = ["case", "of", "tasks", "same answers", "Krippendorff's alpha"]
+    yield _table(head, rows, numbers={2, 3, 4})
+
+
+def _spot_checks(strata: Sequence[Stratum], options: Options) -> Iterator[str]:
+    yield "<h2>Spot checks</h2>"
+    if not strata:
+        yield _p("None were drawn (--spot-check).")
+        return
+    rows: list[list[Cell]] = []
+    for one in strata:
+        low, high = one.interval
+        shown = f"{low:.0%} to {high:.0%}" if one.checked else "-"
+        rows.append([one.name, one.samples, one.drawn, one.checked, one.failed, shown])
+    drawn, checked, failed = (
+        sum(getattr(one, name) for one in strata) for name in ("drawn", "checked", "failed")
+    )
+    low, high = wilson(failed, checked)
+    total = sum(one.samples for one in strata)
+    rows.append(["all", total, drawn, checked, failed, f"{low:.0%} to {high:.0%}" if checked else "-"])
+    yield _p(f"{options.spot_check:.0%} are drawn, and held until a second human has passed them.")
+    head = ["stratum", "samples", "drawn", "checked", "wrong", "share of wrong ones (95 %)"]
+    yield _table(head, rows, numbers={1, 2, 3, 4})
+
+
+# ---------------------------------------------------------------------------------- how it is written
+
+
+def _p(words: str, kind: str = "") -> str:
+    return f'<p class="{kind}">{escape(words)}</p>' if kind else f"<p>{escape(words)}</p>"
+
+
+def _table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[Cell]],
+    *,
+    numbers: set[int],
+    html: frozenset[int] | set[int] = frozenset(),
+) -> str:
+    """Write a table; columns named in `html` are markup already."""
+
+    def cell(tag: str, place: int, part: Cell, *, is_html: bool = False) -> str:
+        kind = ' class="n"' if place in numbers else ""
+        return f"<{tag}{kind}>{part if is_html else escape(str(part))}</{tag}>"
+
+    top = "".join(cell("th", place, part) for place, part in enumerate(head))
+    lines = (
+        "".join(cell("td", place, part, is_html=place in html) for place, part in enumerate(row))
+        for row in rows
+    )
+    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table>"
+
+
+def _bars(bars: Sequence[tuple[str, int, int]]) -> str:
+    """Draw bars: label, dark part, whole; the numbers of the whole stand above."""
+    width, height, most = 46, 90, max(whole for *_, whole in bars) or 1
+    parts = []
+    for place, (label, dark, whole) in enumerate(bars):
+        left = place * width
+        for count, kind in ((whole, ' class="b"'), (dark, "")):
+            tall = count / most * height
+            parts.append(
+                f'<rect{kind} x="{left + 4}" y="{16 + height - tall:.1f}" width="{width - 8}" '
+                f'height="{tall:.1f}"/>'
+            )
+        middle = left + width // 2
+        above = 12 + height - whole / most * height
+        parts.append(f'<text x="{middle}" y="{above:.1f}" text-anchor="middle">{whole}</text>')
+        parts.append(f'<text x="{middle}" y="{height + 30}" text-anchor="middle">{escape(label)}</text>')
+    size = (
+        f'width="{len(bars) * width}" height="{height + 36}" viewBox="0 0 {len(bars) * width} {height + 36}"'
+    )
+    return f'<svg role="img" {size}>{"".join(parts)}</svg>'
+
+
+def _days(drafts: Drafts) -> str:
+    """Draw a bar for each day: accepted ones dark, judged ones light."""
+    days = sorted({day for day, _ in drafts.days})[-_DAYS:]
+    most = max(drafts.days[day, True] + drafts.days[day, False] for day in days)
+    parts = []
+    for place, day in enumerate(days):
+        right, whole = drafts.days[day, True], drafts.days[day, True] + drafts.days[day, False]
+        words = f"<title>{escape(day or 'unknown')}: {right} of {whole}</title>"
+        for count, kind in ((whole, ' class="b"'), (right, "")):
+            tall = count / most * 24
+            where = f'x="{place * 5}" y="{24 - tall:.1f}" width="4" height="{tall:.1f}"'
+            parts.append(f"<rect{kind} {where}>{words}</rect>")
+    span = escape(days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}")
+    size = f'width="{len(days) * 5}" height="24" viewBox="0 0 {len(days) * 5} 24"'
+    return f'<svg role="img" {size}>{"".join(parts)}</svg><span class="quiet">{span}</span>'
+
+
+def _since(drafts: Drafts) -> str:
+    return min(day for day, _ in drafts.days)
+
+
+def _cut(words: str) -> str:
+    return words if len(words) <= _SHOWN_CHARS else f"{words[:_SHOWN_CHARS]}..."
+
+
+def _pct(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else "-"
+
+
+def _share(part: int, whole: int) -> str:
+    if not whole:
+        return "-"
+    low, high = wilson(part, whole)
+    return f"{part / whole:.0%} ({low:.0%} to {high:.0%})"
+
+
+def _likeness(total: float, count: int) -> str:
+    return f"{total / count:.0%}" if count else "-"
+
+
+def _seconds(found: Counter[int]) -> str:
+    middle = median(found)
+    return "-" if middle is None else f"{middle} s"

@@ -1,0 +1,281 @@
+"""The records of a dataset's folder: read back, told, and written as all of its files.
+
+Knows the folder's files and its manifest. Does not know Label Studio, nor how bytes come to the disk
+(`edge.folder`). Records lie on disk: memory holds less than 2 KB of each.
+
+    samples.jsonl               canonical records, sorted by task and annotation
+    sample.schema.json          what a line of it is
+    held.jsonl                  samples that a gate holds back because of others, with the reason
+    rejected.jsonl              annotations that are no samples, with the gate and the reason
+    FORMAT.jsonl                training rows           FORMAT.test.jsonl      held out: never train on them
+    README.md, dataset_info.json, FORMAT.yaml           lead `datasets` and trainers to the rows
+    report.html                 for humans: what became of everything, and what to look at first
+    manifest.json               counts, hashes, cursors; written last: what it does not match is not valid
+"""
+
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+
+from backend.core.companions import COMPANIONS, Written
+from backend.core.corpus import Options, Settled, as_judged
+from backend.core.dataset import Rejected, group_of
+from backend.core.formats import FORMATS, Format
+from backend.core.report import report_page
+from backend.core.sample import SAMPLE_VERSION, Brief, Record, Sample, Split, canonical, digest
+from backend.core.story import story
+from backend.core.tally import Counts, Tally
+from backend.edge.folder import Files, Lines, Place, is_intact, lines_of, manifest_of
+from backend.edge.rowfiles import KINDS, Kind, RowFile
+from backend.errors import SetupError
+
+_SCHEMA = Path(__file__).parent / "core" / "sample.schema.json"
+_RECORDS = ("samples.jsonl", "held.jsonl", "rejected.jsonl")
+_SPLITS: tuple[Split, ...] = ("train", "test")
+# Of a record: what depends on other samples, and what follows from its own fields.
+_NOT_OWN = {"split", "gates", "held", "review", "messages", "tools", "code", "stdout", "stderr"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the manifest keeps about a project: what it was read with, and how far."""
+
+    title: str
+    created_at: str
+    case: str
+    case_hash: str
+    config_hash: str
+    cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Where an annotation's record lies, and its hash as it was judged alone; a rejected one has no brief."""
+
+    project: int
+    task: int
+    annotation: int
+    digest: bytes
+    place: Place
+    brief: Brief | None
+
+
+Rows = dict[int, Row]  # by annotation
+
+
+@dataclass
+class State:
+    """What is known of a dataset folder's content.
+
+    tokenizer  hash of the one that counted its tokens
+    checks     hash of the verdicts of reviewers
+    """
+
+    sources: dict[int, Source] = field(default_factory=dict)
+    rows: Rows = field(default_factory=dict)
+    splits: dict[str, Split] = field(default_factory=dict)  # by group
+    given: dict[int, Split] = field(default_factory=dict)  # by annotation
+    options: Options = field(default_factory=Options)
+    tokenizer: str | None = None
+    checks: str = ""
+    manifest: Record | None = None
+
+    def is_made_like(self, other: "State") -> bool:
+        """Tell whether the same rows would give the same files as those of another state that was stored."""
+        same = all(getattr(self, name) == getattr(other, name) for name in ("options", "tokenizer", "checks"))
+        return other.manifest is not None and same and self.sources.keys() == other.sources.keys()
+
+
+def load(folder: Path, lines: Lines) -> State:
+    """Read the folder; where the manifest does not match the files, only its projects are known."""
+    manifest = manifest_of(folder)
+    if manifest is None:
+        return State()
+    try:
+        sources = {int(key): Source(**entry["source"]) for key, entry in manifest["projects"].items()}
+        options = Options(**_tuples(manifest.get("options", {})))  # the first version had none
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SetupError(
+            f"The manifest of {folder} is not of this program.",
+            hint="Remove it: the next sync makes the dataset anew.",
+        ) from error
+    unread = State({key: replace(source, cursor=None) for key, source in sources.items()}, options=options)
+    if not is_intact(folder, manifest):
+        return unread
+    about = manifest.get("sample", {})
+    if about.get("version") != SAMPLE_VERSION:
+        # Of a version before only the splits are kept: what was held out stays held out.
+        for record in lines_of(folder, "samples.jsonl"):
+            unread.splits[record.get("group") or group_of(record["input"])] = record["split"]
+        return unread
+    state = State(
+        sources,
+        options=options,
+        tokenizer=about.get("tokenizer"),
+        checks=about.get("checks", ""),
+        manifest=manifest,
+    )
+    for name in _RECORDS:
+        for place, record in lines.read(name):
+            brief = Brief.of(Sample.from_record(record)) if "gates" in record else None
+            state.rows[record["annotation"]] = _row(place, record, brief)
+            if brief is not None and "split" in record:
+                state.splits[brief.group] = state.given[brief.annotation] = record["split"]
+    return state
+
+
+def write(folder: Path, lines: Lines, after: State, settled: Settled) -> tuple[tuple[str, ...], Record]:
+    """Write all files of a dataset, the manifest last; gives the names of what differed, and the counts.
+
+    Raises:
+        SetupError: There is no such kind of files.
+        ServiceError: The disk failed.
+    """
+    options = after.options
+    kind = next((kind for kind in KINDS if kind.name == options.files), None)
+    if kind is None:
+        names = ", ".join(kind.name for kind in KINDS)
+        raise SetupError(f"There is no kind of files '{options.files}'.", hint=f"There are: {names}.")
+    tally, by_project = Tally(), defaultdict[int, Counts](Counts)
+    with Files(folder) as files:
+        samples, held, rejected = (files.open(name) for name in _RECORDS)
+        forms = [
+            _FormFiles(form, split, kind, files)
+            for form in FORMATS
+            if form.name in options.formats
+            for split in _SPLITS
+        ]
+        ordered = sorted(after.rows.values(), key=lambda row: (row.task, row.annotation))
+        for _, rows in groupby(ordered, key=lambda row: row.task):
+            several = []
+            for row in rows:
+                if row.brief is None:
+                    refused = Rejected.from_record(lines.get(row.place))
+                    rejected.write(_line(refused.record()))
+                    tally.rejected(refused)
+                    by_project[row.project].add(refused)
+                    continue
+                sample = settled.finished(sample_at(lines, row))
+                reason = settled.held.get(row.annotation)
+                if reason is None:
+                    samples.write(_line(sample.record()))
+                    for form in forms:
+                        form.add(sample)
+                else:
+                    held.write(_line(sample.record() | {"held": reason._asdict()}))
+                tally.sample(sample, reason)
+                by_project[row.project].add(sample, reason)
+                several.append(sample)
+            tally.overlap(several)
+        counts = tally.counts.record()
+        for form in forms:
+            form.close()
+        files.add(_SCHEMA.name, _SCHEMA.read_bytes())
+        written = [
+            Written(name, kind.ending, {form.split: form.count for form in forms if form.name == name})
+            for name in dict.fromkeys(form.name for form in forms)
+        ]
+        for companion in COMPANIONS:
+            for name, text in companion(written, counts).items():
+                files.add(name, text.encode())
+        files.add("report.html", report_page(tally, settled.strata, options).encode())
+        manifest = {
+            "sample": {
+                "version": SAMPLE_VERSION,
+                "schema": _SCHEMA.name,
+                "tokenizer": after.tokenizer,
+                "checks": after.checks,
+            },
+            "options": asdict(options),
+            "counts": counts,
+            "rows": {form.name: form.rows for form in written},
+            "projects": {
+                str(key): {"source": asdict(source), "counts": by_project[key].record()}
+                for key, source in sorted(after.sources.items())
+            },
+        }
+        return files.store(manifest), counts
+
+
+class _FormFiles:
+    """The file of one format and split; one without a row is there too."""
+
+    def __init__(self, form: Format, split: Split, kind: Kind, files: Files) -> None:
+        self.name, self.split, self.count = form.name, split, 0
+        self._form = form
+        name = Written(form.name, kind.ending, {}).file(split)
+        self._rows: RowFile = kind.writer(files.open(name))
+
+    def add(self, sample: Sample) -> None:
+        """Write the sample's rows, if it belongs here."""
+        if sample.split == self.split:
+            for row in self._form.rows(sample):
+                self._rows.write(row)
+                self.count += 1
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._rows.close()
+
+
+def _line(record: Record) -> bytes:
+    return f"{canonical(record)}\n".encode()
+
+
+def put(lines: Lines, judged: Sample | Rejected) -> Row:
+    """Write down a record as it was judged alone; gives where it lies."""
+    record = judged.record()
+    return _row(lines.add(_line(record)), record, Brief.of(judged) if isinstance(judged, Sample) else None)
+
+
+def _row(place: Place, record: Record, brief: Brief | None) -> Row:
+    own = digest(canonical({key: part for key, part in record.items() if key not in _NOT_OWN}))
+    return Row(record["project"], record["task"], record["annotation"], own, place, brief)
+
+
+def sample_at(lines: Lines, row: Row) -> Sample:
+    """Read a sample as it was judged alone."""
+    return as_judged(Sample.from_record(lines.get(row.place)))
+
+
+# ---------------------------------------------------------------------------------- read by itself
+
+
+def manifest_and_options(folder: Path) -> tuple[Record, Options]:
+    """Give the manifest of a folder whose files are as it says, and what was decided.
+
+    Raises:
+        SetupError: There is no dataset, or its files are not as its manifest says.
+    """
+    manifest = manifest_of(folder)
+    if (
+        manifest is None
+        or manifest.get("sample", {}).get("version") != SAMPLE_VERSION
+        or not is_intact(folder, manifest)
+    ):
+        raise SetupError(f"{folder} holds no dataset that can be read.", hint="Run the sync first.")
+    return manifest, Options(**_tuples(manifest["options"]))
+
+
+def explain(folder: Path, task: int) -> list[str]:
+    """Tell from a dataset folder what became of a task's annotations, and why; Label Studio is not asked.
+
+    Raises:
+        SetupError: There is no dataset, or its files are not as its manifest says.
+    """
+    manifest, options = manifest_and_options(folder)
+    records = [record for name in _RECORDS for record in lines_of(folder, name) if record["task"] == task]
+    if not records:
+        cursors = [entry["source"]["cursor"] for entry in manifest["projects"].values()]
+        latest = max(filter(None, cursors), default="the beginning")
+        return [
+            f"Task {task} has no annotation that this dataset knows.",
+            f"Its projects ({', '.join(manifest['projects'])}) were read up to {latest}.",
+        ]
+    return list(story(records, options))
+
+
+def _tuples(record: Record) -> Record:
+    """Give options as they were before JSON, which has no tuples."""
+    return {key: tuple(part) if isinstance(part, list) else part for key, part in record.items()}

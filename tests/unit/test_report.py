@@ -1,0 +1,154 @@
+"""The report: figures that add up, everything escaped, the same page for the same dataset."""
+
+import math
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backend.core.agreement import Agreement
+from backend.core.corpus import Held, Options
+from backend.core.dataset import Rejected
+from backend.core.report import report_page
+from backend.core.sample import Sample
+from backend.core.spotcheck import Stratum
+from backend.core.tally import Tally, likeness, median, writing
+from tests.samples import samples, written_out
+
+NASTY = "<script>alert('x')</script> & \"quoted\""
+
+
+class Page(HTMLParser):
+    """What a browser would make of it: tags that are open, texts, and no script."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags[tag] += 1
+        if tag not in ("meta", "rect"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag != "rect":
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def page(tally: Tally, *strata: Stratum) -> Page:
+    made = report_page(tally, strata, Options(spot_check=0.05))
+    assert made == report_page(tally, strata, Options(spot_check=0.05))
+    found = Page(made)
+    assert not found.open
+    assert not found.tags["script"]
+    assert "http" not in made
+    return found
+
+
+@given(
+    st.lists(st.tuples(samples(), st.booleans())), st.lists(st.sampled_from(["readable", NASTY]), max_size=3)
+)
+def test_every_dataset_has_a_page_and_its_counts_add_up(
+    found: list[tuple[Sample, bool]], gates: list[str]
+) -> None:
+    tally = Tally()
+    for number, (sample, is_held) in enumerate(found):
+        placed = replace(sample, task=number, split=None if is_held else "train")
+        tally.sample(placed, Held("not_repeated", NASTY) if is_held else None)
+    for number, gate in enumerate(gates, start=len(found)):
+        tally.rejected(Rejected(1, number, number, "c", gate, NASTY))
+    counts = tally.counts.record()
+    assert counts["annotations"] == counts["tasks"] == len(found) + len(gates)
+    assert counts["annotations"] == counts["samples"] + counts["held"] + counts["rejected"]
+    assert counts["samples"] == counts["accepted"] + counts["corrected"] + counts["written"]
+    assert sum(counts["stopped_by"].values()) == counts["held"] + counts["rejected"]
+    assert tally.lengths.total() == tally.writings.total() == counts["samples"]
+    texts = "".join(page(tally).texts)
+    assert f"{len(found) + len(gates)} annotations" in texts
+    assert (NASTY in texts) == bool(gates or counts["held"])
+
+
+def test_what_is_to_be_looked_at_first_is_said_first() -> None:
+    tally = Tally()
+    for number in range(30):
+        sample = written_out(code=False)[number % 3]
+        tally.sample(replace(sample, task=number, metadata={"draft_version": "m-1", "human": 4}))
+    tally.rejected(Rejected(1, 99, 99, "complaint", "fits_schema", "no name", {"human": 4}))
+    stratum = Stratum("complaint", 4, "no score", 30, 6, 5, 2)
+    words = "".join(page(tally, stratum).texts)
+    assert "Spot checks found 2 of 5 wrong" in words
+    assert "Drawn samples that wait for a second human: 1." in words
+    assert "Nothing is held out" in words
+    assert "m-1" in words
+    assert "fits_schema" in words
+    assert words.index("Look at first") < words.index("Gates")
+    assert "There is no sample" in "".join(page(Tally()).texts)
+
+
+def test_figures_of_drafts_are_those_of_the_samples() -> None:
+    tally = Tally()
+    for sample in written_out(code=False):
+        tally.sample(replace(sample, metadata={"draft_version": "m-1", "lead_time_s": 2.0, "draft_score": 1}))
+    drafts = tally.versions["m-1"]
+    assert (drafts.accepted, drafts.corrected, drafts.judged) == (4, 4, 8)
+    assert (tally.undrafted_s, median(drafts.lead_s)) == (Counter({2: 4}), 2)
+    name = tally.fields["complaint", "name"]
+    assert (name.drafts, name.corrected) == (8, 4)
+    assert 0 < name.likeness < 4
+    assert tally.deciles == Counter({(9, True): 4, (9, False): 4})
+
+
+def test_annotators_of_one_task_are_compared_once_each() -> None:
+    one, other = written_out(code=False)[:2]
+    tally = Tally()
+    by = [replace(one, metadata={"human": 1}), replace(other, metadata={"human": 2})]
+    tally.overlap(by[:1])
+    tally.overlap([by[0], by[0]])
+    assert not tally.agreement
+    tally.overlap(by)
+    tally.overlap([by[0], replace(by[0], metadata={"human": 3})])
+    assert tally.agreement["complaint"].tasks == 2
+    assert tally.agreement["complaint"].observed == 0.5
+    assert "Krippendorff" in "".join(page(tally).texts)
+
+
+def test_alpha_is_krippendorffs() -> None:
+    """The nominal example of Krippendorff (2011), section C: four observers, twelve units, some missing."""
+    found = Agreement()
+    for unit in (
+        *("111", "2223", "3333", "3333", "2222", "1234", "4444"),
+        *("1121", "2222", "555", "11", "3"),
+    ):
+        found.add(list(unit))
+    assert round(found.alpha, 3) == 0.743
+    assert found.tasks == 11
+    assert math.isnan(Agreement().alpha)
+    same = Agreement()
+    same.add(["a", "a"])
+    assert math.isnan(same.alpha)
+    assert same.observed == 1
+
+
+def test_small_figures() -> None:
+    assert median(Counter()) is None
+    assert median(Counter({1: 1, 5: 1})) == 1
+    assert likeness("abcd", "abcd") == 1
+    assert likeness(None, "x") == 0
+    assert likeness("", None) == 1
+    assert likeness("the blue car", "the red car") == pytest.approx(18 / 23)  # "the ", "e" or "r", " car"
+    assert likeness("a" * 999, "b" * 999) == 0
+    assert likeness("a" * 999 + "x", "a" * 999 + "y") == pytest.approx(0.999)
+    assert [writing(text) for text in ("我叫张三 ok", "hello 三", "123")] == [
+        "Chinese characters",
+        "Latin",
+        "no letters",
+    ]
