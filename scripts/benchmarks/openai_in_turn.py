@@ -15,7 +15,7 @@ def main() -> None:
     """Read, ask, print."""
     client = OpenAI(base_url=sys.argv[1], api_key="none", timeout=600, max_retries=0)
     bodies = json.load(sys.stdin)
-    own = ("chat_template_kwargs",)  # what the client does not know by name
+    own = ("chat_template_kwargs", "structured_outputs")  # what the client does not know by name
     started = time.perf_counter()
     for body in bodies:
         extra = {key: body[key] for key in own if key in body}
