@@ -295,16 +295,16 @@ def installed_python(environment: str) -> Path:
     Raises:
         SetupError: It is not there.
     """
-    found = subprocess.run(
-        [str(_ROOT / "scripts" / "setup"), "--print", environment],
-        capture_output=True,
-        text=True,
-        check=False,
+    missing = SetupError(
+        f"The environment '{environment}' is not installed.", hint=f"Run scripts/setup {environment}."
     )
+    command = [str(_ROOT / "scripts" / "setup"), "--print", environment]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:  # an image of the backend alone
+        raise missing from error
     if found.returncode:
-        raise SetupError(
-            f"The environment '{environment}' is not installed.", hint=f"Run scripts/setup {environment}."
-        )
+        raise missing
     return Path(found.stdout.strip(), "bin", "python")
 
 
