@@ -33,7 +33,7 @@ from backend.runner import Execution, Runner, Store
 from backend.settings import ExecutionSettings, LabelStudioSettings, ModelSettings, Settings, StoreSettings
 
 _log = structlog.get_logger("backend")
-_WARM_S = 30.0
+_WARM_S = 15.0
 
 
 def create_app(settings: Settings | None = None) -> Flask:
