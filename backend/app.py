@@ -33,6 +33,7 @@ from backend.runner import Execution, Runner, Store
 from backend.settings import ExecutionSettings, LabelStudioSettings, ModelSettings, Settings, StoreSettings
 
 _log = structlog.get_logger("backend")
+_WARM_S = 15.0
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -117,8 +118,11 @@ def make_server(settings: Settings) -> Server:
     # Behind the start: the model may come up later than we do, and health must answer meanwhile.
     Thread(target=_warn_unless_ready, args=[model], daemon=True, name="probe").start()
     if execution is not None and any(cases.get(name).labelling.program for name in cases.names()):
-        # The version of a code case says what is installed in the sandbox, and Label Studio gives /setup 3 s.
-        Thread(target=execution.runner.describe, daemon=True, name="sandbox").start()
+        # The version of a code case says what is installed in the sandbox, and Label Studio gives /setup 3 s:
+        # so it is started before anybody asks, unless that takes very long.
+        warming = Thread(target=execution.runner.describe, daemon=True, name="sandbox")
+        warming.start()
+        warming.join(_WARM_S)
     return server
 
 

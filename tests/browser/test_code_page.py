@@ -114,7 +114,7 @@ def test_code_is_seen_with_its_chart_edited_run_again_and_submitted(
         # Label Studio answered with the task as it was before; it is there at the next look.
         page.goto(f"/projects/{project.id}/data?task={ids[0]}")
         expect(code).to_contain_text("plt.savefig", timeout=60_000)
-        expect(page.get_by_text("rows: 2")).to_be_visible()
+        expect(page.locator("pre", has_text="rows: 2")).to_be_visible()
         chart = page.locator("img[src*='/data/upload/']").first
         expect(chart).to_be_visible()
         assert chart.evaluate("image => image.naturalWidth") > 100
@@ -132,7 +132,8 @@ def test_code_is_seen_with_its_chart_edited_run_again_and_submitted(
         # Enter is a new line there; Shift+Enter saves, and what is saved is run.
         with page.expect_response(lambda got: "interactive-annotating" in got.url, timeout=90_000):
             box.press("Shift+Enter")
-        expect(page.get_by_text("sum: 150")).to_be_visible()
+        console = page.get_by_test_id("htx-textbox-content").filter(has_text="exit status 0")
+        expect(console).to_contain_text("sum: 150")
         expect(code).to_contain_text("barh")
         assert len(drafting.fake.asked) == asked
         page.screenshot(path=shots / "code-run.png", full_page=True)
@@ -142,7 +143,7 @@ def test_code_is_seen_with_its_chart_edited_run_again_and_submitted(
         # Label Studio reads a task's data when it opens the task.
         assert page.locator(f"img[src*='{fresh.rpartition('/')[2]}']").count() == 0
 
-        page.get_by_text("needs_fix").click()
+        page.get_by_text("needs_fix").first.click()
         with page.expect_response(
             lambda got: "/annotations" in got.url and got.request.method == "POST"
         ) as submitted:
