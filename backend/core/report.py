@@ -31,7 +31,8 @@ table { border-collapse: collapse; width: 100%; margin: .5rem 0 } caption { text
 th, td { text-align: left; vertical-align: top; padding: .25rem .8rem .25rem 0;
   border-bottom: 1px solid #d1d9e0 }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-td { overflow-wrap: anywhere } svg { display: block; margin: .3rem 0; max-width: 100% }
+td { overflow-wrap: anywhere } td:first-child { white-space: nowrap }
+svg { display: block; margin: .3rem 0; max-width: 100% }
 svg text { font: 11px system-ui, sans-serif; fill: #59636e } rect { fill: #4c78a8 } rect.b { fill: #b8c4d0 }
 ul.first { border-left: 4px solid #bc4c00; padding: .3rem 0 .3rem 1.6rem; margin: .5rem 0 }
 @media print { body { margin: 0; max-width: none; font-size: 10pt } h2, tr, svg { break-inside: avoid }
