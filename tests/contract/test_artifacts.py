@@ -61,7 +61,7 @@ def s3() -> Iterator[str]:
             process.wait()
 
 
-@pytest.fixture(params=["folder", "file", "memory", "s3"])
+@pytest.fixture(params=["folder", "file", "memory", pytest.param("s3", marks=pytest.mark.integration)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "s3":
         return f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
@@ -234,6 +234,7 @@ def test_a_store_that_holds_no_run_where_one_should_be_removes_nothing(tmp_path:
     assert read(store, files[0].sha256) == b"1"
 
 
+@pytest.mark.integration
 def test_a_folder_signs_no_address_and_s3_does(s3: str, tmp_path: Path) -> None:
     (file,) = write(tmp_path / "left", {"汇总.csv": b"1,2"})
     folder, bucket = Artifacts(f"{tmp_path}/kept"), Artifacts(f"{s3}/signed")
@@ -247,6 +248,7 @@ def test_a_folder_signs_no_address_and_s3_does(s3: str, tmp_path: Path) -> None:
     assert (answer.status_code, answer.content) == (200, b"1,2")
 
 
+@pytest.mark.integration
 def test_a_store_that_fails_is_told_and_not_a_missing_file(s3: str, tmp_path: Path) -> None:
     (file,) = write(tmp_path / "left", {"a": b"1"})
     (tmp_path / "kept").write_text("a file, no folder")

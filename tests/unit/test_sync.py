@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from backend.edge.cases import Cases
 from backend.edge.folder import Lines, is_intact, manifest_of
 from backend.edge.labelstudio import LabelStudio
@@ -116,6 +118,7 @@ def test_lines_are_found_by_their_place_also_after_others_took_their_name(tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
+@pytest.mark.integration
 def test_memory_holds_less_than_two_kilobytes_of_each_sample(tmp_path: Path) -> None:
     """The peak of a sync that reads a full folder and all tasks again, over that of a small one."""
 
