@@ -38,12 +38,12 @@ def test_every_draft_has_the_shape_that_the_schema_says_and_the_preamble_is_cach
     drafter.close()
     assert [draft.task_id for draft in drafts] == list(range(len(TEXTS)))
     for draft in drafts:
-        # Random weights break the rules, so each answer went back once; the schema held both times.
+        # Random weights know no rule, but cities that are no quotes of the text cannot even be written.
         assert draft.value is not None, draft.reasons
-        assert {reason.kind for reason in draft.reasons} <= {"rule", "grounding"}, draft.reasons
+        assert {reason.kind for reason in draft.reasons} <= {"rule"}, draft.reasons
+        assert draft.attempts == (2 if draft.reasons else 1) or draft.status == "ok"
         nulled = {key: draft.value.get(key) for key in case.labelling.decoding_schema["properties"]}
         assert Draft202012Validator(case.labelling.decoding_schema).is_valid(nulled)
-        assert draft.attempts == 2
     # The later tasks find role, task, schema, rules and examples in the prefix cache.
     late = drafts[-4:]
     assert sum(draft.cached_tokens for draft in late) > 0.8 * sum(draft.prompt_tokens for draft in late)
