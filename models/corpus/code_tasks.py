@@ -87,7 +87,9 @@ def target(code: str) -> str:
     return json.dumps({"code": code}, ensure_ascii=False, separators=(",", ":"))
 
 
-def generate(split: Split, count: int, seed: int, kinds: Iterable[Kind] = KINDS) -> Iterator[CodeTask]:
+def generate(
+    split: Split, count: int, seed: int, kinds: Iterable[Kind] = KINDS, *, fault_share: float = FAULT_SHARE
+) -> Iterator[CodeTask]:
     """Yield `count` code tasks, the same ones for the same arguments.
 
     Args:
@@ -95,6 +97,7 @@ def generate(split: Split, count: int, seed: int, kinds: Iterable[Kind] = KINDS)
         count: How many to yield.
         seed: Start of the random sequence.
         kinds: What may be drawn.
+        fault_share: Share of faults among those whose files can have one.
     Returns:
         Tasks, in a fixed order.
     """
@@ -102,7 +105,7 @@ def generate(split: Split, count: int, seed: int, kinds: Iterable[Kind] = KINDS)
     among = tuple(kinds)
     weights = [kind.weight for kind in among]
     for _ in range(count):
-        yield _Drawing(draw, draw.rng.choices(among, weights)[0]).task()
+        yield _Drawing(draw, draw.rng.choices(among, weights)[0], fault_share).task()
 
 
 def write_demo(folder: Path, count: int, seed: int) -> list[CodeTask]:
@@ -139,7 +142,7 @@ def _of(family: Family) -> tuple[Kind, ...]:
 class _Drawing:
     """Draws one task of a kind."""
 
-    def __init__(self, draw: Draw, kind: Kind) -> None:
+    def __init__(self, draw: Draw, kind: Kind, fault_share: float) -> None:
         self.draw = draw
         self.kind = kind
         self.language = draw.language()
@@ -147,7 +150,7 @@ class _Drawing:
         self.slots: dict[str, str] = {}
         self.fault: Fault | None = None
         faults = faults_of(kind)
-        if faults and draw.chance(FAULT_SHARE):
+        if faults and draw.chance(fault_share):
             self.fault = draw.rng.choice(faults)
             if self.fault == "late_gb18030":
                 self.names = "en"  # its head is plain ASCII

@@ -4,16 +4,17 @@ CODE_TASKS says how many of each family and split are tried (12 by default), COD
 """
 
 import os
-from pathlib import Path
+import re
 
 import pytest
 
 from backend.core.execution import Attempt, Job, Limits, Script
+from backend.core.runs import missing_outputs
 from backend.runner import told
-from models.corpus import code_failures
 from models.corpus.code_checks import mistakes
-from models.corpus.code_kinds import FAMILIES, KINDS, Family, faults_of
-from models.corpus.code_tasks import CodeTask, generate, spoilt
+from models.corpus.code_failures import failure
+from models.corpus.code_kinds import FAMILIES, KINDS, Family
+from models.corpus.code_tasks import CodeTask, generate
 from models.corpus.words import Split
 from tests.sandbox.conftest import Field
 
@@ -61,3 +62,20 @@ def test_a_wrong_program_is_found_out(one_place: Field) -> None:
                 tried += 1
                 break
     assert tried > 10
+
+
+def test_what_a_model_is_told_of_a_fault_is_what_the_corpus_says(one_place: Field) -> None:
+    seen: dict[str, CodeTask] = {}
+    for task in generate("train", 80, SEED, fault_share=1.0):
+        if task.fault:
+            seen.setdefault(task.fault, task)
+    assert set(seen) == {"unit", "comma", "gap", "date_gap", "date_form", "long_row", "late_gb18030"}
+    for fault, task in seen.items():
+        attempt = run(one_place, task, task.first)
+        said = told(attempt, missing_outputs(attempt, task.outputs))
+        home = re.search(r'  File "(\S+)/lib/python3.11/site-packages/pandas/', attempt.stderr)
+        assert attempt.outcome == "failed", fault
+        assert home is not None, said
+        assert said == failure(task, home[1]), fault
+        mended = run(one_place, task, task.program)
+        assert not mistakes(task, one_place.outputs, mended.stdout), fault
