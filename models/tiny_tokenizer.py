@@ -1,10 +1,10 @@
-"""Build the embedded models' tokenizers: one character one token, and the pieces of their answers as tokens.
+"""Build the embedded models' tokenizers: one character one token, the pieces of their answers as tokens.
 
 Byte-level BPE without merges: what is not in the vocabulary falls apart into bytes, so nothing is
 un-encodable. A split pattern keeps the JSON pieces whole; each ends where a grammar leaves a choice, because
 a constrained decoder tokenises what is forced by itself: after `{"name":` comes a quote or null, so a token
 `{"name":"` would be trained and then never be allowed (0 of 300 answers right, measured). A program is one
-JSON string, in which everything may follow everything: there whole lines are tokens, cut where a name is copied.
+JSON string, in which anything may follow: there whole lines are tokens, cut where a name is copied.
 """
 
 import json

@@ -38,7 +38,6 @@ from models.tiny_tokenizer import (
 _ROPE_THETA = 1e6
 _HEAD = 64  # among the head sizes that vLLM's CPU attention takes
 _DEV_SEED = 1_000_003  # figures of the model card are drawn with other seeds
-_DEV_CODE = 96
 _IGNORED = -100
 
 
@@ -61,6 +60,7 @@ class Recipe:
     longest_at_first: int = 140  # copying is learned on short texts, in the first thirty chunks
     longer_each: int = 12  # chunk
     chunk_texts: int = 512
+    dev_programs: int = 96
     structure_weight: float = 3.0
     ema: float = 0.995
     processes: int = 2
@@ -483,7 +483,7 @@ class Trainer:
             return
         # Nothing runs here: a program that is written as the corpus writes it is right, others may be, too.
         # Turns that follow a traceback are counted apart.
-        drawn = list(conversations("held_out", _DEV_CODE, _DEV_SEED))
+        drawn = list(conversations("held_out", self.recipe.dev_programs, _DEV_SEED))
         for subject, turns in (("programs", 2), ("mended programs", 4)):
             asked = [(messages, right) for messages, right in drawn if len(messages) == turns]
             prompts = [
@@ -545,7 +545,9 @@ def answer(
 
 
 @torch.no_grad()
-def complete(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> list[str]:
+def complete(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]
+) -> list[str]:
     """Complete rendered prompts greedily, without a grammar.
 
     Args:

@@ -1,8 +1,8 @@
 r"""What a first program ends with that meets a fault deep in its file, as a model is told of it.
 
-The words are those of `backend.runner.told` on a run in the sandbox; a test there holds them against the real ones.
-They are those of the pandas that the sandbox's environment pins. Files of that environment stand in them under
-wherever it is installed, which is drawn at random.
+The words are those of `backend.runner.told` on a run in the sandbox; a test there holds them against the
+real ones. They are those of the pandas that the sandbox's environment pins. Where that environment is
+installed stands in them, too, and is drawn at random.
 """
 
 import random
@@ -28,7 +28,7 @@ During handling of the above exception, another exception occurred:
 
 @here@{_FRAME}core/tools/numeric.py", line 259, in to_numeric
     values, new_mask = lib.maybe_convert_numeric(  # type: ignore[call-overload]
-                       ^^^^^^^^^^^^^^^^^^^^^^^^^^
+                       ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
   File "pandas/_libs/lib.pyx", line 2816, in pandas._libs.lib.maybe_convert_numeric
 ValueError: Unable to parse string '@value@' at position @position@
 """
@@ -50,7 +50,8 @@ _DATES = f"""\
   File "pandas/_libs/tslibs/strptime.pyx", line 701, in pandas._libs.tslibs.strptime._parse_with_format
 ValueError: time data "@value@" doesn't match format "@format@". You might want to try:
     - passing `format` if your strings have a consistent format;
-    - passing `format='ISO8601'` if your strings are all ISO8601 but not necessarily in exactly the same format;
+    - passing `format='ISO8601'` if your strings are all ISO8601 but not necessarily in exactly \
+the same format;
     - passing `format='mixed'`, and the format will be inferred for each element individually. \
 You might want to use `dayfirst` alongside this.
 """
@@ -63,7 +64,7 @@ _READING = f"""\
            ^^^^^^^^^^^^^^^^^^
 {_FRAME}io/parsers/readers.py", line 3061, in read
     ) = self._engine.read(  # type: ignore[attr-defined]
-        ^^^^^^^^^^^^^^^^^^@more@
+        ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
 {_FRAME}io/parsers/c_parser_wrapper.py", line 297, in read
     chunks = self._reader.read_low_memory(nrows)
              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
@@ -111,7 +112,8 @@ def answered(output: str) -> str:
 
 def invented_home(draw: Draw) -> str:
     """Invent the folder of a sandbox's environment."""
-    start = draw.of(("/root/.cache", "/opt", "/srv", f"/home/{draw.letters(3, 8)}", f"/{draw.letters(3, 6)}"))
+    user = draw.letters(3, 8)
+    start = draw.of(("/root/.cache", "/opt", "/srv", f"/home/{user}", f"/{user}"))
     inner = draw.of(("/draftloop/envs", "", "/envs", f"/{draw.letters(3, 8)}"))
     digits = "".join(draw.of("0123456789abcdef") for _ in range(10))
     return f"{start}{inner}/{draw.of((f'sandbox-{digits}', f'sandbox-{digits}', 'sandbox', 'venv'))}"
@@ -126,14 +128,14 @@ def failure(task: CodeTask, home: str) -> str:
     Returns:
         What `backend.runner.told` says of that run.
     Raises:
-        KeyError: The task has none.
+        ValueError: The task has none.
     """
-    call, frames = _OF[task.fault or "none"]
+    if task.fault is None:
+        raise ValueError("The first program of this task does not fail.")
+    call, frames = _OF[task.fault]
     slots = _seen_by_pandas(task)
     lines = task.first.splitlines()
-    at = next(
-        number for number, line in enumerate(lines) if call in line and slots.get("where", "") in line
-    )
+    at = next(number for number, line in enumerate(lines) if call in line and slots.get("where", "") in line)
     start = lines[at].index(call)
     slots |= {
         "here": _HERE.rstrip(" "),
@@ -141,7 +143,6 @@ def failure(task: CodeTask, home: str) -> str:
         "code": lines[at],
         "carets": " " * _width(lines[at][:start]) + "^" * _width(lines[at][start:]),
         "home": home,
-        "more": "^" * 26,
     }
     text = frames
     while re.search(r"@\w+@", text):
@@ -151,14 +152,12 @@ def failure(task: CodeTask, home: str) -> str:
     return f"{_ENDED}{missing}\nstderr{mark}:\n{text[-TOLD_CHARS:].rstrip()}"
 
 
-def conversations(
-    split: Split, count: int, seed: int
-) -> Iterator[tuple[list[dict[str, str]], str]]:
+def conversations(split: Split, count: int, seed: int) -> Iterator[tuple[list[dict[str, str]], str]]:
     """Give what a model is asked and what it is to answer, for the tasks that `generate` draws.
 
     Args:
         split: Which word lists to draw from.
-        count: How many tasks; one with a fault gives a second conversation, in which its first program failed.
+        count: How many tasks; one with a fault gives a second conversation, on the failure of its program.
         seed: Start of the random sequence.
     Returns:
         Messages up to the answer, and the answer.
@@ -178,7 +177,7 @@ def fixed_words() -> list[str]:
     found = [*_ASKED.split("{output}"), f"{_ENDED}\nMissing or empty: ", "\nstderr:\n"]
     found += [f"\nstderr (the last {TOLD_CHARS} of ", " characters):\n"]
     for text in (_HERE, *(frames for _, frames in _OF.values())):
-        lines = [line for line in re.findall(r"[^\n]*\n+", text.replace("@more@", "^" * 26))]
+        lines = re.findall(r"[^\n]*\n+", text)
         found += [part for line in lines for part in re.split(r"@\w+@", line) if len(part) > 3]
     return list(dict.fromkeys([*found, *("^" * width for width in (2, 4, 8, 16))]))
 
@@ -201,7 +200,8 @@ def _seen_by_pandas(task: CodeTask) -> dict[str, str]:
     shown = sheet.column(name)
     if task.fault in ("date_gap", "date_form"):
         separator = re.sub(r"\d", "", shown[0])[0]
-        wrong = next(cell for cell in shown if not re.fullmatch(rf"\d{{4}}{separator}\d\d{separator}\d\d", cell))
+        right = re.compile(rf"\d{{4}}{separator}\d\d{separator}\d\d")
+        wrong = next(cell for cell in shown if not right.fullmatch(cell))
         return {"value": wrong, "format": separator.join(("%Y", "%m", "%d")), "where": f'"{name}"'}
     at, cell = next((at, one) for at, one in enumerate(shown) if isinstance(one, str))
     return {"value": cell, "position": str(at), "where": f'"{name}"'}

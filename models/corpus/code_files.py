@@ -1,8 +1,8 @@
 """Tables as files, byte for byte the same every time, and what the import tells a prompt of them.
 
-What is told is the production code's own: `backend.edge.inputs.look` and `backend.core.preview.to_text`, which
-need the standard library alone. A workbook needs openpyxl to be looked at, which the training environment
-lacks, so what would be seen of one is given here; a test holds it against the real look.
+What is told is the production code's own: `backend.edge.inputs.look` and `backend.core.preview.to_text`,
+which need the standard library alone. A workbook needs openpyxl to be looked at, which the training
+environment lacks, so what would be seen of one is given here; a test holds it against the real look.
 """
 
 import csv
@@ -106,7 +106,7 @@ def told_of(files: Mapping[str, bytes]) -> str:
     """
     parts = []
     for name, content in files.items():
-        with open(os.memfd_create("told"), "w+b") as file:  # a file for whoever looks, and no disk
+        with os.fdopen(os.memfd_create("told"), "w+b") as file:  # to be looked at, and on no disk
             file.write(content)
             file.flush()
             parts.append(to_text(look(Path(f"/proc/self/fd/{file.fileno()}"), name)))

@@ -1,7 +1,7 @@
 """The kinds of code tasks: what each is asked with, its program, and what must come out, computed without it.
 
-A program is put together of lines that kinds share; `@slot@` stands for what is copied from the prompt. Nothing
-else varies: the same task has the same program, and what a kind decides are whole lines.
+A program is put together of lines that kinds share; `@slot@` stands for what is copied from the prompt.
+Nothing else varies: the same task has the same program, and what a kind decides are whole lines.
 
     head    imports
     read    one line for each way that a file is written, as its preview tells it
@@ -71,9 +71,7 @@ _EACH = 'for path in sorted(Path("input").glob("*.csv")):\n'
 _ARCHIVE = 'with zipfile.ZipFile("@out@.zip", "w") as archive:\n'
 _EACH_IN_ZIP = '    for path in sorted(Path("input").iterdir()):\n'
 _SHOW_PATH = "        print(path.name)\n"
-_MONTHS = (
-    'result = df.groupby(df["@date@"].dt.strftime("%Y-%m"))["@value@"].sum().round(2)'  # what has none drops out
-)
+_MONTHS = 'result = df.groupby(df["@date@"].dt.strftime("%Y-%m"))["@value@"].sum().round(2)'
 
 
 @dataclass(frozen=True)
@@ -103,8 +101,8 @@ class Scene:
 class Kind:
     """One kind of task.
 
-    `outs` are the endings of its output, "" where their names follow from the inputs'. `expect` gives the rows
-    of a table, the lines of a text, the members of an archive by name, or the numbers that a chart shows.
+    `outs` are the endings of its output, "" where their names follow from the inputs'. `expect` gives the
+    rows of a table, a text, the members of an archive by name, or what a chart's program prints.
     """
 
     name: str
@@ -266,7 +264,9 @@ KINDS: tuple[Kind, ...] = (
         _pivoted,
         needs=("group", "second", "value"),
     ),
-    _table("monthly", f"{_MONTHS}.reset_index()\n", _months, needs=("date", "value"), ready=(_NUMBERS, _DATES)),
+    _table(
+        "monthly", f"{_MONTHS}.reset_index()\n", _months, needs=("date", "value"), ready=(_NUMBERS, _DATES)
+    ),
     _rows(
         "top",
         'result = df.nlargest(@n@, "@value@")\n',
@@ -429,8 +429,7 @@ KINDS: tuple[Kind, ...] = (
     ),
     _chart(
         "counts",
-        'result = df["@group@"].value_counts()\n'
-        'result.plot.bar(title="@title@", xlabel="@group@", rot=0)\n',
+        'result = df["@group@"].value_counts()\nresult.plot.bar(title="@title@", xlabel="@group@", rot=0)\n',
         lambda scene: [cell for row in _counts(scene) for cell in row],
         needs=("group",),
         ready=(),
@@ -464,7 +463,6 @@ KINDS: tuple[Kind, ...] = (
         ready=(_NUMBERS, _OTHERS),
     ),
 )
-BY_NAME: Mapping[str, Kind] = {kind.name: kind for kind in KINDS}
 
 
 def faults_of(kind: Kind) -> tuple[Fault, ...]:

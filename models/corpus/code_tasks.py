@@ -1,9 +1,9 @@
 """Generate code tasks: instruction, input files, the program that does it, and what must come out of that.
 
 Three families in Chinese and English. The prompt is the one that the backend makes: `user_text` writes what
-`core.prompting.render` writes in its compact profile, and a test holds the two against each other. A small share
-of the tasks has a fault deep in its file, which no preview shows: their first program fails, and the mended
-one is found from the traceback.
+`core.prompting.render` writes in its compact profile, and a test holds the two against each other. A small
+share of the tasks has a fault deep in its file, which no preview shows: their first program fails, and the
+mended one is found from the traceback.
 """
 
 import json
@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from models.corpus.code_files import Row, Sheet, told_of
+from models.corpus.code_files import Row, Sheet
 from models.corpus.code_kinds import (
-    BY_NAME,
     FAMILIES,
     KINDS,
     Family,
@@ -35,7 +34,6 @@ FAULT_SHARE = 0.1
 _LEVELS = ("INFO", "WARN", "ERROR", "DEBUG")
 _DATE_FORMS = ("{}-{:02}-{:02}", "{}/{:02}/{:02}", "{}年{:02}月{:02}日")
 _SEEN_ROWS = 230  # of the head of a table: faults lie deeper
-_HEAD_BYTES = 262_144  # so much of a file a preview looks at
 
 
 @dataclass(frozen=True)
@@ -169,7 +167,7 @@ class _Drawing:
         files = {sheet.name: sheet.content() for sheet in sheets}
         schema = "\n\n".join(sheet.told(files[sheet.name]) for sheet in sheets)
         scene = Scene(sheets, rows, dict(self.slots), self.fault)
-        outputs = (f"{self.slots['out']}.{out}",)
+        outputs: tuple[str, ...] = (f"{self.slots['out']}.{out}",)
         if not out:
             outputs = tuple(f"{sheet.stem}.{self.kind.name.removeprefix('to_')}" for sheet in sheets)
         first = write_program(self.kind, scene, written)
@@ -212,9 +210,7 @@ class _Drawing:
 
     def _items(self, column: str) -> list[str]:
         """Draw the values of a column of words: those of its list, or others."""
-        listed = dict(
-            line.split("=", 1) for line in word_list(self.draw.split, f"code_groups_{self.names}")
-        )
+        listed = dict(line.split("=", 1) for line in word_list(self.draw.split, f"code_groups_{self.names}"))
         if column in listed:
             return listed[column].split(",")
         if self.draw.wildly(0.5):
@@ -338,24 +334,7 @@ class _Drawing:
         shown = [list(row) for row in sheet.rows]
         true = [list(row) for row in sheet.rows]
         if self.fault == "late_gb18030":
-            words = columns.index(next((c for c in ("group", "second", "key") if c in columns), columns[0]))
-            if not isinstance(shown[0][words], str):
-                shown = [[*row, "note"] for row in shown]
-                true = [[*row, "note"] for row in true]
-                sheet = replace(sheet, columns=(*sheet.columns, "remark"))
-                words = len(columns)
-            pad = max(0, 45 - sum(len(str(cell)) for cell in shown[0]))
-            for at in range(len(shown)):  # long enough that the first 256 KB are plain ASCII
-                shown[at] = true[at] = [*shown[at], "x" * pad] if pad else shown[at]
-            if pad:
-                sheet = replace(sheet, columns=(*sheet.columns, "memo"))
-            late = draw.characters(2, 2)
-            for at in range(len(shown) - 40, len(shown), 8):
-                shown[at] = [*shown[at]]
-                shown[at][words] = late
-                true[at] = shown[at]
-            spoilt = replace(sheet, rows=tuple(shown))
-            return tuple(true), (spoilt,)
+            return self._spoilt_late(sheet, columns.index("group"))
         places = rng.sample(range(_SEEN_ROWS, len(shown)), rng.choice((1, 1, 2, 3)))
         if self.fault == "long_row":
             for at in places:
@@ -380,6 +359,15 @@ class _Drawing:
             else:
                 shown[at][place], true[at][place] = self.slots["bad"], None
         return tuple(true), (replace(sheet, rows=tuple(shown)),)
+
+    def _spoilt_late(self, sheet: Sheet, place: int) -> tuple[tuple[Row, ...], tuple[Sheet, ...]]:
+        """Write Chinese in another encoding behind more plain ASCII than a preview reads."""
+        rows = [[*row, "x" * 40] for row in sheet.rows]
+        late = self.draw.characters(2, 2)
+        for row in rows[-40::8]:
+            row[place] = late
+        spoilt = replace(sheet, columns=(*sheet.columns, "memo"), rows=tuple(rows))
+        return spoilt.rows, (spoilt,)
 
     def _log(self) -> tuple[tuple[Row, ...], tuple[Sheet, ...]]:
         rng = self.draw.rng
@@ -436,12 +424,3 @@ def _chosen(draw: Draw) -> Any:
         return re.sub(r"<([^<>]*)>", lambda match: f"<{draw.of(match[1].split('|'))}>", text)
 
     return choose
-
-
-def kind_named(name: str) -> Kind:
-    """Give a kind by its name.
-
-    Raises:
-        KeyError: There is none.
-    """
-    return BY_NAME[name]

@@ -66,9 +66,9 @@ def test_a_wrong_program_is_found_out(one_place: Field) -> None:
 
 def test_what_a_model_is_told_of_a_fault_is_what_the_corpus_says(one_place: Field) -> None:
     seen: dict[str, CodeTask] = {}
-    for task in generate("train", 80, SEED, fault_share=1.0):
-        if task.fault:
-            seen.setdefault(task.fault, task)
+    kinds = [kind for kind in KINDS if kind.name in ("sum", "monthly", "count")]
+    for task in generate("train", 60, SEED, kinds, fault_share=1.0):
+        seen.setdefault(task.fault or "", task)
     assert set(seen) == {"unit", "comma", "gap", "date_gap", "date_form", "long_row", "late_gb18030"}
     for fault, task in seen.items():
         attempt = run(one_place, task, task.first)

@@ -88,7 +88,7 @@ def test_what_is_copied_stands_in_the_prompt(split: Split) -> None:
     for task in generate(split, COUNT, 5):
         prompt = user_text(task)
         for slot, word in task.scene.slots.items():
-            if f'"{word}"' in task.first and slot not in ("prefix",):
+            if f'"{word}"' in task.first and slot != "prefix":
                 assert word in prompt, (slot, word, task.kind.name)
 
 
