@@ -5,8 +5,8 @@
     scripts/train_tiny_model train --out /tmp/tiny --resume /tmp/tiny/checkpoint-040.0.pt --cpu-minutes 50
     scripts/train_tiny_model evaluate --url http://127.0.0.1:8000/v1 --model tiny-qwen3 --count 300
 
-`train` writes a checkpoint and a model folder every 25 CPU minutes, with figures of a small dev draw; the last
-folder is `model-final`. `evaluate` asks a running vLLM (started with the guidance backend and
+`train` writes a checkpoint and a model folder every 25 CPU minutes, with figures of a small dev draw; the
+last folder is `model-final`. `evaluate` asks a running vLLM (started with the guidance backend and
 disable_any_whitespace) as the backend does, with the decoding schema and quotes bound to the text, and prints
 one JSON object per case. The model of code tasks is measured by scripts/evaluate_code_model, which runs what
 it writes.
