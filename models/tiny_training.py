@@ -70,7 +70,6 @@ class Recipe:
 
 CODE = Recipe(
     subject="code",
-    layers=5,
     feed_forward=640,
     longest=1000,
     longest_at_first=320,

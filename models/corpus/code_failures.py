@@ -8,7 +8,7 @@ installed stands in them, too, and is drawn at random.
 import random
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from models.corpus.code_kinds import Fault
 from models.corpus.code_tasks import SYSTEM, CodeTask, generate, target, user_text
@@ -32,14 +32,21 @@ During handling of the above exception, another exception occurred:
   File "pandas/_libs/lib.pyx", line 2816, in pandas._libs.lib.maybe_convert_numeric
 ValueError: Unable to parse string '@value@' at position @position@
 """
-_DATES = f"""\
-@here@{_FRAME}core/tools/datetimes.py", line 1234, in to_datetime
+_CACHED_DATES = f"""\
+{_FRAME}core/tools/datetimes.py", line 1234, in to_datetime
     cache_array = _maybe_cache(arg, format, cache, convert_listlike, unit)
                   ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
 {_FRAME}core/tools/datetimes.py", line 298, in _maybe_cache
     cache_dates = convert_listlike(unique_dates, format)
                   ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-{_FRAME}core/tools/datetimes.py", line 484, in _convert_listlike_datetimes
+"""
+_UNCACHED_DATES = f"""\
+{_FRAME}core/tools/datetimes.py", line 1239, in to_datetime
+    values = convert_listlike(arg._values, format)
+             ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+"""
+_DATES = f"""\
+@here@@dates@{_FRAME}core/tools/datetimes.py", line 484, in _convert_listlike_datetimes
     return _array_strptime_with_fallback(arg, name, utc, format, exact, errors)
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
 {_FRAME}core/tools/datetimes.py", line 518, in _array_strptime_with_fallback
@@ -176,7 +183,7 @@ def fixed_words() -> list[str]:
     """List the stretches of these messages that never change, line by line where they are long."""
     found = [*_ASKED.split("{output}"), f"{_ENDED}\nMissing or empty: ", "\nstderr:\n"]
     found += [f"\nstderr (the last {TOLD_CHARS} of ", " characters):\n"]
-    for text in (_HERE, *(frames for _, frames in _OF.values())):
+    for text in (_HERE, _CACHED_DATES, _UNCACHED_DATES, *(frames for _, frames in _OF.values())):
         lines = re.findall(r"[^\n]*\n+", text)
         found += [part for line in lines for part in re.split(r"@\w+@", line) if len(part) > 3]
     return list(dict.fromkeys([*found, *("^" * width for width in (2, 4, 8, 16))]))
@@ -202,9 +209,20 @@ def _seen_by_pandas(task: CodeTask) -> dict[str, str]:
         separator = re.sub(r"\d", "", shown[0])[0]
         right = re.compile(rf"\d{{4}}{separator}\d\d{separator}\d\d")
         wrong = next(cell for cell in shown if not right.fullmatch(cell))
-        return {"value": wrong, "format": separator.join(("%Y", "%m", "%d")), "where": f'"{name}"'}
+        told = {"value": wrong, "format": separator.join(("%Y", "%m", "%d")), "where": f'"{name}"'}
+        return {**told, "dates": _CACHED_DATES if _cached(shown) else _UNCACHED_DATES}
     at, cell = next((at, one) for at, one in enumerate(shown) if isinstance(one, str))
     return {"value": cell, "position": str(at), "where": f'"{name}"'}
+
+
+def _cached(dates: Sequence[str]) -> bool:
+    """Say whether pandas remembers the dates that it has read: where its first ones repeat.
+
+    Source:
+        pandas 3.1, should_cache of core/tools/datetimes.py
+    """
+    first = min(len(dates) // 10, 500)
+    return len(set(dates[:first])) <= 0.7 * first
 
 
 def _width(text: str) -> int:

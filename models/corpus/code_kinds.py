@@ -226,9 +226,12 @@ def _shown_sums(scene: Scene) -> list[Any]:
     return [cell for row in _sums(scene) for cell in row]
 
 
-def _shown_means(scene: Scene) -> list[Any]:
-    columns = ("value", "other") if "other" in scene.slots else ("value",)
-    return [round(_mean([one for one in scene.values(slot) if one is not None]), 2) for slot in columns]
+def _shown_means(*slots: str) -> Callable[[Scene], list[Any]]:
+    def means(scene: Scene) -> list[Any]:
+        columns = ([one for one in scene.values(slot) if one is not None] for slot in slots)
+        return [round(_mean(column), 2) for column in columns]
+
+    return means
 
 
 def _automation(name: str, outs: tuple[str, ...], head: str, body: str, shown: str, **more: Any) -> Kind:
@@ -451,14 +454,14 @@ KINDS: tuple[Kind, ...] = (
         'result = df["@value@"].describe().round(2)\n'
         'df["@value@"].plot.hist(title="@title@", bins=20)\n'
         'plt.xlabel("@value@")\n',
-        _shown_means,
+        _shown_means("value"),
         needs=("value",),
     ),
     _chart(
         "scatter",
         'result = df[["@value@", "@other@"]].describe().round(2)\n'
         'df.plot.scatter("@value@", "@other@", title="@title@")\n',
-        _shown_means,
+        _shown_means("value", "other"),
         needs=("value", "other"),
         ready=(_NUMBERS, _OTHERS),
     ),
