@@ -3,11 +3,12 @@
 Asks a running vLLM as the backend does with MODEL_PROFILE=compact, runs each answer in the sandbox, and
 tells the model of what failed, for three programs at most. Prints one JSON object per family and one for all:
 
+    count     number of tasks whose files hold no surprise, to which the next three belong
     ran       share whose first program ended well and left its declared files
     right     share whose first program left the right files, by values computed without it
-    mended    number of tasks with a fault deep in their file that are right after the traceback was told
-    faults    number of those tasks; a first program cannot be right for them
-    later     number of other tasks that are right only after an earlier program failed
+    later     number that are right only after an earlier program failed
+    faults    number of tasks with a fault deep in their file, which no preview shows
+    mended    number of those that are right after the traceback was told
 
     scripts/evaluate_code_model --url http://127.0.0.1:8000/v1 --model tiny-code --count 100
 """
@@ -31,7 +32,7 @@ from backend.errors import InvalidValue
 from backend.runner import told
 from models.corpus.code_checks import mistakes
 from models.corpus.code_failures import answered
-from models.corpus.code_tasks import FAMILIES, KINDS, SYSTEM, CodeTask, generate, user_text
+from models.corpus.code_tasks import FAMILIES, FAULT_SHARE, KINDS, SYSTEM, CodeTask, generate, user_text
 from models.corpus.words import Split
 from scripts.servers import ROOT
 from scripts.terminal import Verb, app, out, plain_errors
@@ -64,6 +65,10 @@ def main(
     count: Annotated[int, typer.Option(min=1, help="Tasks of each family.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the tasks.")] = 0,
     *,
+    fault_share: Annotated[
+        float,
+        typer.Option(min=0, max=0.9, help="Share of tasks with a fault, of those that can have one."),
+    ] = FAULT_SHARE,
     train_split: Annotated[bool, typer.Option("--train", help="Use words that it was trained with.")] = False,
     wrong: Annotated[Path | None, typer.Option(help="JSONL file for what was wrong.")] = None,
 ) -> None:
@@ -91,7 +96,7 @@ def main(
         every: list[Tried] = []
         for family in FAMILIES:
             kinds = [kind for kind in KINDS if kind.family == family]
-            found = evaluate(list(generate(split, count, seed, kinds)), ask)
+            found = evaluate(list(generate(split, count, seed, kinds, fault_share=fault_share)), ask)
             out.print(json.dumps({"family": family} | figures(found)), markup=False)
             every += found
         out.print(json.dumps({"family": "all"} | figures(every)), markup=False)
@@ -183,18 +188,20 @@ def figures(tried: Sequence[Tried]) -> dict[str, Any]:
     """Count what came of tasks.
 
     Args:
-        tried: At least one.
+        tried: What came of them.
     Returns:
-        `count`, the shares `ran` and `right`, and the numbers `mended`, `faults` and `later`.
+        The numbers `count`, `later`, `faults` and `mended`, and the shares `ran` and `right`.
     """
-    total = len(tried)
+    faults = [one for one in tried if one.task.fault]
+    plain = [one for one in tried if not one.task.fault]
+    total = max(1, len(plain))
     return {
-        "count": total,
-        "ran": round(sum(one.ran for one in tried) / total, 4),
-        "right": round(sum(one.right and one.turns == 1 for one in tried) / total, 4),
-        "mended": sum(one.right and one.turns > 1 for one in tried if one.task.fault),
-        "faults": sum(one.task.fault is not None for one in tried),
-        "later": sum(one.right and one.turns > 1 for one in tried if not one.task.fault),
+        "count": len(plain),
+        "ran": round(sum(one.ran for one in plain) / total, 4),
+        "right": round(sum(one.right and one.turns == 1 for one in plain) / total, 4),
+        "later": sum(one.right and one.turns > 1 for one in plain),
+        "faults": len(faults),
+        "mended": sum(one.right and one.turns > 1 for one in faults),
     }
 
 
