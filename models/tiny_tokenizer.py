@@ -1,18 +1,24 @@
-"""Build the embedded model's tokenizer: one character one token, and the pieces of its JSON as tokens.
+"""Build the embedded models' tokenizers: one character one token, the pieces of their answers as tokens.
 
 Byte-level BPE without merges: what is not in the vocabulary falls apart into bytes, so nothing is
 un-encodable. A split pattern keeps the JSON pieces whole; each ends where a grammar leaves a choice, because
 a constrained decoder tokenises what is forced by itself: after `{"name":` comes a quote or null, so a token
-`{"name":"` would be trained and then never be allowed (0 of 300 answers right, measured).
+`{"name":"` would be trained and then never be allowed (0 of 300 answers right, measured). A program is one
+JSON string, in which anything may follow: there whole lines are tokens, cut where a name is copied.
 """
 
+import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from models.corpus import INSTRUCTIONS
+from models.corpus.code_failures import fixed_words
+from models.corpus.code_kinds import fixed_parts
+from models.corpus.code_tasks import SYSTEM
 from models.corpus.words import SYMBOLS, alphabet
 
 MAX_TOKENS = 2048
@@ -23,6 +29,21 @@ _PUNCTUATION = (
 _CABINS = ("economy", "premium_economy", "business", "first")
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _MARKUP = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+# What all prompts of code tasks have: the headings of the backend, and the words of its previews.
+_HEADINGS = ("## instruction\n", "\n\n## input_schema\n", "\n\n## output_files\n")
+_ENDINGS = (".csv", ".xlsx", ".json", ".jsonl", ".log", ".md", ".png", ".pdf", ".zip", ".txt")
+_PREVIEW = (
+    *(
+        f": CSV in {encoding}, separated by {separator}, "
+        for encoding in ("utf-8", "gb18030")
+        for separator in ("commas", "semicolons", "tabs")
+    ),
+    *(": Excel workbook, ", ": JSON in utf-8, a list of objects, ", ": JSON lines in utf-8, "),
+    *(": LOG text in utf-8, ", "\nSheet Sheet1: ", " bytes, ", " KB, ", " rows (estimated), "),
+    *(f" rows, {count} columns\n- " for count in range(1, 9)),
+    *(f" ({kind}): " for kind in ("text", "integer", "number", "date")),
+    *(" lines\n| ", "\n- ", "\n| "),
+)
 _ESCAPES = ('\\"', "\\\\", "\\n", "\\t", "\\r")
 
 
@@ -40,6 +61,29 @@ def json_pieces() -> list[str]:
     return [*pieces, *words, "positive", "negative", "neutral", "null"]
 
 
+def code_pieces() -> list[str]:
+    """List the stretches of programs that are single tokens, as they stand in the JSON of an answer.
+
+    Returns:
+        The pieces: whole lines, and parts of lines between names that are copied.
+    """
+    return [json.dumps(part, ensure_ascii=False)[1:-1] for part in fixed_parts()]
+
+
+def case_tokens() -> list[str]:
+    """List what is a token of its own for the model of the text cases, besides characters."""
+    return [
+        *json_pieces(),
+        *(part for line in INSTRUCTIONS.values() for part in re.split(r"(?=: )", line, maxsplit=1)),
+    ]
+
+
+def code_tokens() -> list[str]:
+    """List what is a token of its own for the model of code tasks, besides characters."""
+    found = [*code_pieces(), '{"code":"', SYSTEM, *_HEADINGS, *_ENDINGS, *_PREVIEW, *fixed_words()]
+    return list(dict.fromkeys(found))
+
+
 def _byte_letters() -> dict[int, str]:
     """Map bytes to the printable letters that byte-level BPE writes them with."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -49,11 +93,12 @@ def _byte_letters() -> dict[int, str]:
     return letters
 
 
-def build_tokenizer(chat_template: str) -> PreTrainedTokenizerFast:
-    """Build the tokenizer.
+def build_tokenizer(chat_template: str, tokens: Sequence[str] | None = None) -> PreTrainedTokenizerFast:
+    """Build a tokenizer.
 
     Args:
         chat_template: Qwen3's template, unchanged.
+        tokens: What is a token of its own besides characters; by default those of the text cases.
     Returns:
         The tokenizer; its length is a multiple of 64.
     """
@@ -62,9 +107,9 @@ def build_tokenizer(chat_template: str) -> PreTrainedTokenizerFast:
     def encoded(text: str) -> str:
         return "".join(letters[byte] for byte in text.encode())
 
-    instructions = [part for line in INSTRUCTIONS.values() for part in re.split(r"(?=: )", line, maxsplit=1)]
+    pieces = case_tokens() if tokens is None else tokens
     roles = ["system\n", "user\n", "assistant\n"]
-    whole = sorted([*json_pieces(), *instructions, *_ESCAPES], key=len, reverse=True)
+    whole = sorted([*pieces, *_ESCAPES], key=len, reverse=True)
     characters = dict.fromkeys(alphabet() + _PUNCTUATION)
     vocabulary: dict[str, int] = {}
     for text in [*(letters[byte] for byte in range(256)), *map(encoded, [*characters, *whole, *roles])]:

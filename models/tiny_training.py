@@ -1,4 +1,4 @@
-"""Train the embedded model from nothing on the corpus: start, batches, loop, checkpoints.
+"""Train an embedded model from nothing on the corpus: start, batches, loop, checkpoints.
 
 Knows PyTorch and transformers; the texts come from `models.corpus`, the figures from
 `models.tiny_evaluation`. One process per core, each with its own texts and one thread, with the gradients
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -23,20 +23,29 @@ import torch.nn.functional as F
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from models.corpus import CASES, INSTRUCTIONS, Generated, generate
+from models.corpus.code_failures import conversations
 from models.tiny_evaluation import canonical, score
-from models.tiny_tokenizer import MAX_TOKENS, build_tokenizer, json_pieces, shipped_chat_template
+from models.tiny_tokenizer import (
+    MAX_TOKENS,
+    build_tokenizer,
+    case_tokens,
+    code_pieces,
+    code_tokens,
+    json_pieces,
+    shipped_chat_template,
+)
 
 _ROPE_THETA = 1e6
 _HEAD = 64  # among the head sizes that vLLM's CPU attention takes
-_CHUNK = 512
 _DEV_SEED = 1_000_003  # figures of the model card are drawn with other seeds
 _IGNORED = -100
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what comes out, besides the corpus."""
+    """Everything that decides what comes out, besides the corpus; `subject` says which part of that."""
 
+    subject: Literal["cases", "code"] = "cases"
     hidden: int = 256
     layers: int = 4
     feed_forward: int = 512
@@ -49,11 +58,30 @@ class Recipe:
     tokens_per_step: int = 3072  # of each process
     longest: int = 480
     longest_at_first: int = 140  # copying is learned on short texts, in the first thirty chunks
+    longer_each: int = 12  # chunk
+    chunk_texts: int = 512
+    dev_programs: int = 96
     structure_weight: float = 3.0
     ema: float = 0.995
     processes: int = 2
     seed: int = 0
     mix: tuple[float, ...] = (0.42, 0.25, 0.26, 0.07)  # shares of the texts, in the order of CASES
+
+
+CODE = Recipe(
+    subject="code",
+    feed_forward=640,
+    longest=1000,
+    longest_at_first=320,
+    longer_each=24,
+    chunk_texts=256,
+)
+
+
+def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerFast:
+    """Build the tokenizer of a recipe."""
+    tokens = case_tokens() if recipe.subject == "cases" else code_tokens()
+    return build_tokenizer(shipped_chat_template(), tokens)
 
 
 def _orthogonal(rows: int, columns: int) -> torch.Tensor:
@@ -205,7 +233,7 @@ class Batches:
         self._recipe = recipe
         self._tokenizer = tokenizer
         self._frames = {}
-        for case in CASES:
+        for case in CASES if recipe.subject == "cases" else ():
             before, _, after = prompt_text(tokenizer, case, "\0").partition("\0")
             self._frames[case] = (self._ids([before])[0], self._ids([after])[0])
 
@@ -221,17 +249,32 @@ class Batches:
         Returns:
             Rows of all cases, shuffled by nothing yet.
         """
+        seed = self._recipe.seed * 1_000_000 + chunk
+        rows = self._case_rows(seed) if self._recipe.subject == "cases" else self._code_rows(seed)
+        longest = min(self._recipe.longest, self._recipe.longest_at_first + self._recipe.longer_each * chunk)
+        return [row for row in rows if len(row) <= longest]
+
+    def _code_rows(self, seed: int) -> list[Row]:
+        drawn = list(conversations("train", self._recipe.chunk_texts, seed))
+        prompts = [
+            self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, enable_thinking=False, tokenize=False
+            )
+            for messages, _ in drawn
+        ]
+        answers = [f"{answer}<|im_end|>" for _, answer in drawn]
+        return [Row(*row) for row in zip(self._ids(prompts), self._ids(answers), strict=True)]
+
+    def _case_rows(self, seed: int) -> list[Row]:
         rows = []
         for case, share in zip(CASES, self._recipe.mix, strict=True):
-            seed = self._recipe.seed * 1_000_000 + chunk
-            texts = list(generate(case, "train", round(_CHUNK * share), seed))
+            texts = list(generate(case, "train", round(self._recipe.chunk_texts * share), seed))
             before, after = self._frames[case]
             prompts = self._ids([one.text for one in texts])
             answers = self._ids([canonical(one.value) + "<|im_end|>" for one in texts])
             for prompt, answer in zip(prompts, answers, strict=True):
                 rows.append(Row(before + prompt + after, answer))
-        longest = min(self._recipe.longest, self._recipe.longest_at_first + 12 * chunk)
-        return [row for row in rows if len(row) <= longest]
+        return rows
 
     def stream(self, first_chunk: int, every: int = 1) -> Iterator[tuple[int, list[Row]]]:
         """Yield batches from a chunk on.
@@ -282,7 +325,7 @@ class Trainer:
         self.recipe = recipe
         self.out = out
         self.rank = rank
-        self.tokenizer = build_tokenizer(shipped_chat_template())
+        self.tokenizer = tokenizer_of(recipe)
         self.model = new_model(recipe, self.tokenizer)
         self.progress = Progress()
         matrices = [p for n, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in n]
@@ -300,9 +343,8 @@ class Trainer:
         self._structure = torch.tensor([*structure, self.tokenizer.eos_token_id])
 
     def _structure_tokens(self) -> list[str]:
-        encoded = self.tokenizer.backend_tokenizer.encode_batch(
-            [*json_pieces(), '"', "}"], add_special_tokens=False
-        )
+        pieces = json_pieces() if self.recipe.subject == "cases" else ['{"code":"', *code_pieces()]
+        encoded = self.tokenizer.backend_tokenizer.encode_batch([*pieces, '"', "}"], add_special_tokens=False)
         return [one.tokens[0] for one in encoded]
 
     def _rate(self) -> float:
@@ -427,12 +469,31 @@ class Trainer:
         (self.out / "checkpoint.partial").rename(self.out / f"checkpoint-{mark}.pt")
         save_model(averaged, self.tokenizer, self.out / f"model-{mark}")
         torch.set_num_threads(self.recipe.processes)
-        for case, count in zip(CASES, (64, 48, 48, 32), strict=True):
-            texts = list(generate(case, "held_out", count, _DEV_SEED))
-            figures = score(case, texts, answer(averaged, self.tokenizer, case, texts))
+        for subject, figures in self._dev_figures(averaged):
             shown = {name: round(value, 3) for name, value in figures.items()}
-            self._log(f"== {mark} dev {case} {json.dumps(shown)}")
+            self._log(f"== {mark} dev {subject} {json.dumps(shown)}")
         torch.set_num_threads(1)
+
+    def _dev_figures(self, model: Qwen3ForCausalLM) -> Iterator[tuple[str, dict[str, float]]]:
+        if self.recipe.subject == "cases":
+            for case, count in zip(CASES, (64, 48, 48, 32), strict=True):
+                texts = list(generate(case, "held_out", count, _DEV_SEED))
+                yield case, score(case, texts, answer(model, self.tokenizer, case, texts))
+            return
+        # Nothing runs here: a program that is written as the corpus writes it is right, others may be, too.
+        # Turns that follow a traceback are counted apart.
+        drawn = list(conversations("held_out", self.recipe.dev_programs, _DEV_SEED))
+        for subject, turns in (("programs", 2), ("mended programs", 4)):
+            asked = [(messages, right) for messages, right in drawn if len(messages) == turns]
+            prompts = [
+                self.tokenizer.apply_chat_template(
+                    messages, add_generation_prompt=True, enable_thinking=False, tokenize=False
+                )
+                for messages, _ in asked
+            ]
+            written = complete(model, self.tokenizer, prompts)
+            same = sum(text == right for text, (_, right) in zip(written, asked, strict=True))
+            yield subject, {"count": len(asked), "exact": same / max(1, len(asked))}
 
 
 def _worker(rank: int, recipe: Recipe, out: Path, resume: Path | None, meeting: Path) -> None:
@@ -466,7 +527,6 @@ def train(recipe: Recipe, out: Path, resume: Path | None = None) -> None:
         torch.multiprocessing.spawn(_worker, (recipe, out, resume, meeting), nprocs=recipe.processes)
 
 
-@torch.no_grad()
 def answer(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, case: str, texts: Sequence[Generated]
 ) -> list[str]:
@@ -480,11 +540,28 @@ def answer(
     Returns:
         Answers in the order of the texts.
     """
+    return complete(model, tokenizer, [prompt_text(tokenizer, case, one.text) for one in texts])
+
+
+@torch.no_grad()
+def complete(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]
+) -> list[str]:
+    """Complete rendered prompts greedily, without a grammar.
+
+    Args:
+        model: In float32.
+        tokenizer: Of that model.
+        prompts: Up to where the answer begins.
+    Returns:
+        Answers in the order of the prompts.
+    """
+    if not prompts:
+        return []
     model.eval()
     tokenizer = copy.deepcopy(tokenizer)  # padding stays switched on in it, and rows would come padded
     tokenizer.padding_side = "left"
-    prompts = [prompt_text(tokenizer, case, one.text) for one in texts]
-    encoded = tokenizer(prompts, return_tensors="pt", padding=True, return_token_type_ids=False)
+    encoded = tokenizer(list(prompts), return_tensors="pt", padding=True, return_token_type_ids=False)
     written = model.generate(
         **encoded,
         max_new_tokens=240,

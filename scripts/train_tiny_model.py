@@ -1,13 +1,15 @@
-"""Train the embedded demo model from nothing, or measure a served one on held-out texts.
+"""Train an embedded demo model from nothing, or measure a served one on held-out texts.
 
     scripts/train_tiny_model train --out /tmp/tiny
+    scripts/train_tiny_model train --model code --out /tmp/tiny-code
     scripts/train_tiny_model train --out /tmp/tiny --resume /tmp/tiny/checkpoint-040.0.pt --cpu-minutes 50
     scripts/train_tiny_model evaluate --url http://127.0.0.1:8000/v1 --model tiny-qwen3 --count 300
 
-`train` writes a checkpoint and a model folder every 25 CPU minutes, with figures of a small dev draw;
-the last folder is `model-final`. `evaluate` asks a running vLLM (started with the guidance backend and
-disable_any_whitespace) as the backend does, with the decoding schema and quotes bound to the text, and
-prints one JSON object per case.
+`train` writes a checkpoint and a model folder every 25 CPU minutes, with figures of a small dev draw; the
+last folder is `model-final`. `evaluate` asks a running vLLM (started with the guidance backend and
+disable_any_whitespace) as the backend does, with the decoding schema and quotes bound to the text, and prints
+one JSON object per case. The model of code tasks is measured by scripts/evaluate_code_model, which runs what
+it writes.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +86,19 @@ def _train(arguments: argparse.Namespace) -> None:
     # Idle OpenMP threads that spin would be counted as CPU time; set before torch loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from models.tiny_training import Recipe, train  # noqa: PLC0415 - torch is not needed to evaluate
+    from models.tiny_training import CODE, Recipe, train  # noqa: PLC0415 - torch is not needed to evaluate
 
-    recipe = Recipe(cpu_minutes=arguments.cpu_minutes, processes=arguments.processes, seed=arguments.seed)
+    recipe = replace(
+        CODE if arguments.model == "code" else Recipe(),
+        cpu_minutes=arguments.cpu_minutes,
+        processes=arguments.processes,
+        seed=arguments.seed,
+    )
     train(recipe, arguments.out, arguments.resume)
-    print(f"Next: serve {arguments.out / 'model-final'} with vLLM, `evaluate`, copy to models/tiny-qwen3.")
+    measure, folder = ("`evaluate`", "tiny-qwen3")
+    if arguments.model == "code":
+        measure, folder = ("scripts/evaluate_code_model", "tiny-code")
+    print(f"Next: serve {arguments.out / 'model-final'} with vLLM, {measure}, copy to models/{folder}.")
 
 
 def main() -> None:
@@ -97,6 +108,9 @@ def main() -> None:
     )
     verbs = parser.add_subparsers(required=True)
     train = verbs.add_parser("train", help="train from nothing within a budget of CPU time")
+    train.add_argument(
+        "--model", choices=("cases", "code"), default="cases", help="text cases (default), or code tasks"
+    )
     train.add_argument("--out", type=Path, required=True, help="folder for checkpoints and models")
     train.add_argument(
         "--cpu-minutes", type=float, default=110.0, help="CPU time of all processes (default 110)"

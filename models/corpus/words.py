@@ -199,7 +199,18 @@ class Draw:
         key, colon, rest = line.partition(": ")
         if not (colon and key.isalpha() and key.isascii() and key.islower()):
             key, rest = "", line
-        kept = re.sub(r"\[([^\[\]]*)\]", lambda match: match[1] if self.chance(keep) else "", rest)
+        return key, self.pieces(rest, keep)
+
+    def pieces(self, line: str, keep: float) -> list[Piece]:
+        """Read a template without a key.
+
+        Args:
+            line: The template.
+            keep: Probability of keeping an optional group.
+        Returns:
+            The pieces, mutated in the train split.
+        """
+        kept = re.sub(r"\[([^\[\]]*)\]", lambda match: match[1] if self.chance(keep) else "", line)
         pieces = []
         mutate = self.wildly(0.35)
         rate = self.rng.choice((0.05, 0.1, 0.3))
@@ -212,7 +223,7 @@ class Draw:
                 pieces.append(Piece(part[1:-1], fixed=True))
             else:
                 pieces.append(Piece(self.mutated(part, rate) if mutate else part))
-        return key, pieces
+        return pieces
 
     def mutated(self, text: str, rate: float) -> str:
         """Replace some characters by random ones of their kind.

@@ -1,21 +1,26 @@
 """The embedded model's tokens, held against the decoder that it is served with."""
 
 import json
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from backend.core.labelling import Task, compile_labelling
 from backend.edge.cases import Cases
 from models.corpus import CASES, generate
+from models.corpus.code_failures import conversations
 from scripts import servers
 
 SHIPPED = Cases(servers.ROOT / "label_config")
 
 
-def refused(rows: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
+def refused(
+    rows: Sequence[Mapping[str, object]], model: Path = Path("models/tiny-qwen3")
+) -> list[dict[str, str]]:
     lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     python = servers.environment("vllm") / "bin" / "python"
-    command = [str(python), "tests/guidance_tokens.py", "models/tiny-qwen3"]
+    command = [str(python), "tests/guidance_tokens.py", str(model)]
     told = subprocess.run(
         command, cwd=servers.ROOT, input=lines, text=True, stdout=subprocess.PIPE, check=True
     )
@@ -49,3 +54,13 @@ def test_a_quote_that_the_text_does_not_hold_is_refused_at_its_first_wrong_token
     target = '{"name":"王大明","address":null,"email":null,"question":"快递丢了"}'
     found = refused([{"grammar": grammar, "target": target}])
     assert [(one["written"], one["refused"][0]) for one in found] == [('{"name":"王', "大")]
+
+
+def test_the_decoder_allows_every_token_of_every_program(tmp_path: Path) -> None:
+    python = servers.environment("train") / "bin" / "python"
+    environment = {**os.environ, "PYTHONPATH": str(servers.ROOT)}
+    command = [str(python), "tests/code_tokenizer.py", str(tmp_path)]
+    subprocess.run(command, cwd=servers.ROOT, env=environment, check=True)
+    schema = SHIPPED.get("code_analysis").labelling.decoding_schema
+    targets = [answer for _, answer in conversations("train", 150, 5)]
+    assert refused([{"schema": schema, "target": target} for target in targets], tmp_path) == []

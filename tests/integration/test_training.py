@@ -2,14 +2,16 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 from scripts import servers
 
 
-def in_train(script: str) -> int:
+def in_train(script: str, *arguments: str) -> int:
     python = servers.environment("train") / "bin" / "python"
     environment = {**os.environ, "PYTHONPATH": str(servers.ROOT)}
-    return subprocess.run([str(python), script], cwd=servers.ROOT, env=environment, check=False).returncode
+    command = [str(python), script, *arguments]
+    return subprocess.run(command, cwd=servers.ROOT, env=environment, check=False).returncode
 
 
 def test_measuring_a_model_between_checkpoints_leaves_its_training_rows_alone() -> None:
@@ -18,3 +20,7 @@ def test_measuring_a_model_between_checkpoints_leaves_its_training_rows_alone() 
 
 def test_the_shipped_tokenizer_is_the_one_that_the_trainer_builds() -> None:
     assert in_train("tests/shipped_tokenizer.py") == 0
+
+
+def test_the_recipe_of_the_code_model_trains(tmp_path: Path) -> None:
+    assert in_train("tests/code_training.py", str(tmp_path)) == 0

@@ -1,0 +1,81 @@
+"""Programs of the code corpus do what they are asked for, in the sandbox that runs those of models.
+
+CODE_TASKS says how many of each family and split are tried (12 by default), CODE_SEED from which seed on.
+"""
+
+import os
+import re
+
+import pytest
+
+from backend.core.execution import Attempt, Job, Limits, Script
+from backend.core.runs import missing_outputs
+from backend.runner import told
+from models.corpus.code_checks import mistakes
+from models.corpus.code_failures import failure
+from models.corpus.code_kinds import FAMILIES, KINDS, Family
+from models.corpus.code_tasks import CodeTask, generate
+from models.corpus.words import Split
+from tests.sandbox.conftest import Field
+
+COUNT = int(os.environ.get("CODE_TASKS", "12"))
+SEED = int(os.environ.get("CODE_SEED", "0"))
+
+
+def run(place: Field, task: CodeTask, code: str) -> Attempt:
+    inputs = {}
+    for name, content in task.files.items():
+        path = place.inputs / name
+        path.write_bytes(content)
+        inputs[name] = str(path)
+    return place.run_job(Job((Script(code),), inputs, Limits()))
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_program_leaves_the_right_files(one_place: Field, family: Family, split: Split) -> None:
+    kinds = [kind for kind in KINDS if kind.family == family]
+    for task in generate(split, COUNT, SEED, kinds):
+        attempt = run(one_place, task, task.program)
+        said = f"{task.kind.name} {task.fault}: {task.instruction}\n{task.program}\n{told(attempt)}"
+        assert attempt.outcome == "ok", said
+        assert not mistakes(task, one_place.outputs, attempt.stdout), said
+
+
+def test_a_wrong_program_is_found_out(one_place: Field) -> None:
+    changes = {
+        ".sum()": ".min()",
+        "nlargest(": "nsmallest(",
+        "> ": ">= 0 * ",
+        "== ": "!= ",
+        '.merge(other, on="': '.merge(other.head(1), on="',
+        'plt.savefig("': 'plt.close()\nplt.savefig("',
+    }
+    tried = 0
+    for task in generate("held_out", 60, SEED):
+        for right, wrong in changes.items():
+            if right in task.program and task.fault is None:
+                attempt = run(one_place, task, task.program.replace(right, wrong, 1))
+                assert attempt.outcome == "failed" or mistakes(task, one_place.outputs, attempt.stdout), (
+                    task.program.replace(right, wrong, 1)
+                )
+                tried += 1
+                break
+    assert tried > 10
+
+
+def test_what_a_model_is_told_of_a_fault_is_what_the_corpus_says(one_place: Field) -> None:
+    seen: dict[str, CodeTask] = {}
+    kinds = [kind for kind in KINDS if kind.name in ("sum", "monthly", "count")]
+    for task in generate("train", 60, SEED, kinds, fault_share=1.0):
+        seen.setdefault(task.fault or "", task)
+    assert set(seen) == {"unit", "comma", "gap", "date_gap", "date_form", "long_row", "late_gb18030"}
+    for fault, task in seen.items():
+        attempt = run(one_place, task, task.first)
+        said = told(attempt, missing_outputs(attempt, task.outputs))
+        home = re.search(r'  File "(\S+)/lib/python3.11/site-packages/pandas/', attempt.stderr)
+        assert attempt.outcome == "failed", fault
+        assert home is not None, said
+        assert said == failure(task, home[1]), fault
+        mended = run(one_place, task, task.program)
+        assert not mistakes(task, one_place.outputs, mended.stdout), fault

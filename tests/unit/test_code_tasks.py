@@ -1,0 +1,132 @@
+"""The corpus of code tasks: what it draws, and that its prompts are those of the backend."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from backend.core.labelling import Task, compile_labelling
+from backend.core.preview import to_text
+from backend.core.prompting import Message, render, told_runs
+from backend.core.runs import OUTPUTS_KEY, SCHEMA_KEY
+from backend.edge.cases import Cases
+from backend.edge.inputs import look
+from backend.runner import _TOLD_CHARS
+from models.corpus.code_checks import mistakes
+from models.corpus.code_failures import TOLD_CHARS, answered, conversations, failure
+from models.corpus.code_kinds import FAMILIES, KINDS
+from models.corpus.code_tasks import SYSTEM, generate, target, user_text, write_demo
+from models.corpus.words import Split, alphabet, word_files, word_list
+from scripts import servers
+from scripts.inputs import CodeTasks
+from scripts.rows import read_rows
+
+SPLITS: tuple[Split, ...] = ("train", "held_out")
+CASE = Cases(servers.ROOT / "label_config").get("code_analysis")
+COUNT = 120
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_same_seed_gives_the_same_tasks_and_another_seed_others(split: Split) -> None:
+    first = [(user_text(task), task.program, task.files) for task in generate(split, 20, 3)]
+    assert first == [(user_text(task), task.program, task.files) for task in generate(split, 20, 3)]
+    assert first != [(user_text(task), task.program, task.files) for task in generate(split, 20, 4)]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_prompt_is_the_backends_own(split: Split) -> None:
+    for task in generate(split, COUNT, 1):
+        data = {"instruction": task.instruction, SCHEMA_KEY: task.schema, OUTPUTS_KEY: list(task.outputs)}
+        asked = (Message("system", SYSTEM), Message("user", user_text(task)))
+        assert render(CASE, Task(1, data), "compact") == asked
+        assert CASE.labelling.encode({"code": task.program}) == target(task.program)
+        assert CASE.labelling.decode(target(task.program)) == {"code": task.program}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_files_are_told_as_the_import_tells_them_workbooks_too(split: Split, tmp_path: Path) -> None:
+    tasks = list(generate(split, COUNT, 2))
+    assert any(name.endswith(".xlsx") for task in tasks for name in task.files)
+    for task in tasks:
+        said = []
+        for name, content in task.files.items():
+            (tmp_path / name).write_bytes(content)
+            said.append(to_text(look(tmp_path / name, name)))
+        assert task.schema == "\n\n".join(said)
+
+
+def test_what_follows_a_failure_is_told_as_the_backend_tells_it() -> None:
+    turns = [drawn for drawn in conversations("train", COUNT, 0) if len(drawn[0]) > 2]
+    assert turns
+    for messages, _ in turns:
+        code = json.loads(messages[2]["content"])
+        output = messages[3]["content"].removeprefix("The code was run:\n").rpartition("\n")[0]
+        told = told_runs(CASE, [(code, output)])
+        assert [(one.role, one.content) for one in told] == [
+            (one["role"], one["content"]) for one in messages[2:]
+        ]
+        assert messages[3]["content"] == answered(output)
+    assert TOLD_CHARS == _TOLD_CHARS
+
+
+def test_a_mended_program_differs_from_the_first_one_and_says_what_the_traceback_says() -> None:
+    faults = [task for task in generate("held_out", 60, 0, fault_share=1.0) if task.fault]
+    assert len({task.fault for task in faults}) >= 5
+    for task in faults:
+        assert task.first != task.program
+        said = failure(task, "/opt/sandbox")
+        bad = task.scene.slots.get("bad")
+        if bad:
+            assert bad in said
+            assert bad not in task.schema
+            assert f'"{bad}"' in task.program
+    assert not any(task.first != task.program for task in generate("train", 100, 0) if not task.fault)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_what_is_copied_stands_in_the_prompt(split: Split) -> None:
+    for task in generate(split, COUNT, 5):
+        prompt = user_text(task)
+        for slot, word in task.scene.slots.items():
+            if f'"{word}"' in task.first and slot != "prefix":
+                assert word in prompt, (slot, word, task.kind.name)
+
+
+def test_every_kind_is_drawn_and_has_clauses_in_both_splits_and_languages() -> None:
+    drawn = {task.kind.name for task in generate("held_out", 600, 0)}
+    assert drawn == {kind.name for kind in KINDS}
+    assert {kind.family for kind in KINDS} == set(FAMILIES)
+    for split in SPLITS:
+        for language in ("zh", "en"):
+            named = {line.partition(": ")[0] for line in word_list(split, f"code_clauses_{language}")}
+            assert named == drawn
+
+
+def test_columns_and_items_of_one_split_are_in_no_list_of_the_other() -> None:
+    def words(split: Split) -> set[str]:
+        lists = [name for name in word_files(split) if name.startswith(("code_groups", "code_values"))]
+        lines = [line for name in lists for line in word_list(split, name)]
+        return {word for line in lines for word in line.replace("=", ",").split(",")}
+
+    assert not words("train") & words("held_out")
+
+
+def test_the_lists_of_code_tasks_bring_no_character_that_the_shipped_tokenizer_lacks() -> None:
+    shipped = Tokenizer.from_file(str(servers.ROOT / "models/tiny-qwen3/tokenizer.json"))
+    for character in alphabet():
+        assert len(shipped.encode(character, add_special_tokens=False).ids) == 1, character
+
+
+def test_demo_tasks_are_imported_with_their_files_and_have_checks(tmp_path: Path) -> None:
+    tasks = write_demo(tmp_path, 60, 0)
+    config = (servers.ROOT / "label_config/code_analysis/config.xml").read_text(encoding="utf-8")
+    importing = CodeTasks(config, tmp_path / "inputs")
+    rows = list(read_rows(tmp_path / "tasks.jsonl", compile_labelling(config), code_tasks=True))
+    assert len(rows) == len(tasks) == 60
+    assert [sum(task.family == family for task in tasks) for family in FAMILIES] == [20, 20, 20]
+    for (_, row), task in zip(rows, tasks, strict=True):
+        assert isinstance(row, dict)
+        data = importing.fill(row)
+        assert render(CASE, Task(1, data), "compact")[1].content == user_text(task)
+        assert mistakes(task, tmp_path, ""), "nothing was run yet"
