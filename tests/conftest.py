@@ -6,6 +6,7 @@ is installed but does not start always fails.
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -61,7 +62,11 @@ class Restartable:
 
     def start(self) -> None:
         """Bring it back."""
-        self._server = self._start(int(self.url.rpartition(":")[2]))
+        port = int(self.url.rpartition(":")[2])
+        ends = time.monotonic() + 30
+        while servers.free_port(port) != port and time.monotonic() < ends:
+            time.sleep(0.1)  # killed workers hold it a moment longer than their parent
+        self._server = self._start(port)
         assert self._server.url == self.url
 
     def restart_if_down(self) -> None:
