@@ -98,7 +98,7 @@ EVERYTHING = compile_labelling(
 
 def test_the_schema_of_every_control_is_taken_and_obeyed(model: VllmModel) -> None:
     schema = EVERYTHING.decoding_schema
-    # No schema that guidance enforces ends a fraction: a model that likes its last digit goes on to the limit.
+    # No schema that guidance enforces ends a fraction: a model that likes its last digit goes on and on.
     prompt = Prompt((Message("user", "a"),), schema=schema, max_tokens=1500)
     completion = model.complete(prompt, timeout_s=120)
     value = json.loads(completion.text)
