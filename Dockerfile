@@ -3,7 +3,7 @@
 #   docker build --target label-studio -t draftloop/label-studio .
 #   docker build --target vllm-cpu -t draftloop/vllm-cpu .
 #   docker build --target sandbox -t draftloop/sandbox .
-# What they write goes to /data and /tmp. scripts/test --containers builds and runs all four.
+# What they write goes to /data and /tmp. scripts/test --containers builds all four.
 
 FROM debian:bookworm-slim AS python
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin \

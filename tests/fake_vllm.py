@@ -159,7 +159,7 @@ def _atom(rule: str, at: int, text: str) -> tuple[str, int]:
     if rule[at] == '"':
         literal, end = json.JSONDecoder().raw_decode(rule, at)
         return literal, end
-    quote = re.compile(r"QUOTE_(\d+)").match(rule, at)
+    quote = re.compile(r"QUOTE_\d+_(\d+)").match(rule, at)
     if quote is None:
         raise AssertionError(f"no grammar of ours at {at}: {rule}")
     return _json(text[: min(4, int(quote[1]))])[1:-1], quote.end()

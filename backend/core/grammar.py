@@ -34,13 +34,17 @@ def bound(schema: Schema, quoted: Sequence[Path], texts: Sequence[str]) -> str |
         return None
     writer = _Writer()
     start = writer.node(schema, list(quoted))
-    if not writer.longest:
+    if not writer.lengths:
         return None
     pieces = [
         f"PIECE_{at}: %regex {_json({'substring_chunks': _escaped(text)})}" for at, text in enumerate(texts)
     ]
     names = " | ".join(f"PIECE_{at}" for at in range(len(texts)))
-    quotes = [f"QUOTE_{chars}: ({names}) & /(?s:.){{1,{chars}}}/" for chars in sorted(writer.longest)]
+    # An escape counts as two characters or more: a quote of many lines may be a little shorter than allowed.
+    quotes = [
+        f"QUOTE_{least}_{most}: ({names}) & /(?s:.){{{least},{most}}}/"
+        for least, most in sorted(writer.lengths)
+    ]
     return "\n".join([f"start: {start}", *quotes, *pieces])
 
 
@@ -48,7 +52,7 @@ class _Writer:
     """Writes one expression of the grammar for each part of a schema."""
 
     def __init__(self) -> None:
-        self.longest: set[int] = set()
+        self.lengths: set[tuple[int, int]] = set()
 
     def node(self, schema: Any, quoted: list[Path]) -> str:
         """Write what the schema allows; `quoted` are paths from here on."""
@@ -66,8 +70,9 @@ class _Writer:
         if kind == "array":
             return self._array(schema, quoted)
         if kind == "string" and () in quoted and not {"enum", "const", "pattern", "format"} & schema.keys():
-            self.longest.add(schema["maxLength"])
-            return f'"\\"" QUOTE_{schema["maxLength"]} "\\""'
+            least, most = max(1, schema.get("minLength", 1)), schema["maxLength"]
+            self.lengths.add((least, most))
+            return f'"\\"" QUOTE_{least}_{most} "\\""'
         return self.node(schema, [])
 
     def _object(self, schema: Schema, quoted: list[Path]) -> str:
@@ -83,7 +88,8 @@ class _Writer:
         below = [path[1:] if path else path for path in quoted if not path or path[0] == "*"]
         item = self.node(schema["items"], below)
         least, most = schema.get("minItems", 0), schema["maxItems"]
-        some = f'{item} ("," {item}){{{max(0, least - 1)},{most - 1}}}'
+        more = f' ("," {item}){{{max(0, least - 1)},{most - 1}}}' if most > 1 else ""  # it takes no {0,0}
+        some = item + more
         return f'"[" {some} "]"' if least else f'"[" ({some})? "]"'
 
 

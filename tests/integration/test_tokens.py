@@ -6,6 +6,9 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pytest
+
+from backend.core.grammar import bound
 from backend.core.labelling import Task, compile_labelling
 from backend.edge.cases import Cases
 from models.corpus import CASES, generate
@@ -64,3 +67,16 @@ def test_the_decoder_allows_every_token_of_every_program(tmp_path: Path) -> None
     schema = SHIPPED.get("code_analysis").labelling.decoding_schema
     targets = [answer for _, answer in conversations("train", 150, 5)]
     assert refused([{"schema": schema, "target": target} for target in targets], tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "quotes"), [(0, 1, 0), (0, 1, 1), (1, 1, 1), (0, 3, 3), (2, 3, 2), (3, 3, 3)]
+)
+def test_an_array_of_quotes_has_as_many_as_the_schema_says(least: int, most: int, quotes: int) -> None:
+    item = {"type": "string", "minLength": 2, "maxLength": 5}
+    array = {"type": "array", "items": item, "minItems": least, "maxItems": most}
+    grammar = bound({"type": "object", "properties": {"a": array}}, [("a",)], ["快递丢了"])
+    target = json.dumps({"a": ["丢了"] * quotes}, ensure_ascii=False, separators=(",", ":"))
+    short = target.replace("丢了", "丢", 1)
+    found = refused([{"grammar": grammar, "target": target}, {"grammar": grammar, "target": short}])
+    assert len(found) == (1 if quotes else 0)

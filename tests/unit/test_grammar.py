@@ -24,14 +24,14 @@ def lines(case: str, text: str) -> dict[str, str]:
 def test_a_grounded_field_is_a_piece_or_null_and_the_others_are_the_schemas() -> None:
     rules = lines("flight_booking", "从昆明到哈尔滨")
     assert rules["start"].startswith('"{\\"intent\\":" %json {')
-    assert '",\\"departure_city\\":" "\\"" QUOTE_40 "\\"" ",\\"arrival_city\\":"' in rules["start"]
-    assert rules["QUOTE_40"] == "(PIECE_0) & /(?s:.){1,40}/"
+    assert '",\\"departure_city\\":" "\\"" QUOTE_1_40 "\\"" ",\\"arrival_city\\":"' in rules["start"]
+    assert rules["QUOTE_1_40"] == "(PIECE_0) & /(?s:.){1,40}/"
     assert "昆" in rules["PIECE_0"]
 
 
 def test_spans_are_pieces_inside_their_array() -> None:
     rules = lines("named_entities", "李雷在上海")
-    assert rules["start"].startswith('"{\\"entities\\":" "[" ("{\\"text\\":" "\\"" QUOTE_60 "\\"" ')
+    assert rules["start"].startswith('"{\\"entities\\":" "[" ("{\\"text\\":" "\\"" QUOTE_1_60 "\\"" ')
     assert "{0,11})? " in rules["start"]
 
 
@@ -52,7 +52,7 @@ def test_a_case_without_quotes_has_no_grammar() -> None:
 
 def test_a_list_of_types_is_taken_apart() -> None:
     schema = {"type": "object", "properties": {"a": {"type": ["string", "null"], "maxLength": 5}}}
-    assert 'start: "{\\"a\\":" ("\\"" QUOTE_5 "\\"" | "null") "}"' in str(bound(schema, [("a",)], ["12"]))
+    assert 'start: "{\\"a\\":" ("\\"" QUOTE_1_5 "\\"" | "null") "}"' in str(bound(schema, [("a",)], ["12"]))
 
 
 def test_a_pattern_says_more_than_a_quote() -> None:
