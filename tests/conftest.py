@@ -28,8 +28,9 @@ CHROMIUM_FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
-# A busy machine is not a wrong one.
+# A busy machine is not a wrong one. scripts/test --fast tries a third of the examples.
 settings.register_profile("draftloop", deadline=None)
+settings.register_profile("fast", deadline=None, max_examples=35)
 settings.load_profile("draftloop")
 
 MODEL = servers.ROOT / "models" / "tiny-qwen3"
