@@ -278,15 +278,25 @@ def fresh_folder(base: Path) -> Path:
     try:
         base.mkdir(mode=0o711, parents=True, exist_ok=True)
         for old in base.glob(f"{_FOLDER}*"):
-            owner = old.name.removeprefix(_FOLDER).partition("-")[0]
-            if owner.isdigit() and not Path("/proc", owner).exists():
+            pid, started, *_ = (*old.name.removeprefix(_FOLDER).split("-"), "")
+            if pid.isdigit() and started != _started(pid):
                 shutil.rmtree(old, ignore_errors=True)
-        return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=base))
+        pid = str(os.getpid())
+        return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{pid}-{_started(pid)}-", dir=base))
     except OSError as error:
         raise SetupError(
             f"The sandbox's folder {base} cannot be used: {error.strerror}.",
             hint="Set SANDBOX_FOLDER to another.",
         ) from error
+
+
+def _started(pid: str) -> str:
+    """Say when a process started, which tells it from a later one of its number, as containers have them."""
+    try:
+        text = Path("/proc", pid, "stat").read_text(errors="replace")
+    except OSError:
+        return ""
+    return text[text.rindex(")") + 2 :].split()[19]
 
 
 def installed_python(environment: str) -> Path:

@@ -276,7 +276,7 @@ def test_it_runs_nothing_where_it_cannot_contain_it(layer: Layer) -> None:
         "landlock": "code could read another file",
         "seccomp": "open a unix socket",
         "rlimits": "exceed resource limit",
-        "pool-uid": "may not become another user",
+        "pool-uid": "cannot give runs to other users: the layer was left out",
     }
     with pytest.raises(SetupError, match=words[layer]), started("root", without=[layer]):
         pass
