@@ -17,6 +17,7 @@ import socket
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -76,6 +77,10 @@ def main() -> None:
             _Server(options, folder, frozenset(layers), uids).serve()
     except SetupError as error:
         _say({"refused": error.message, "hint": error.hint})
+        sys.exit(1)
+    except OSError as error:
+        traceback.print_exc()
+        _say({"refused": f"The sandbox could not start: {error}.", "hint": "Its log says where."})
         sys.exit(1)
 
 
