@@ -205,7 +205,7 @@ def test_no_request_makes_a_500_or_a_traceback(
 ) -> None:
     seen: Counter[int] = Counter()
     drafted = 0
-    wanted = 10_000 if request.config.getoption("--scale") else 10 * settings.default.max_examples
+    wanted = 10_000 if request.config.getoption("--scale") else 10 * settings().max_examples
 
     @settings(
         max_examples=wanted,
