@@ -144,6 +144,21 @@ class Runner:
         self._folder = folder
         self._trouble = ""
 
+    @property
+    def limits(self) -> Limits:
+        """Those of one attempt."""
+        return self._limits
+
+    @property
+    def report(self) -> SandboxReport:
+        """What the sandbox says of itself.
+
+        Raises:
+            SetupError: Code cannot be contained here.
+            ServiceError: It did not start.
+        """
+        return self._sandbox.report
+
     def describe(self) -> str:
         """Say where code runs, for a model's prompt: limits, languages, packages; empty where it cannot.
 
@@ -263,7 +278,7 @@ class Runner:
         Args:
             scripts: What to run, one after another.
             inputs: The task's files.
-            origin: Who wants it. A gate's run is not stored: the page goes on showing the one it checks.
+            origin: Who wants it. A gate's run is not stored here: the page goes on showing the one it checks.
             instruction: What the task wants.
             version: That of the draft, where it is a draft's code.
             cold: Start Python anew, as a check of final code should.
