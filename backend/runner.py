@@ -6,6 +6,7 @@ that fails is a value; a sandbox or a loop that fails is an error. Nothing that 
 what the store keeps.
 """
 
+import os
 import tempfile
 import threading
 import time
@@ -309,7 +310,10 @@ class Runner:
         try:
             if self._folder is not None:
                 self._folder.mkdir(mode=0o711, parents=True, exist_ok=True)
-            outputs = tempfile.TemporaryDirectory(prefix="run-", dir=self._folder, ignore_cleanup_errors=True)
+            # With our number: what a kill leaves is removed by whoever starts a sandbox there next.
+            outputs = tempfile.TemporaryDirectory(
+                prefix=f"run-{os.getpid()}-", dir=self._folder, ignore_cleanup_errors=True
+            )
         except OSError as error:
             raise ServiceError(
                 f"No folder can be made for what a run leaves: {error.strerror}.", hint="Is the disk full?"

@@ -220,6 +220,7 @@ class _Reading:
         for judged in reruns.judged(self._submitted(), rerun=self.options.rerun, mask=mask):
             self.add(judged)
             meter.advance()
+        self.code.clear()
 
     def _submitted(self) -> Iterator[Work]:
         for annotation_id, (place, case) in self.code.items():

@@ -44,6 +44,17 @@ _CHECKER = """
 import os, sys
 sys.path = [part for part in sys.path if part not in ("", os.getcwd())]
 import csv, json
+csv.field_size_limit(2**31 - 1)
+def encoding_of(path):
+    for encoding in ("utf-8-sig", "gb18030"):
+        try:
+            with open(path, encoding=encoding) as stream:
+                for line in stream:
+                    pass
+            return encoding
+        except UnicodeDecodeError as error:
+            wrong = error
+    raise wrong
 def opened(path):
     ending = path.rsplit(".", 1)[-1].lower()
     if ending in ("png", "jpg", "jpeg", "gif", "webp", "bmp"):
@@ -66,13 +77,11 @@ def opened(path):
             for line in stream:
                 json.loads(line)
     elif ending == "csv":
-        with open(path, encoding="utf-8-sig", newline="") as stream:
+        with open(path, encoding=encoding_of(path), newline="") as stream:
             for row in csv.reader(stream, strict=True):
                 pass
     elif ending in ("txt", "md", "html", "svg"):
-        with open(path, encoding="utf-8") as stream:
-            for line in stream:
-                pass
+        encoding_of(path)
 found = {}
 for path in WANTED:
     try:

@@ -163,6 +163,7 @@ def test_submitted_code_is_exported_with_its_own_run_or_rejected_with_the_reason
     kill(process)
     assert not (desk.folder / "d" / "manifest.json").exists()
     out = desk.sync()
+    assert list((desk.folder / "runs").glob("run-*")) == [], "nothing of the killed one stays"
     assert "7 annotations = 3 samples" in out
     assert "code: 7 programs looked at" in out
 
@@ -194,10 +195,10 @@ def test_submitted_code_is_exported_with_its_own_run_or_rejected_with_the_reason
     desk.sync("fresh")
     assert desk.content("fresh") == desk.content("d")
 
-    code, told, _ = run(desk.env, "sync", "--out", desk.folder / "d", "--explain", tasks[3]["id"])
-    assert (code, "rejected by code_runs" in told) == (0, True)
-    code, told, err = run(desk.env, "requeue", "--out", desk.folder / "d", "--gate", "code_runs")
-    assert code == 0, err
+    status, told, _ = run(desk.env, "sync", "--out", desk.folder / "d", "--explain", tasks[3]["id"])
+    assert (status, "rejected by code_runs" in told) == (0, True)
+    status, told, err = run(desk.env, "requeue", "--out", desk.folder / "d", "--gate", "code_runs")
+    assert status == 0, err
     assert "1 tasks are sent back" in told
     (task,) = desk.studio.tasks_by_id(desk.project, [tasks[3]["id"]], full=True)
     assert "Sent back by code_runs" in task["data"][STATUS_KEY]

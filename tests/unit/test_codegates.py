@@ -229,6 +229,7 @@ def test_with_stand_ins_the_program_and_what_it_printed_hold_no_personal_data() 
         ("b.jsonl", b"{}\n[]\n", True),
         ("b.jsonl", b"{}\nx\n", False),
         ("c.csv", "城市,数\n北京,1\n".encode(), True),
+        ("c.csv", "城市,数\n北京,1\n".encode("gb18030"), True),
         ("c.csv", b"\xff\xfe\x00", False),
         ("d.txt", b"", False),
         ("e.bin", b"anything", True),
