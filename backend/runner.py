@@ -310,9 +310,9 @@ class Runner:
         try:
             if self._folder is not None:
                 self._folder.mkdir(mode=0o711, parents=True, exist_ok=True)
-            # With our number: what a kill leaves is removed by whoever starts a sandbox there next.
+            # Named as a sandbox's folder: what a kill leaves goes when the next sandbox starts there.
             outputs = tempfile.TemporaryDirectory(
-                prefix=f"run-{os.getpid()}-", dir=self._folder, ignore_cleanup_errors=True
+                prefix=f"sandbox-{os.getpid()}-run-", dir=self._folder, ignore_cleanup_errors=True
             )
         except OSError as error:
             raise ServiceError(

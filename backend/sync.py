@@ -141,8 +141,9 @@ def sync(
         programs = len(reading.code)
         if programs:
             if reruns is None:
-                raise SetupError("There is code, and nothing that runs it again.")
-            with meter("running code again", programs) as running:
+                raise SetupError("There is code, and nothing that runs it again.", hint="Give `reruns`.")
+            doing = "running code again" if options.rerun else "looking for runs of code"
+            with meter(doing, programs) as running:
                 reading.run_code(reruns, running)
         if before.tokenizer != after.tokenizer:
             reading.count_again()

@@ -34,7 +34,6 @@ _STOP_S = 20
 # What a job may take besides its own time: its place in the queue, collecting, cleaning.
 _PATIENCE_S = 600
 _FOLDER = "sandbox-"
-_RUN_FOLDER = "run-"  # the runner's, for what a run leaves
 _REFUSED_S = 60.0  # so long a machine that cannot contain code is not asked again
 
 
@@ -278,8 +277,8 @@ def fresh_folder(base: Path) -> Path:
     """
     try:
         base.mkdir(mode=0o711, parents=True, exist_ok=True)
-        for old in [*base.glob(f"{_FOLDER}*-*"), *base.glob(f"{_RUN_FOLDER}*-*")]:
-            owner = old.name.split("-")[1]
+        for old in base.glob(f"{_FOLDER}*"):
+            owner = old.name.removeprefix(_FOLDER).partition("-")[0]
             if owner.isdigit() and not Path("/proc", owner).exists():
                 shutil.rmtree(old, ignore_errors=True)
         return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=base))

@@ -163,7 +163,7 @@ def test_submitted_code_is_exported_with_its_own_run_or_rejected_with_the_reason
     kill(process)
     assert not (desk.folder / "d" / "manifest.json").exists()
     out = desk.sync()
-    assert list((desk.folder / "runs").glob("run-*")) == [], "nothing of the killed one stays"
+    assert list((desk.folder / "runs").glob("*-run-*")) == [], "nothing of the killed one stays"
     assert "7 annotations = 3 samples" in out
     assert "code: 7 programs looked at" in out
 

@@ -221,7 +221,7 @@ def test_a_sync_that_broke_off_goes_on_where_it_stopped_and_gives_the_same_bytes
     assert one.content("fresh") == one.content("d")
 
 
-def test_without_a_sandbox_code_is_not_passed_and_cases_without_code_need_none(
+def test_without_a_sandbox_code_is_not_passed_and_a_verdict_needs_none(
     bench: Callable[..., Bench],
 ) -> None:
     one = bench(EDITED)
