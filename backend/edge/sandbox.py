@@ -281,13 +281,18 @@ def fresh_folder(base: Path) -> Path:
             pid, started, *_ = (*old.name.removeprefix(_FOLDER).split("-"), "")
             if pid.isdigit() and started != _started(pid):
                 shutil.rmtree(old, ignore_errors=True)
-        pid = str(os.getpid())
-        return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{pid}-{_started(pid)}-", dir=base))
+        return Path(tempfile.mkdtemp(prefix=own_prefix(), dir=base))
     except OSError as error:
         raise SetupError(
             f"The sandbox's folder {base} cannot be used: {error.strerror}.",
             hint="Set SANDBOX_FOLDER to another.",
         ) from error
+
+
+def own_prefix() -> str:
+    """Give what this process's folders are called at first; `fresh_folder` removes them when it is gone."""
+    pid = str(os.getpid())
+    return f"{_FOLDER}{pid}-{_started(pid)}-"
 
 
 def _started(pid: str) -> str:
