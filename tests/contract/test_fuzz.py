@@ -205,7 +205,7 @@ def test_no_request_makes_a_500_or_a_traceback(
 ) -> None:
     seen: Counter[int] = Counter()
     drafted = 0
-    wanted = 10_000 if request.config.getoption("--scale") else 10 * settings.default.max_examples
+    wanted = 10_000 if request.config.getoption("--scale") else 10 * settings().max_examples
 
     @settings(
         max_examples=wanted,
@@ -239,7 +239,7 @@ def test_no_request_makes_a_500_or_a_traceback(
     fuzz()
     assert seen.total() >= wanted
     assert seen[200] > wanted / 4, seen  # not all bounce off the first check
-    assert drafted > wanted / 50
+    assert drafted > wanted / 100  # three in a hundred, give or take
     logged = capfd.readouterr()
     assert "Traceback" not in logged.out + logged.err
     assert "request failed" not in logged.out
