@@ -75,6 +75,7 @@ def servers(demo: Demo) -> Iterator[Demo]:
                 "BACKEND_PUBLIC_URL": f"http://{LOCALHOST}:{port}",
                 "EXECUTION": "auto",
                 "INPUT_ROOT": str(open_folder / "inputs"),
+                "MODEL_MAX_TOKENS": "600",  # its programs have 40 to 100; a loop would go on for minutes
                 "MODEL_NAME": MODEL.name,
                 "MODEL_URL": f"{engine.url}/v1",
                 "SANDBOX_FOLDER": str(open_folder / "runs"),
@@ -239,4 +240,5 @@ def _open_folder(folder: Path) -> Path:
     found.mkdir(mode=0o755, exist_ok=True)
     if found.is_symlink() or found.stat().st_uid != os.getuid():
         raise SetupError(f"{found} belongs to somebody else.", hint="Remove it, or choose another --out.")
+    found.joinpath("inputs").mkdir(exist_ok=True)  # before the backend starts, whose sandbox reads it
     return found
