@@ -41,7 +41,8 @@ _ids = count(1)  # a task asked again within seconds would wait for its first an
 class Sizes:
     """How much is sent: enough that a run takes seconds, so little that all of it ends in minutes.
 
-    At least four times the width, for the first ones of a run end together. `tasks` of one run, by how many of them are asked at once; `in_turn` tasks asked one after the other;
+    Four times the width at the widest: the first ones of a run end together, and their cost comes at once.
+    `tasks` of one run, by how many of them are asked at once; `in_turn` tasks asked one after the other;
     `alone` calls of one task each, per side; `fresh` tasks for the prefix cache.
     """
 
