@@ -26,6 +26,7 @@ MODEL = ROOT / "models" / "tiny-code"
 TITLE = "Code tasks"
 CASE = "code_analysis"
 TASKS = 60
+_REASON_CHARS = 300
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,11 @@ def measure(tasks: Sequence[Seen]) -> dict[str, Any]:
         }
 
     families = {family: figures([one for one in tasks if one.known.family == family]) for family in FAMILIES}
-    failures = [{"task": one.row["id"], "reasons": one.wrong} for one in tasks if one.wrong]
+    failures = [
+        {"task": one.row["id"], "reasons": [reason[:_REASON_CHARS] for reason in one.wrong]}
+        for one in tasks
+        if one.wrong
+    ]
     return figures(tasks) | {"families": families, "failures": failures}
 
 
