@@ -12,7 +12,7 @@ from typing import Any
 
 from backend.core.labelling import Task, Value
 from backend.core.prompting import Case
-from backend.core.runs import INPUTS_KEY, RUN_KEY, Run, missing_outputs
+from backend.core.runs import INPUTS_KEY, RUN_KEY, Run, inputs_of, missing_outputs, run_key
 from backend.edge.artifacts import Artifacts
 from backend.edge.cases import Cases
 from backend.edge.labelstudio import LabelStudio, Project
@@ -40,7 +40,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Seen:
-    """A task as it stands in Label Studio: its last run, and what is wrong with what that left."""
+    """A task as it stands in Label Studio, a run of it, and what is wrong with what that left."""
 
     row: dict[str, Any]
     known: CodeTask
@@ -49,7 +49,7 @@ class Seen:
 
     @property
     def executed(self) -> bool:
-        """Whether the program that stands there ended well and left its files."""
+        """Whether the program ended well and left its files."""
         return self.run is not None and self.run.ok and not missing_outputs(self.run.last, self.known.outputs)
 
 
@@ -125,13 +125,13 @@ def finish(label_studio: LabelStudio, prepared: Prepared) -> dict[str, Any]:
         ServiceError: A step failed, or something did not really happen.
     """
     demo, case = prepared.demo, Cases(ROOT / "label_config").get(CASE)
-    tasks = _look(label_studio, prepared)
+    tasks = _look(label_studio, prepared, case, of_drafts=True)
     found = measure(tasks) | {"predictions": sum(bool(one.row["predictions"]) for one in tasks)}
     found["seconds_per_task"] = round(demo.seconds["draft and run code"] / len(tasks), 2)
     with demo.step("correct code and run it"):
         some = tasks[: round(len(tasks) * CORRECTED_SHARE)]
         found |= correct(label_studio, prepared, case, some)
-        again = {one.row["id"]: one for one in _look(label_studio, prepared)}
+        again = {one.row["id"]: one for one in _look(label_studio, prepared, case, of_drafts=False)}
         edited = [again[one.row["id"]] for one in some if one.wrong]
         found["rerun"] = sum(one.executed and not one.wrong for one in edited)
     dataset = demo.folder / "dataset" / CASE
@@ -212,16 +212,25 @@ def correct(
     return counts
 
 
-def _look(label_studio: LabelStudio, prepared: Prepared) -> list[Seen]:
-    """Read all tasks, and hold the files of their runs against what must come out."""
+def _look(label_studio: LabelStudio, prepared: Prepared, case: Case, *, of_drafts: bool) -> list[Seen]:
+    """Read all tasks, and hold the files of the drafts' runs, or of the last ones, against what is known."""
     artifacts = Artifacts(prepared.demo.environment["ARTIFACTS_URL"])
     seen = []
     for row in label_studio.tasks(prepared.project, full=True):
         # The demo's inputs lie in folders that count its tasks from 1.
         known = prepared.known[int(row["data"][INPUTS_KEY][0]["path"].partition("/")[0]) - 1]
-        run = artifacts.run(row["data"][RUN_KEY]) if row["data"].get(RUN_KEY) else None
+        key = _key_of_draft(case, row) if of_drafts else row["data"].get(RUN_KEY)
+        run = artifacts.run(key) if key else None
         seen.append(Seen(row, known, run, _wrong(artifacts, known, run)))
     return seen
+
+
+def _key_of_draft(case: Case, row: dict[str, Any]) -> str | None:
+    """Give the key of the run of the draft's code, which a human's code may have replaced in the task."""
+    task = Task(row["id"], row["data"])
+    regions = row["predictions"][-1]["result"] if row["predictions"] else []
+    script = case.labelling.script(case.labelling.from_regions(regions, task))
+    return None if script is None else run_key([script], inputs_of(task.data))
 
 
 def _wrong(artifacts: Artifacts, known: CodeTask, run: Run | None) -> list[str]:
