@@ -129,13 +129,18 @@ def _say_end(record: dict[str, Any], folder: Path) -> None:
     first, last = record["loss"][0], record["loss"][-1]
     out.print(
         escape(
-            f"{folder}: {record['served_name']}, loss {first['loss']:.3g} to {last['loss']:.3g} "
+            f"{folder}: an adapter for {record['case']}, loss {first['loss']:.3g} to {last['loss']:.3g} "
             f"in {record['seconds']:.0f} s"
         )
     )
+    tests = record["held_out"]
+    if tests["rows"]:
+        out.print(f"loss on {tests['rows']} held-out rows: {tests['base_loss']:.3g} to {tests['loss']:.3g}")
     out.print(escape(f"adapter: {folder}/adapter   run: {folder}/run.json   plot: {folder}/loss.png"))
     out.print(
-        escape(f"Next: scripts/promote --run {folder}, which measures it before anybody sees its drafts")
+        escape(
+            f"Next: scripts/promote {folder} --project N, which measures it before anybody sees its drafts"
+        )
     )
 
 

@@ -15,7 +15,7 @@ from backend.edge.tokens import Tokens
 from backend.records import Source, State, put
 from backend.records import write as write_dataset
 from backend.sync import counted
-from models.corpus import INSTRUCTIONS, generate
+from models.corpus import INSTRUCTIONS, Split, generate
 from scripts import servers
 from tests.conftest import installed
 from tests.samples import written_out
@@ -28,17 +28,22 @@ def write(folder: Path, *, code: bool, files: str = "jsonl") -> Path:
     return store(folder, samples, files=files)
 
 
-def corrected(
-    folder: Path, count: int, *, case: str = "complaint", seed: int = 0, files: str = "jsonl"
-) -> Path:
-    """Write that many samples of a demo case, one in ten held out, most of them corrected drafts."""
-    return store(folder, list(corrections(case, count, seed)), files=files)
+def corrected(folder: Path, count: int, *, case: str = "complaint", split: Split = "train") -> Path:
+    """Write that many samples of a demo case, one in ten held out, most of them corrected drafts.
+
+    Args:
+        folder: Where to.
+        count: How many.
+        case: One of the embedded model's.
+        split: `held_out` for texts of other templates and words than the model was trained with.
+    """
+    return store(folder, list(corrections(case, count, split)))
 
 
-def corrections(case: str, count: int, seed: int) -> Iterator[Sample]:
+def corrections(case: str, count: int, split: Split = "train") -> Iterator[Sample]:
     """Give samples of a demo case, one in ten held out, most of them corrected drafts."""
     labelling = Cases(servers.ROOT / "label_config").get(case).labelling
-    texts = generate(case, "train", count, seed)
+    texts = generate(case, split, count, 0)
     before: dict[str, Any] = {}
     for number, text in enumerate(texts):
         value = {key: part for key, part in text.value.items() if part is not None}

@@ -59,7 +59,7 @@ class Tokens:
         """
         return len(self._ids(self._text(messages, tools)))
 
-    def encode(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> Encoded:
+    def encode(self, messages: Sequence[Mapping[str, Any]]) -> Encoded:
         """Give a whole conversation as it is served: the prompt ends where the model begins to write.
 
         An empty think block belongs to the prompt where the template puts it there.
@@ -68,8 +68,8 @@ class Tokens:
             TaskError: The chat template does not take these messages, or writes the question in another way
                 once it is answered.
         """
-        whole = self._text(messages, tools)
-        prompt = self._text(messages[:-1], tools, add_generation_prompt=True)
+        whole = self._text(messages, ())
+        prompt = self._text(messages[:-1], (), add_generation_prompt=True)
         if not whole.startswith(prompt):
             raise TaskError("The chat template writes the question otherwise once it is answered.")
         rest = whole[len(prompt) :]

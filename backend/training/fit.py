@@ -28,6 +28,7 @@ import torch.distributed as dist
 import transformers
 from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from transformers.integrations import SwanLabCallback, TensorBoardCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
@@ -35,7 +36,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from backend.errors import DraftloopError, ServiceError, SetupError
 from backend.training.base import Base
 from backend.training.recipe import Recipe
-from backend.training.rows import Corpus
+from backend.training.rows import Corpus, Row
 from backend.training.runs import ADAPTER, Run, last_checkpoint, mark, marked
 
 Stage = Literal["sft", "dpo"]
@@ -44,6 +45,7 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 # What torch and safetensors say, whose errors have no number.
 _FULL_WORDS = ("No space left", "File too large", "PytorchStreamWriter", "Disk quota", "Input/output error")
+_NO_MEMORY = "can't allocate memory"  # what torch says on the CPU
 
 
 class Progress(NamedTuple):
@@ -57,10 +59,17 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True)
 class Fitted:
-    """What came of it: the last stage's adapter, the loss of every step, the time of all processes' runs."""
+    """What came of it.
+
+    adapter    the last stage's
+    losses     of every step
+    held_out   how many rows the dataset holds out, and the mean loss on them of base model and adapter
+    seconds    time of all runs of the processes
+    """
 
     adapter: Path
     losses: list[dict[str, Any]]
+    held_out: dict[str, Any]
     seconds: float
 
 
@@ -146,6 +155,7 @@ def fit(
     """
     _quiet()
     losses: list[dict[str, Any]] = []
+    held_out: dict[str, Any] = {}
     seconds, before = 0.0, None
     stages: tuple[Stage, ...] = ("sft", "dpo") if corpus.pairs else ("sft",)
     for stage in stages:
@@ -157,10 +167,11 @@ def fit(
                 return None
         losses += done["losses"]
         seconds += done["seconds"]
+        held_out = done["held_out"]
         before = run.stage(stage) / ADAPTER
     if before is None:
         raise AssertionError("there is a first stage")
-    return Fitted(before, losses, round(seconds, 1))
+    return Fitted(before, losses, held_out, round(seconds, 1))
 
 
 class _Stage:
@@ -194,15 +205,16 @@ class _Stage:
                 f"The loss of the stage {self._name} became no number.",
                 hint="Lower learning_rate, or set precision to float32.",
             )
-        whole = {"losses": losses, "seconds": watch.seconds}
 
-        def keep() -> None:
+        def keep() -> dict[str, Any]:
             model = trainer.accelerator.unwrap_model(trainer.model)
             model.save_pretrained(self._folder / ADAPTER, selected_adapters=["default"])
+            whole = {"losses": losses, "seconds": watch.seconds, "held_out": _look(model, corpus.tests)}
             mark(self._folder / ADAPTER, whole)
+            return whole
 
-        self._group.first(keep)
-        return whole
+        kept: dict[str, Any] = self._group.first(keep)
+        return kept
 
     def _trainer(self, corpus: Corpus, before: Path | None, callbacks: list[Any]) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(self._base.folder, local_files_only=True)
@@ -244,7 +256,6 @@ class _Stage:
 
     def _arguments(self, epochs: float, learning_rate: float) -> dict[str, Any]:
         recipe, has_gpu = self._recipe, self._group.has_gpu
-        checkpointing = recipe.gradient_checkpointing
         return {
             "output_dir": str(self._folder),
             "per_device_train_batch_size": recipe.batch_rows,
@@ -260,7 +271,7 @@ class _Stage:
             "data_seed": recipe.seed,
             "bf16": self._precision() == "bfloat16",
             "fp16": self._precision() == "float16",
-            "gradient_checkpointing": has_gpu if checkpointing is None else checkpointing,
+            "gradient_checkpointing": recipe.gradient_checkpointing,
             "use_cpu": not has_gpu,
             "dataloader_pin_memory": has_gpu,
             # A second stage holds the first one's adapter too, which gets no gradients.
@@ -387,18 +398,38 @@ def _pairs(corpus: Corpus) -> Any:
     )
 
 
+def _look(model: Any, rows: Sequence[Row]) -> dict[str, Any]:
+    """Give the mean loss of the answers' tokens, without the adapter and with it."""
+    if not rows:
+        return {"rows": 0, "base_loss": None, "loss": None}
+    model.eval()
+    with model.disable_adapter():
+        base_loss = _mean_loss(model, rows)
+    return {"rows": len(rows), "base_loss": base_loss, "loss": _mean_loss(model, rows)}
+
+
+@torch.no_grad()
+def _mean_loss(model: Any, rows: Sequence[Row]) -> float:
+    total = 0.0
+    for row in rows:
+        ids = torch.tensor([list(row.ids[: row.end])], device=model.device)
+        said = model(ids, logits_to_keep=row.end - row.start + 1).logits[0, :-1]
+        total += cross_entropy(said.float(), ids[0, row.start :], reduction="sum").item()
+    return total / sum(row.end - row.start for row in rows)
+
+
 @contextmanager
 def _words(recipe: Recipe) -> Iterator[None]:
     """Say in words what libraries raise where the machine or the recipe is at fault."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise ServiceError(
-            f"The GPU's memory is too small for {recipe.batch_rows} rows of {recipe.max_tokens} tokens.",
-            hint="Halve batch_rows, double accumulation, and begin anew.",
-        ) from error
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         words = _chain(error)
+        if isinstance(error, torch.OutOfMemoryError) or any(_NO_MEMORY in text for _, text in words):
+            raise ServiceError(
+                f"The memory is too small for {recipe.batch_rows} rows of {recipe.max_tokens} tokens.",
+                hint="Halve batch_rows, double accumulation, and begin anew.",
+            ) from error
         if any(number in _FULL for number, _ in words) or any(
             part in text for part in _FULL_WORDS for _, text in words
         ):

@@ -14,7 +14,7 @@ from backend.training.fit import Group, Progress, fit, surroundings
 from backend.training.plot import draw_losses
 from backend.training.recipe import Recipe
 from backend.training.rows import Corpus, Dataset, Replay
-from backend.training.runs import Run
+from backend.training.runs import Run, told
 
 PROFILE = "compact"  # rows ask with the case's one line (backend/core/prompting.py), and so does who serves
 
@@ -86,7 +86,6 @@ def make(
 
             def describe(adapter_sha256: str) -> dict[str, Any]:
                 return {
-                    "served_name": f"{job.base.name}-{job.case}-{adapter_sha256[:10]}",
                     "case": job.case,
                     "profile": PROFILE,
                     "adapter_sha256": adapter_sha256,
@@ -99,11 +98,13 @@ def make(
                     "seed": job.recipe.seed,
                     **surroundings(group),
                     "seconds": fitted.seconds,
+                    "held_out": fitted.held_out,
                     "loss": fitted.losses,
                 }
 
             def finish() -> dict[str, Any]:
-                draw_losses(fitted.losses, f"Loss of {run.out.name}", run.stage("loss.png"))
+                with told(run.part):
+                    draw_losses(fitted.losses, f"Loss of {run.out.name}", run.stage("loss.png"))
                 return run.finish(fitted.adapter, describe)
 
             record: dict[str, Any] = group.first(finish)

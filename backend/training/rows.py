@@ -1,8 +1,9 @@
 """The rows of dataset folders as tokens: what is trained, what is replayed, what is left out and why.
 
 Rows come from the folder's own files (formats `messages` and `trl-dpo`) and are tokenized as the served
-model reads them: `edge.tokens` renders the chat template of the base model's folder. The loss covers the
-last answer and the token that ends it, nothing else. No row is ever cut.
+model reads them: `edge.tokens` renders the chat template of the base model's folder. A draft is asked for
+without the programs that led to an answer, so a row is the question and the answer alone. The loss covers
+the answer and the token that ends it, nothing else. No row is ever cut.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import random
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ from backend.training.recipe import Recipe
 SFT, DPO = "messages", "trl-dpo"  # formats of backend/core/formats.py
 _ENDINGS = {"jsonl": "jsonl", "zstd": "jsonl.zst", "parquet": "parquet"}
 _TOLD = 20  # rows that are named among those left out
+_TESTS = 256  # held-out rows that are looked at: seconds, and enough for a mean
 Ids = Sequence[int]  # an array: four bytes a token
 
 
@@ -100,11 +103,15 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Everything that a run trains on; `own` of the rows are the dataset's, the rest is replayed."""
+    """Everything that a run trains on; `own` of the rows are the dataset's, the rest is replayed.
+
+    tests   rows that the dataset holds out: the loss on them is told, nothing learns from them
+    """
 
     rows: tuple[Row, ...]
     own: int
     pairs: tuple[Pair, ...]
+    tests: tuple[Row, ...]
     left_out: LeftOut
 
     def counts(self) -> dict[str, Any]:
@@ -205,12 +212,12 @@ def gather(dataset: Dataset, replays: Sequence[Replay], base: Base, recipe: Reci
             hint=f"Set max_tokens={base.positions} or less.",
         )
     left_out = LeftOut()
-    tests = {
+    held_out = {
         question
         for one in (dataset, *(replay.dataset for replay in replays))
         for question in _questions(one.file(SFT, held_out=True))
     }
-    reader = _Reader(base, recipe.max_tokens, tests, left_out)
+    reader = _Reader(base, recipe.max_tokens, held_out, left_out)
     rows = list(reader.rows(dataset.file(SFT)))
     own = len(rows)
     _enough(own, recipe.min_rows, "rows", dataset, left_out)
@@ -222,19 +229,21 @@ def gather(dataset: Dataset, replays: Sequence[Replay], base: Base, recipe: Reci
     pairs = tuple(reader.pairs(dataset.file(DPO))) if dpo else ()
     if dpo:
         _enough(len(pairs), recipe.min_rows, "pairs of a draft and its correction", dataset, left_out)
-    return Corpus(tuple(rows), own, pairs, left_out)
+    of_tests = _Reader(base, recipe.max_tokens, set(), LeftOut())
+    tests = tuple(islice(of_tests.rows(dataset.file(SFT, held_out=True)), _TESTS))
+    return Corpus(tuple(rows), own, pairs, tests, left_out)
 
 
 class _Reader:
     """Reads rows as tokens and counts what it leaves out."""
 
-    def __init__(self, base: Base, limit: int, tests: set[bytes], left_out: LeftOut) -> None:
-        self._base, self._limit, self._tests, self._left_out = base, limit, tests, left_out
+    def __init__(self, base: Base, limit: int, held_out: set[bytes], left_out: LeftOut) -> None:
+        self._base, self._limit, self._held_out, self._left_out = base, limit, held_out, left_out
 
     def rows(self, file: Path) -> Iterator[Row]:
         """Give the rows of a file of the format `messages`."""
         for number, row in enumerate(read(file), 1):
-            encoded = self._encoded(file, number, row["messages"], row)
+            encoded = self._encoded(file, number, [*_asked(row["messages"]), row["messages"][-1]])
             if encoded is not None:
                 start = len(encoded.prompt)
                 ids = array("i", encoded.prompt + encoded.answer + encoded.tail)
@@ -243,20 +252,18 @@ class _Reader:
     def pairs(self, file: Path) -> Iterator[Pair]:
         """Give the pairs of a file of the format `trl-dpo`."""
         for number, row in enumerate(read(file), 1):
-            chosen = self._encoded(file, number, row["prompt"] + row["chosen"], row)
-            rejected = chosen and self._encoded(file, number, row["prompt"] + row["rejected"], row)
+            asked = _asked(row["prompt"])
+            chosen = self._encoded(file, number, [*asked, *row["chosen"]])
+            rejected = chosen and self._encoded(file, number, [*asked, *row["rejected"]])
             if chosen and rejected:
                 yield Pair(array("i", chosen.prompt), array("i", chosen.answer), array("i", rejected.answer))
 
-    def _encoded(
-        self, file: Path, number: int, messages: Sequence[Mapping[str, Any]], row: Mapping[str, Any]
-    ) -> Encoded | None:
-        tools = row.get("tools") or []
-        if _question(messages[:-1], tools) in self._tests:
+    def _encoded(self, file: Path, number: int, messages: Sequence[Mapping[str, Any]]) -> Encoded | None:
+        if _hash(messages[:-1]) in self._held_out:
             self._left_out.held_out += 1
             return None
         try:
-            encoded = self._base.tokens.encode(messages, tools)
+            encoded = self._base.tokens.encode(messages)
         except TaskError as error:
             raise SetupError(
                 f"{file}, row {number}, does not fit {self._base.name}: {error.message}",
@@ -288,10 +295,13 @@ def _enough(count: int, least: int, what: str, dataset: Dataset, left_out: LeftO
 
 def _questions(file: Path) -> Iterator[bytes]:
     for row in read(file):
-        yield _question(row["messages"][:-1], row.get("tools") or [])
+        yield _hash(_asked(row["messages"]))
 
 
-def _question(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> bytes:
-    return hashlib.blake2b(
-        orjson.dumps([messages, tools], option=orjson.OPT_SORT_KEYS), digest_size=16
-    ).digest()
+def _asked(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Give what a draft is asked for with: everything before the first answer, be it a program's call."""
+    return list(takewhile(lambda message: message["role"] != "assistant", messages))
+
+
+def _hash(messages: Sequence[Mapping[str, Any]]) -> bytes:
+    return hashlib.blake2b(orjson.dumps(messages, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()

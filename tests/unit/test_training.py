@@ -17,7 +17,9 @@ from backend.training.recipe import LINEAR_LAYERS, Recipe, read
 from backend.training.rows import case_of, gather, open_dataset, open_replay
 from backend.training.runs import Run
 from scripts.servers import ROOT
+from scripts.training import EMBEDDED
 from tests import datasets
+from tests.verbs import run_here
 
 MODEL = ROOT / "models" / "tiny-qwen3"
 SMALL = Recipe(min_rows=8)
@@ -85,6 +87,13 @@ def test_a_higher_rank_is_taken_where_vllm_takes_it() -> None:
     assert read(None, ["r=32", "max_lora_rank=64"]).r == 32
 
 
+def test_the_embedded_models_recipe_changes_how_it_learns_alone() -> None:
+    recipe, usual = read(EMBEDDED), read(None)
+    changed = {key for key, value in recipe if value != getattr(usual, key)}
+    assert {"epochs", "learning_rate"} <= changed
+    assert not changed & {"r", "alpha", "layers", "batch_rows", "accumulation", "seed"}
+
+
 # ------------------------------------------------------------------------------------------- the rows
 
 
@@ -106,6 +115,9 @@ def test_the_loss_covers_the_answer_and_its_end_and_the_prompt_is_as_served(
         assert text(base, row.ids[row.start : row.end]) == f"{line['messages'][-1]['content']}<|im_end|>"
         assert text(base, row.ids[: row.start]).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
         assert text(base, row.ids[row.end :]) == "\n"
+    held_out = [line["messages"][-1]["content"] for line in lines(sentiment, "messages.test.jsonl")]
+    answers = [text(base, row.ids[row.start : row.end]) for row in corpus.tests]
+    assert answers == [f"{answer}<|im_end|>" for answer in held_out]
     wanted = lines(sentiment, "trl-dpo.jsonl")
     assert len(corpus.pairs) == len(wanted) > 8
     for pair, line in zip(corpus.pairs, wanted, strict=True):
@@ -114,12 +126,19 @@ def test_the_loss_covers_the_answer_and_its_end_and_the_prompt_is_as_served(
         assert text(base, pair.prompt).endswith("</think>\n\n")
 
 
-def test_of_a_conversation_with_programs_the_last_answer_alone_is_trained(base: Base, tmp_path: Path) -> None:
+def test_code_is_trained_as_it_is_asked_for_without_the_programs_before_it(
+    base: Base, tmp_path: Path
+) -> None:
     folder = datasets.write(tmp_path / "dataset", code=True)
     corpus = gather(open_dataset(folder), (), base, SMALL, dpo=False)
     for row, line in zip(corpus.rows, lines(folder, "messages.jsonl"), strict=True):
-        assert text(base, row.ids[row.start : row.end]) == f"{line['messages'][-1]['content']}<|im_end|>"
-        assert "<tool_call>" in text(base, row.ids[: row.start])
+        first, second, *programs, last = line["messages"]
+        assert programs
+        prompt = "".join(
+            f"<|im_start|>{one['role']}\n{one['content']}<|im_end|>\n" for one in (first, second)
+        )
+        assert text(base, row.ids[: row.start]) == f"{prompt}<|im_start|>assistant\n<think>\n\n</think>\n\n"
+        assert text(base, row.ids[row.start : row.end]) == f"{last['content']}<|im_end|>"
 
 
 @pytest.mark.parametrize("files", ["zstd", "parquet"])
@@ -176,7 +195,7 @@ def test_a_share_that_is_none_is_refused(complaints: Path, share: str) -> None:
 
 
 def test_a_question_that_a_replayed_dataset_holds_out_is_not_trained(base: Base, tmp_path: Path) -> None:
-    samples = list(datasets.corrections("sentiment", 30, 0))
+    samples = list(datasets.corrections("sentiment", 30))
     mine = datasets.store(tmp_path / "mine", samples)
     other = datasets.store(tmp_path / "other", [sample for sample in samples if sample.split == "test"])
     # The other one trains what is held out here, and nothing else.
@@ -288,6 +307,19 @@ def test_a_models_hash_changes_with_its_files_alone(base: Base, tmp_path: Path) 
     assert open_base(folder).sha256() == first
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [4545]}))
     assert open_base(folder).sha256() != first
+
+
+def test_the_verb_says_in_a_sentence_what_it_cannot_train(tmp_path: Path, sentiment: Path) -> None:
+    for dataset, options, words in (
+        (tmp_path, (), "is no dataset: it has no manifest.json"),
+        (sentiment, ("--base", tmp_path), "There is no base model in"),
+        (sentiment, ("--set", "r=64"), "vLLM is told to take ranks up to 16"),
+        (sentiment, (), "27 rows to train on; 32 are needed. Correct more tasks and sync again"),
+    ):
+        code, _, told = run_here({}, "train", "--dataset", dataset, "--out", tmp_path / "run", *options)
+        assert code == 1
+        assert words in told
+    assert not list(tmp_path.iterdir())
 
 
 # ------------------------------------------------------------------------------------------- the folder
