@@ -100,7 +100,7 @@ def test_stopped_and_killed_and_gone_on_with_is_the_same_as_never_stopped(
     ("program", "launch"),
     [
         ("torchrun", ("--standalone", "--nproc-per-node", "2")),
-        ("accelerate", ("launch", "--cpu", "--num_processes", "2", "--num_machines", "1")),
+        ("accelerate", ("launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")),
     ],
 )
 def test_two_processes_train_together_on_the_rows_of_one(
