@@ -47,8 +47,8 @@ def train(
     if code:
         words = log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:] if log else []
         raise ServiceError(
-            f"scripts/train ended with {code}: {' '.join(words) or 'its words are above'}.",
-            hint="The same training goes on where it stopped.",
+            f"scripts/train ended with {code}: {' '.join(words) or 'its words are above.'}",
+            hint="Begun again, it goes on where it stopped.",
         )
     record: dict[str, Any] = json.loads((out / "run.json").read_bytes())
     return record

@@ -31,7 +31,7 @@ def test_a_few_hundred_corrections_of_a_shifted_kind_are_learned(tmp_path: Path)
     assert told == record(tmp_path / "run")
     assert told["rows"]["own"] == 297
     assert told["held_out"]["rows"] == 33
-    assert told["held_out"]["loss"] < 0.8 * told["held_out"]["base_loss"]
+    assert told["held_out"]["loss"] < 0.5 * told["held_out"]["base_loss"]
     assert " s left" in log.read_text()
     assert train_to_end(dataset, tmp_path / "run") == told  # it is there already
 
