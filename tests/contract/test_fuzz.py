@@ -1,6 +1,6 @@
 """The wire protocol under nonsense: no request makes a 500 or a traceback, and tasks are answered one by one.
 
-A thousand requests in every run (an eighth of them with `--fast`), ten thousand with `--scale`: methods, paths,
+A thousand requests in every run (an eighth with `--fast`), ten thousand with `--scale`: methods, paths,
 headers, bodies that are almost right, configs that are almost XML, tasks that are almost tasks, and a model
 that says anything.
 """
