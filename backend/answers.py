@@ -37,9 +37,7 @@ from backend.runner import told
 _log = structlog.get_logger("backend")
 
 _POLL_S = 0.2
-_UNREACHABLE_S = 5.0  # so long a page waits for a model server at which nobody answers
 _LATE_BATCH = 200  # late answers written in one request to Label Studio
-_LATE_EVERY_S = 1.0
 _LATE_LEASE_S = BATCH_LIMIT_S + 120
 # Label Studio needs so long to store what it was answered: about 0.17 s a task at its slowest.
 _STORED_S = 5.0
@@ -128,6 +126,8 @@ class Answers:
         board: Board | None = None,
         *,
         deadline_s: float = 90.0,
+        patience_s: float = 5.0,
+        late_every_s: float = 1.0,
         take_over_every_s: float = 15.0,
         metrics: Metrics | None = None,
         publish: Publish | None = None,
@@ -140,6 +140,8 @@ class Answers:
             find_case: Finds a case by config, name and what its project wants otherwise.
             board: Label Studio, if it may be written to.
             deadline_s: Time within which a call is answered.
+            patience_s: So long a page waits for a model server at which nobody answers.
+            late_every_s: Time between two batches of late answers.
             take_over_every_s: Time between two looks for late work whose process is gone.
             metrics: Where drafts are counted.
             publish: Shows runs of code in tasks.
@@ -149,6 +151,8 @@ class Answers:
         self._find_case = find_case
         self._board = board
         self._deadline_s = deadline_s
+        self._patience_s = patience_s
+        self._late_every_s = late_every_s
         self._take_over_every_s = take_over_every_s
         self._metrics = metrics or Metrics()
         self._publish = publish
@@ -254,7 +258,7 @@ class Answers:
     def _wait(self, futures: Collection[Future[Draft]], ends: float) -> None:
         """Wait for drafts, but not for a model server at which nobody answers."""
         waiting = set(futures)
-        while waiting and time.monotonic() < ends and self._drafter.unreachable_s < _UNREACHABLE_S:
+        while waiting and time.monotonic() < ends and self._drafter.unreachable_s < self._patience_s:
             waiting = wait(waiting, timeout=min(_POLL_S, max(0.0, ends - time.monotonic()))).not_done
 
     def _free(self, project: int, case: Case, tasks: Sequence[Task], version: str) -> set[int]:
@@ -303,7 +307,7 @@ class Answers:
         self, project: int, case: Case, task: Task, version: str, ends: float
     ) -> dict[int, Draft]:
         """Wait until another caller's draft can be read; draft it ourselves if that caller gave up."""
-        while time.monotonic() < ends and self._drafter.unreachable_s < _UNREACHABLE_S:
+        while time.monotonic() < ends and self._drafter.unreachable_s < self._patience_s:
             if self._has(task.id, version):
                 return {}
             if self._free(project, case, [task], version):
@@ -410,7 +414,7 @@ class Answers:
             for entry in waiting:
                 batches.setdefault((entry.project, entry.draft.version), []).append(entry)
             waiting = [entry for batch in batches.values() for entry in self._unwritten(batch)]
-            time.sleep(_LATE_EVERY_S)
+            time.sleep(self._late_every_s)
 
     def _unwritten(self, batch: Sequence[_Late]) -> Sequence[_Late]:
         """Write a batch; give what is worth trying again. A mistake of ours costs only its own task."""
