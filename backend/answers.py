@@ -115,6 +115,20 @@ class _Late:
     draft: Draft
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How long is waited, in seconds.
+
+    patience_s          by a page, for a model server at which nobody answers
+    late_every_s        between two batches of late answers
+    take_over_every_s   between two looks for late work whose process is gone
+    """
+
+    patience_s: float = 5.0
+    late_every_s: float = 1.0
+    take_over_every_s: float = 15.0
+
+
 class Answers:
     """Answers calls. Safe to call from several threads."""
 
@@ -126,9 +140,7 @@ class Answers:
         board: Board | None = None,
         *,
         deadline_s: float = 90.0,
-        patience_s: float = 5.0,
-        late_every_s: float = 1.0,
-        take_over_every_s: float = 15.0,
+        pace: Pace = Pace(),
         metrics: Metrics | None = None,
         publish: Publish | None = None,
     ) -> None:
@@ -140,9 +152,7 @@ class Answers:
             find_case: Finds a case by config, name and what its project wants otherwise.
             board: Label Studio, if it may be written to.
             deadline_s: Time within which a call is answered.
-            patience_s: So long a page waits for a model server at which nobody answers.
-            late_every_s: Time between two batches of late answers.
-            take_over_every_s: Time between two looks for late work whose process is gone.
+            pace: How long it waits for what.
             metrics: Where drafts are counted.
             publish: Shows runs of code in tasks.
         """
@@ -151,9 +161,7 @@ class Answers:
         self._find_case = find_case
         self._board = board
         self._deadline_s = deadline_s
-        self._patience_s = patience_s
-        self._late_every_s = late_every_s
-        self._take_over_every_s = take_over_every_s
+        self._pace = pace
         self._metrics = metrics or Metrics()
         self._publish = publish
         self._answered: dict[int, str] = {}
@@ -258,7 +266,7 @@ class Answers:
     def _wait(self, futures: Collection[Future[Draft]], ends: float) -> None:
         """Wait for drafts, but not for a model server at which nobody answers."""
         waiting = set(futures)
-        while waiting and time.monotonic() < ends and self._drafter.unreachable_s < self._patience_s:
+        while waiting and time.monotonic() < ends and self._drafter.unreachable_s < self._pace.patience_s:
             waiting = wait(waiting, timeout=min(_POLL_S, max(0.0, ends - time.monotonic()))).not_done
 
     def _free(self, project: int, case: Case, tasks: Sequence[Task], version: str) -> set[int]:
@@ -307,7 +315,7 @@ class Answers:
         self, project: int, case: Case, task: Task, version: str, ends: float
     ) -> dict[int, Draft]:
         """Wait until another caller's draft can be read; draft it ourselves if that caller gave up."""
-        while time.monotonic() < ends and self._drafter.unreachable_s < self._patience_s:
+        while time.monotonic() < ends and self._drafter.unreachable_s < self._pace.patience_s:
             if self._has(task.id, version):
                 return {}
             if self._free(project, case, [task], version):
@@ -414,7 +422,7 @@ class Answers:
             for entry in waiting:
                 batches.setdefault((entry.project, entry.draft.version), []).append(entry)
             waiting = [entry for batch in batches.values() for entry in self._unwritten(batch)]
-            time.sleep(self._late_every_s)
+            time.sleep(self._pace.late_every_s)
 
     def _unwritten(self, batch: Sequence[_Late]) -> Sequence[_Late]:
         """Write a batch; give what is worth trying again. A mistake of ours costs only its own task."""
@@ -500,7 +508,7 @@ class Answers:
                         where=where(error),
                     )
                 del ours[project]
-            time.sleep(self._take_over_every_s)
+            time.sleep(self._pace.take_over_every_s)
 
     def _take_over(self, project: int, promised: Collection[tuple[int, str]]) -> None:
         if self._board is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from backend.answers import Answers
+from backend.answers import Answers, Pace
 from backend.core.labelling import Task
 from backend.edge.cases import Cases
 from backend.edge.ledger import Ledger
@@ -22,7 +22,7 @@ from tests.fake_vllm import FakeVllm, fake_vllm
 CASES = Cases(Path(__file__).parents[2] / "label_config")
 CASE = CASES.get("sentiment")
 PROJECT = 7
-QUICK = {"patience_s": 0.5, "late_every_s": 0.05}
+QUICK = Pace(patience_s=0.5, late_every_s=0.05, take_over_every_s=0.2)
 
 
 def tasks(count: int) -> list[Task]:
@@ -70,7 +70,7 @@ def test_what_is_late_is_written_behind_the_answer_once_each(
 ) -> None:
     fake.delay_s = 0.1
     ledger = Ledger(ledger_url)
-    answers = Answers(drafter, ledger, CASES.find, board, deadline_s=0.5, **QUICK)
+    answers = Answers(drafter, ledger, CASES.find, board, deadline_s=0.5, pace=QUICK)
     answers.start()
     drafts = answers.answer(PROJECT, CASE, tasks(60))
     ready = [draft.task_id for draft in drafts if draft]
@@ -89,7 +89,7 @@ def test_late_work_of_a_process_that_died_is_done_by_the_next(
     version = drafter.version(CASE)
     dead.claim(PROJECT, [1, 2, 3, 99], version, 60)
     dead.extend([1, 2, 3, 99], version, -1, late=True)  # its lease ended; task 99 was deleted
-    answers = Answers(drafter, Ledger(ledger_url), CASES.find, board, deadline_s=5, **QUICK)
+    answers = Answers(drafter, Ledger(ledger_url), CASES.find, board, deadline_s=5, pace=QUICK)
     answers.start()
     until(lambda: answers.late() == 0)
     assert stored(board) == [1, 2, 3]
@@ -106,7 +106,7 @@ def test_a_mistake_of_ours_in_one_late_answer_costs_only_that_answer(
 
     fake.delay_s = 0.3
     broken = Broken(config=board.config, case=board.case, tasks=board.tasks, project=PROJECT)
-    answers = Answers(drafter, Ledger(ledger_url), CASES.find, broken, deadline_s=0.1, **QUICK)
+    answers = Answers(drafter, Ledger(ledger_url), CASES.find, broken, deadline_s=0.1, pace=QUICK)
     answers.start()
     for round_of_two in (tasks(3), tasks(5)[3:]):  # the thread goes on: what comes later is written too
         assert answers.answer(PROJECT, CASE, round_of_two) == [None] * len(round_of_two)
@@ -126,9 +126,7 @@ def test_late_work_of_a_dead_process_waits_until_label_studio_is_back(
     dead.claim(PROJECT, [1, 2], version, 60)
     dead.extend([1, 2], version, -1, late=True)
     board.down = True
-    answers = Answers(
-        drafter, Ledger(ledger_url), CASES.find, board, deadline_s=5, **QUICK, take_over_every_s=0.2
-    )
+    answers = Answers(drafter, Ledger(ledger_url), CASES.find, board, deadline_s=5, pace=QUICK)
     answers.start()
     time.sleep(1)
     assert answers.late() == 2
@@ -144,7 +142,7 @@ def test_late_work_in_an_older_version_is_left_to_whoever_drafts_the_newer_one(
     dead.claim(PROJECT, [1, 2], "older", 60)
     dead.extend([1, 2], "older", -1, late=True)
     alive.claim(PROJECT, [2], drafter.version(CASE), 60)
-    answers = Answers(drafter, Ledger(ledger_url), CASES.find, board, deadline_s=5, **QUICK)
+    answers = Answers(drafter, Ledger(ledger_url), CASES.find, board, deadline_s=5, pace=QUICK)
     answers.start()
     until(lambda: answers.late() == 0)
     assert stored(board) == [1]
@@ -156,7 +154,7 @@ def test_late_work_waits_until_label_studio_is_back(
 ) -> None:
     fake.delay_s = 0.3
     board.down = True
-    answers = Answers(drafter, Ledger(ledger_url), CASES.find, board, deadline_s=0.1, **QUICK)
+    answers = Answers(drafter, Ledger(ledger_url), CASES.find, board, deadline_s=0.1, pace=QUICK)
     answers.start()
     assert answers.answer(PROJECT, CASE, tasks(3)) == [None, None, None]
     until(lambda: len(fake.asked) == 3)
@@ -174,7 +172,7 @@ def test_two_pages_of_one_task_cost_one_model_call_and_leave_one_prediction(
     fake.delay_s = 0.5
     # Two workers, each with a ledger object of its own on the same file.
     workers = [
-        Answers(drafter, Ledger(ledger_url), CASES.find, board, deadline_s=10, **QUICK) for _ in range(2)
+        Answers(drafter, Ledger(ledger_url), CASES.find, board, deadline_s=10, pace=QUICK) for _ in range(2)
     ]
     begin = threading.Barrier(2)
 
@@ -197,7 +195,7 @@ def test_a_second_caller_drafts_itself_when_the_first_one_failed(
 ) -> None:
     fake.delay_s = 0.3
     fake.fail = lambda _: 400 if len(fake.asked) == 1 else None
-    answers = Answers(drafter, Ledger(ledger_url), CASES.find, None, deadline_s=5, **QUICK)
+    answers = Answers(drafter, Ledger(ledger_url), CASES.find, None, deadline_s=5, pace=QUICK)
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: answers.answer(PROJECT, CASE, tasks(1))[0], range(2)))
     assert {draft.status for draft in both if draft} == {"ok", "undecodable"}
@@ -206,7 +204,7 @@ def test_a_second_caller_drafts_itself_when_the_first_one_failed(
 def test_a_page_does_not_wait_for_a_model_server_that_is_not_there(board: FakeBoard, ledger_url: str) -> None:
     with VllmModel("http://127.0.0.1:9/v1", "x", context_tokens=1) as model:
         drafter = Drafter(model, concurrency=2)
-        answers = Answers(drafter, Ledger(ledger_url), CASES.find, board, deadline_s=60, **QUICK)
+        answers = Answers(drafter, Ledger(ledger_url), CASES.find, board, deadline_s=60, pace=QUICK)
         started = time.monotonic()
         assert answers.answer(PROJECT, CASE, tasks(1)) == [None]
         assert time.monotonic() - started < 30, "it waited for the deadline"
@@ -216,7 +214,7 @@ def test_a_page_does_not_wait_for_a_model_server_that_is_not_there(board: FakeBo
 
 def test_a_ledger_that_fails_costs_no_draft(drafter: Drafter, board: FakeBoard, tmp_path: Path) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3")
-    answers = Answers(drafter, ledger, CASES.find, board, deadline_s=5, **QUICK)
+    answers = Answers(drafter, ledger, CASES.find, board, deadline_s=5, pace=QUICK)
     with sqlite3.connect(tmp_path / "ledger.sqlite3") as other:
         other.execute("DROP TABLE claims")
         other.execute("DROP TABLE versions")
