@@ -52,7 +52,8 @@ def test_the_tokens_of_a_thousand_rows_are_those_that_vllm_reads(tmp_path: Path,
         datasets.write(tmp_path / "code", code=True),
     ]
     base = open_base(MODEL)
-    rows, told = [], []
+    rows: list[Any] = []
+    told: list[Any] = []
     for folder in folders:
         corpus = gather(open_dataset(folder), (), base, Recipe(min_rows=1, max_tokens=2048), dpo=False)
         assert corpus.counts()["too_long"] == 0
