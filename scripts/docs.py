@@ -3,6 +3,7 @@
     README.md          the settings table
     docs/configs.md    every control's value, and which of Label Studio's templates work or why not
     docs/dataset.md    the gates and the formats of a dataset
+    docs/train.md      the keys of a recipe
 
     scripts/docs              write them
     scripts/docs --check      change nothing; exit 1 where one is out of date
@@ -11,6 +12,7 @@ The templates are those of the installed Label Studio; without it, their table s
 """
 
 import inspect
+import json
 import re
 from collections.abc import Callable
 from typing import Annotated
@@ -24,12 +26,13 @@ from backend.core.formats import FORMATS
 from backend.core.labelling import CONTROLS, compile_labelling
 from backend.errors import SetupError
 from backend.settings import ROOT, variables
+from backend.training.recipe import Recipe
 from scripts.servers import NotInstalledError
 from scripts.templates import templates
 from scripts.terminal import Verb, app, err, out
 
 cli = app()
-FILES = (ROOT / "README.md", ROOT / "docs" / "configs.md", ROOT / "docs" / "dataset.md")
+FILES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("configs.md", "dataset.md", "train.md")))
 
 
 def settings_table() -> str:
@@ -91,6 +94,15 @@ def formats_table() -> str:
     return "\n".join([*rows, *(f"| `{form.name}` | {_first_line(form.rows)} |" for form in FORMATS)])
 
 
+def recipe_table() -> str:
+    """Give the keys of a training recipe as YAML has them, with their defaults."""
+    rows = ["| key | default | what it is |", "| --- | --- | --- |"]
+    for name, default in Recipe().model_dump(mode="json").items():
+        words = Recipe.model_fields[name].description
+        rows.append(f"| `{name}` | `{json.dumps(default).replace(chr(34), '')}` | {words} |")
+    return "\n".join(rows)
+
+
 def _first_line(function: Callable[..., object]) -> str:
     return (inspect.getdoc(function) or "").split("\n")[0]
 
@@ -101,6 +113,7 @@ PARTS = {
     "settings": settings_table,
     "controls": controls_table,
     "templates": templates_table,
+    "recipe": recipe_table,
 }
 
 

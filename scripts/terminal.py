@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import cleandoc
 from types import TracebackType
-from typing import Annotated, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self
 
 import typer
 from rich.console import Console
@@ -29,9 +29,11 @@ from rich.progress import (
 from rich.text import Text
 from typer.core import TyperCommand
 
-from backend.edge.labelstudio import LabelStudio
 from backend.errors import DraftloopError, SetupError
 from backend.settings import Settings
+
+if TYPE_CHECKING:
+    from backend.edge.labelstudio import LabelStudio
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -59,8 +61,11 @@ def app() -> typer.Typer:
     return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
-def connect(settings: Settings, url: str, api_key: str) -> LabelStudio:
+def connect(settings: Settings, url: str, api_key: str) -> "LabelStudio":
     """Connect to Label Studio and check the token, so that a wrong one is told before any work."""
+    # Not above: the environment `train` has no SDK of Label Studio.
+    from backend.edge.labelstudio import LabelStudio  # noqa: PLC0415
+
     chosen_key = api_key or settings.label_studio.api_key.get_secret_value()
     label_studio = LabelStudio(url or str(settings.label_studio.url), chosen_key)
     label_studio.check()

@@ -259,7 +259,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by their folder."""
     for item in items:
         kind = item.path.relative_to(Path(__file__).parent).parts[0]
-        if kind in ("sandbox", "integration", "trainers", "browser", "containers"):
+        if kind in ("sandbox", "integration", "trainers", "flywheel", "browser", "containers"):
             item.add_marker(kind)
 
 

@@ -2,15 +2,20 @@
 
 import os
 import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from backend.core.corpus import Options, Settled
 from backend.core.formats import FORMATS
+from backend.core.sample import Sample
+from backend.edge.cases import Cases
 from backend.edge.folder import Lines
 from backend.edge.tokens import Tokens
-from backend.records import State, put
+from backend.records import Source, State, put
 from backend.records import write as write_dataset
 from backend.sync import counted
+from models.corpus import INSTRUCTIONS, Split, generate
 from scripts import servers
 from tests.conftest import installed
 from tests.samples import written_out
@@ -18,14 +23,61 @@ from tests.samples import written_out
 
 def write(folder: Path, *, code: bool, files: str = "jsonl") -> Path:
     """Write twelve samples (nine for training) in every format and give the folder."""
-    options = Options(formats=tuple(form.name for form in FORMATS), files=files)
     counter = Tokens(servers.ROOT / "models" / "tiny-qwen3")
     samples = [counted(sample, counter) for sample in written_out(code=code)]
+    return store(folder, samples, files=files)
+
+
+def corrected(folder: Path, count: int, *, case: str = "complaint", split: Split = "train") -> Path:
+    """Write that many samples of a demo case, one in ten held out, most of them corrected drafts.
+
+    Args:
+        folder: Where to.
+        count: How many.
+        case: One of the embedded model's.
+        split: `held_out` for texts of other templates and words than the model was trained with.
+    """
+    return store(folder, list(corrections(case, count, split)))
+
+
+def corrections(case: str, count: int, split: Split = "train") -> Iterator[Sample]:
+    """Give samples of a demo case, one in ten held out, most of them corrected drafts."""
+    labelling = Cases(servers.ROOT / "label_config").get(case).labelling
+    texts = generate(case, split, count, 0)
+    before: dict[str, Any] = {}
+    for number, text in enumerate(texts):
+        value = {key: part for key, part in text.value.items() if part is not None}
+        drafted: dict[str, Any] = {"verdict": "written"}
+        if number % 4 and before != value:  # the draft answered another text
+            drafted = {"verdict": "corrected", "draft": before, "draft_target": labelling.encode(before)}
+        before = value
+        yield Sample(
+            project=1,
+            task=number,
+            annotation=1000 + number,
+            case=case,
+            input={"text": text.text},
+            system=INSTRUCTIONS[case],
+            instruction=text.text,
+            value=value,
+            target=labelling.encode(value),
+            group=f"{number:016x}",
+            split="test" if number % 10 == 9 else "train",
+            metadata={"config_hash": "abc"},
+            **drafted,
+        )
+
+
+def store(folder: Path, samples: Sequence[Sample], *, files: str = "jsonl") -> Path:
+    """Write samples with a split in every format and give the folder."""
+    options = Options(formats=tuple(form.name for form in FORMATS), files=files)
     splits = {sample.annotation: sample.split for sample in samples if sample.split}
+    source = Source("Project", "2026-01-01T00:00:00Z", samples[0].case, "0" * 16, "0" * 16, None)
     folder.mkdir(parents=True)
     with Lines(folder) as lines:
         rows = {sample.annotation: put(lines, sample) for sample in samples}
-        write_dataset(folder, lines, State(options=options, rows=rows), Settled(splits, {}))
+        state = State({samples[0].project: source}, options=options, rows=rows)
+        write_dataset(folder, lines, state, Settled(splits, {}))
     return folder
 
 

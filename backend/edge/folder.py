@@ -23,9 +23,12 @@ MANIFEST = "manifest.json"
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep a second sync away; the lock is on the folder itself and ends with the process.
+def locked(folder: Path, by: str = "sync") -> Iterator[None]:
+    """Keep a second one away; the lock is on the folder itself and ends with the process.
 
+    Args:
+        folder: Made if missing.
+        by: What it is locked by, in a word.
     Raises:
         SetupError: The folder cannot be made, or another process has it.
     """
@@ -40,7 +43,7 @@ def locked(folder: Path) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as error:
-        raise SetupError(f"Another sync is writing to {folder}.", hint="Wait until it has ended.") from error
+        raise SetupError(f"Another {by} is writing to {folder}.", hint="Wait until it has ended.") from error
     finally:
         os.close(handle)
 
@@ -67,10 +70,18 @@ def manifest_of(folder: Path) -> dict[str, Any] | None:
 
 def is_intact(folder: Path, manifest: Mapping[str, Any]) -> bool:
     """Tell whether the files are all as the manifest says."""
-    try:
-        return all(_sha256(folder / name) == entry["sha256"] for name, entry in manifest["files"].items())
-    except OSError:
-        return False
+    return damaged(folder, manifest) is None
+
+
+def damaged(folder: Path, manifest: Mapping[str, Any]) -> str | None:
+    """Name the first file that is not as the manifest says; None where all are."""
+    for name, entry in manifest["files"].items():
+        try:
+            if sha256_of(folder / name) != entry["sha256"]:
+                return str(name)
+        except OSError:
+            return str(name)
+    return None
 
 
 def lines_of(folder: Path, name: str) -> Iterator[dict[str, Any]]:
@@ -308,16 +319,21 @@ def _failed(folder: Path, done: str, error: OSError) -> ServiceError:
 
 
 def _is(path: Path, aside: Aside) -> bool:
-    return path.is_file() and path.stat().st_size == aside.size_bytes and _sha256(path) == aside.sha256
+    return path.is_file() and path.stat().st_size == aside.size_bytes and sha256_of(path) == aside.sha256
 
 
 def _put(part: Path, path: Path) -> None:
-    _on_disk(part)
+    on_disk(part)
     part.replace(path)
-    _on_disk(path.parent)  # the rename itself
+    on_disk(path.parent)  # the rename itself
 
 
-def _on_disk(path: Path) -> None:
+def on_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would outlive a power cut.
+
+    Raises:
+        OSError: The disk failed.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -325,6 +341,11 @@ def _on_disk(path: Path) -> None:
         os.close(handle)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Hash a file, in hex.
+
+    Raises:
+        OSError: It cannot be read.
+    """
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,17 +1,20 @@
-"""Rows as files: JSONL, JSONL under zstd, Parquet; written one by one, in memory that stays the same.
+"""Rows as files: JSONL, JSONL under zstd, Parquet; written and read one by one, in constant memory.
 
 The only file that imports pyarrow. The same rows always give the same bytes.
 """
 
 import tempfile
 from collections.abc import Callable, Iterator
-from io import RawIOBase
+from io import BufferedReader, RawIOBase
 from itertools import islice
+from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
 import orjson
 import pyarrow as pa
 import pyarrow.parquet
+
+from backend.errors import SetupError
 
 Row = dict[str, Any]
 
@@ -114,3 +117,30 @@ KINDS: tuple[Kind, ...] = (
     Kind("zstd", "jsonl.zst", Zstd),
     Kind("parquet", "parquet", Parquet),
 )
+
+
+def read(path: Path) -> Iterator[Row]:
+    """Read a file of rows as they were written: a key that Parquet made null is not there.
+
+    Raises:
+        SetupError: It cannot be read.
+    """
+    try:
+        if path.suffix == ".parquet":
+            with pa.parquet.ParquetFile(path) as table:
+                for batch in table.iter_batches(_BATCH):
+                    yield from map(_without_null, batch.to_pylist())
+            return
+        with path.open("rb") as below:
+            plain = (
+                BufferedReader(pa.CompressedInputStream(below, "zstd")) if path.suffix == ".zst" else below
+            )
+            yield from map(orjson.loads, plain)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise SetupError(f"{path} cannot be read: {error}.", hint="Run the sync again.") from error
+
+
+def _without_null(part: Any) -> Any:
+    if isinstance(part, dict):
+        return {key: _without_null(value) for key, value in part.items() if value is not None}
+    return [_without_null(entry) for entry in part] if isinstance(part, list) else part

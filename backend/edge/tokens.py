@@ -1,4 +1,4 @@
-"""The length of a conversation for a model: its chat template and its tokenizer, read from a folder.
+"""A conversation as a model's tokens: its chat template and its tokenizer, read from a folder.
 
 The only file that imports tokenizers. Renders as Transformers does, without Transformers.
 """
@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from jinja2 import TemplateError
 from jinja2.ext import loopcontrols
@@ -17,8 +17,16 @@ from tokenizers import Tokenizer
 from backend.errors import SetupError, TaskError
 
 
+class Encoded(NamedTuple):
+    """A conversation as tokens: what is asked, as it is served; the answer and what ends it; what follows."""
+
+    prompt: list[int]
+    answer: list[int]
+    tail: list[int]
+
+
 class Tokens:
-    """Counts the tokens of conversations for one model."""
+    """Counts and gives the tokens of conversations for one model."""
 
     def __init__(self, folder: Path) -> None:
         """Read a model's folder: tokenizer.json, and its chat template.
@@ -49,18 +57,47 @@ class Tokens:
         Raises:
             TaskError: The chat template does not take these messages.
         """
+        return len(self._ids(self._text(messages, tools)))
+
+    def encode(self, messages: Sequence[Mapping[str, Any]]) -> Encoded:
+        """Give a whole conversation as it is served: the prompt ends where the model begins to write.
+
+        An empty think block belongs to the prompt where the template puts it there.
+
+        Raises:
+            TaskError: The chat template does not take these messages, or writes the question in another way
+                once it is answered.
+        """
+        whole = self._text(messages, ())
+        prompt = self._text(messages[:-1], (), add_generation_prompt=True)
+        if not whole.startswith(prompt):
+            raise TaskError("The chat template writes the question otherwise once it is answered.")
+        rest = whole[len(prompt) :]
+        answer = rest.rstrip()
+        return Encoded(self._ids(prompt), self._ids(answer), self._ids(rest[len(answer) :]))
+
+    def _text(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = False,
+    ) -> str:
         try:
-            text = self._template.render(
+            return self._template.render(
                 messages=messages,
                 tools=tools or None,
-                add_generation_prompt=False,
+                add_generation_prompt=add_generation_prompt,
                 enable_thinking=False,
                 bos_token="",
                 eos_token="",
             )
         except (TemplateError, TypeError) as error:
             raise TaskError(f"The chat template refuses the conversation: {str(error)[:200]}.") from error
-        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _ids(self, text: str) -> list[int]:
+        found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return found
 
 
 def _template(folder: Path) -> str:
