@@ -4,6 +4,7 @@ import atexit
 import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from threading import Thread
 from typing import Any
 
@@ -14,6 +15,7 @@ from backend.answers import Answers
 from backend.core.execution import MIB, Limits
 from backend.core.labelling import Task, compile_labelling
 from backend.core.prompting import Model
+from backend.edge.adapters import Adapters
 from backend.edge.artifacts import Artifacts
 from backend.edge.cache import SqliteCache
 from backend.edge.cases import Cases
@@ -77,10 +79,10 @@ def make_server(settings: Settings) -> Server:
     if settings.backend.viewer_user and not settings.backend.viewer_password.get_secret_value():
         raise SetupError("BACKEND_VIEWER_USER has no password.", hint="Set BACKEND_VIEWER_PASSWORD.")
     log_as_json(settings.backend.log_level)
-    model, metrics = make_model(settings.model), Metrics()
+    model, metrics = make_model(settings.model, make_adapters(settings.store)), Metrics()
     artifacts = Artifacts(settings.store.artifacts_url)
     execution = make_execution(settings.execution, artifacts)
-    drafter = _drafter(
+    drafter = make_drafter(
         metrics.metered(model),
         settings.model,
         make_cache(settings.store),
@@ -108,7 +110,7 @@ def make_server(settings: Settings) -> Server:
         answers=answers,
         user=settings.backend.user,
         password=settings.backend.password.get_secret_value(),
-        probe=model.probe,
+        probe=partial(check_ready, model, ledger),
         metrics=metrics,
         check_served=model.check_served,
         artifacts=artifacts,
@@ -116,7 +118,7 @@ def make_server(settings: Settings) -> Server:
         viewer_password=settings.backend.viewer_password.get_secret_value(),
     )
     # Behind the start: the model may come up later than we do, and health must answer meanwhile.
-    Thread(target=_warn_unless_ready, args=[model], daemon=True, name="probe").start()
+    Thread(target=_warn_unless_ready, args=[model, ledger], daemon=True, name="probe").start()
     if execution is not None and any(cases.get(name).labelling.program for name in cases.names()):
         # The version of a code case says what is installed in the sandbox, and Label Studio gives /setup 3 s:
         # so it is started before anybody asks, unless that takes very long.
@@ -232,34 +234,36 @@ def make_publisher(settings: Settings, artifacts: Artifacts, label_studio: Label
     return Publisher(artifacts, uploads, str(settings.backend.public_url))
 
 
-def make_drafter(
-    settings: ModelSettings,
-    cache: Cache | None = None,
-    neighbours: Neighbours | None = None,
-    execution: Execution | None = None,
-) -> Drafter:
-    """Make the drafter that talks to the configured model."""
-    return _drafter(make_model(settings), settings, cache, neighbours, execution)
+def make_adapters(settings: StoreSettings) -> Adapters:
+    """Give the registry of adapters; nothing is made yet."""
+    return Adapters(settings.adapters_dir)
 
 
-def make_model(settings: ModelSettings) -> VllmModel:
-    """Make the client of the configured model; nothing is sent yet."""
+def make_model(settings: ModelSettings, adapters: Adapters) -> VllmModel:
+    """Make the client of the configured model; nothing is sent yet.
+
+    Args:
+        settings: Where and what it is.
+        adapters: Those that a server without them is handed.
+    """
     return VllmModel(
         str(settings.url),
         settings.name,
         api_key=settings.api_key.get_secret_value(),
         connections=settings.concurrency,
         context_tokens=settings.context_tokens,
+        find_adapter=adapters.find,
     )
 
 
-def _drafter(
+def make_drafter(
     model: Model,
     settings: ModelSettings,
-    cache: Cache | None,
+    cache: Cache | None = None,
     neighbours: Neighbours | None = None,
     execution: Execution | None = None,
 ) -> Drafter:
+    """Make the drafter that asks a model as the settings say."""
     return Drafter(
         model,
         profile=settings.profile,
@@ -274,9 +278,21 @@ def _drafter(
     )
 
 
-def _warn_unless_ready(model: VllmModel) -> None:
+def check_ready(model: VllmModel, ledger: Ledger) -> None:
+    """Check that the model can draft, and hand a server that was restarted its adapters again.
+
+    Raises:
+        ServiceError: The server or the ledger does not answer.
+        SetupError: It cannot draft, or does not take an adapter.
+    """
+    model.probe()
+    for name in {promoted.model for promoted in ledger.all_promoted().values()}:
+        model.check_served(name)
+
+
+def _warn_unless_ready(model: VllmModel, ledger: Ledger) -> None:
     try:
-        model.probe()
+        check_ready(model, ledger)
     except DraftloopError as error:
         _log.warning("the model cannot draft yet", model=model.name, error=error.message, hint=error.hint)
 

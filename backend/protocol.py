@@ -25,7 +25,7 @@ from werkzeug.exceptions import HTTPException
 from backend.answers import Answers
 from backend.core.controls import Region
 from backend.core.labelling import Task, Value
-from backend.core.prompting import NO_OVERRIDES, Case, Overrides, Refinement, parse_extra_params
+from backend.core.prompting import NO_OVERRIDES, Case, Overrides, Promoted, Refinement, parse_extra_params
 from backend.edge.metrics import Metrics
 from backend.errors import DraftloopError, ServiceError, SetupError, TaskError, where
 from backend.pages import Artifacts, Pages
@@ -55,6 +55,10 @@ class Memory(Protocol):
 
     def setup_of(self, project: int) -> dict[str, Any]:
         """Give what `/setup` said about a project."""
+        ...
+
+    def promoted(self, project: int) -> Promoted | None:
+        """Give the adapter that drafts for a project, if one was promoted."""
         ...
 
     def remember_version(self, project: int, version: str, manifest: dict[str, Any]) -> None:
@@ -140,7 +144,7 @@ class Server:
         xml = body.get("schema")
         if not isinstance(xml, str):
             raise SetupError("/setup without a labelling config.", hint="Send it as `schema`.")
-        case = self.cases.find(xml, wanted, overrides)
+        case = self.cases.find(xml, wanted, overrides.served_by(self.memory.promoted(project)))
         if overrides.model and self.check_served is not None:
             try:
                 self.check_served(overrides.model)
@@ -218,7 +222,8 @@ class Server:
         """Draft every task; exactly one item per task, in order, whatever fails inside."""
         started = time.monotonic()
         try:
-            case = self.cases.find(xml, *parse_extra_params(self.memory.setup_of(project)))
+            wanted, overrides = parse_extra_params(self.memory.setup_of(project))
+            case = self.cases.find(xml, wanted, overrides.served_by(self.memory.promoted(project)))
         except DraftloopError as error:
             # Label Studio shows no error of /predict and stores nothing: the log is the place to say it.
             _log.error("cannot draft", project=project, tasks=len(tasks), error=str(error))

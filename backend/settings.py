@@ -107,6 +107,10 @@ class StoreSettings(BaseSettings):
         "`s3://bucket/prefix`.",
     )
     cases_dir: Path = Field(ROOT / "label_config", description="Folder with one folder per case.")
+    adapters_dir: Path = Field(
+        Path("draftloop-adapters"),
+        description="Registry of adapters, which scripts/promote makes; vLLM reads it at the same path.",
+    )
 
 
 class ExecutionSettings(BaseSettings):

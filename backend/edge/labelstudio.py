@@ -329,6 +329,7 @@ class LabelStudio:
         since: str | None = None,
         lacking: str | None = None,
         status: str | None = None,
+        unbegun: bool = False,
         full: bool = False,
     ) -> Iterator[dict[str, Json]]:
         """List tasks by rising id, page by page; memory holds one page.
@@ -338,13 +339,12 @@ class LabelStudio:
             since: Only tasks changed after this moment, in the form of Label Studio's `updated_at`.
             lacking: Only tasks without a prediction of this model version.
             status: Only tasks whose `draft_status` holds these words.
+            unbegun: Only tasks that no human has begun: no annotation, none skipped, no saved draft of one.
             full: With annotations and predictions, results included; else id, data and times.
         """
-        filters = []
+        filters = _chosen(lacking, unbegun=unbegun)
         if since is not None:
             filters.append(_filter("updated_at", "greater", "Datetime", since))
-        if lacking is not None:
-            filters.append(_lacking(lacking))
         if status is not None:
             filters.append(_filter("data.draft_status", "contains", "String", status))
         return self._pages(project, filters, _FULL if full else _BRIEF)
@@ -363,9 +363,9 @@ class LabelStudio:
             if task["id"] in ids:
                 yield task
 
-    def count_tasks(self, project: Project, *, lacking: str | None = None) -> int:
-        """Count a project's tasks, or those without a prediction of this model version; one request."""
-        return self._total(project, [] if lacking is None else [_lacking(lacking)])
+    def count_tasks(self, project: Project, *, lacking: str | None = None, unbegun: bool = False) -> int:
+        """Count a project's tasks, or those that `tasks` lists so; one request."""
+        return self._total(project, _chosen(lacking, unbegun=unbegun))
 
     def count_annotated(self, project: Project) -> int:
         """Count the tasks that have an annotation, submitted or skipped; one request."""
@@ -700,12 +700,22 @@ def _filter(column: str, operator: str, kind: str, value: Json) -> dict[str, Jso
 _SUBMITTED = _filter("total_annotations", "greater", "Number", 0)
 _NOT_SUBMITTED = _filter("total_annotations", "equal", "Number", 0)
 _SKIPPED = _filter("cancelled_annotations", "greater", "Number", 0)
+_UNBEGUN = (
+    _NOT_SUBMITTED,
+    _filter("cancelled_annotations", "equal", "Number", 0),
+    _filter("draft_exists", "equal", "Boolean", value=False),  # of any user
+)
 _BRIEF = {"include": "id,data,created_at,updated_at"}
 _FULL = {"fields": "all"}
 
 
 def _lacking(version: str) -> dict[str, Json]:
     return _filter("predictions_model_versions", "not_contains", "List", [version])
+
+
+def _chosen(lacking: str | None, *, unbegun: bool) -> list[dict[str, Json]]:
+    chosen = [] if lacking is None else [_lacking(lacking)]
+    return [*chosen, *_UNBEGUN] if unbegun else chosen
 
 
 def _tab_filters(title: str, *, shows_status: bool) -> list[dict[str, Json]]:

@@ -1,7 +1,8 @@
 """The ledger: the one home of state that must outlive a process and be shared by workers.
 
 SQLite in WAL mode. Holds what `/setup` said about each project (Label Studio does not repeat it with
-`/predict`), what each version stands for, what came of each task, and who is drafting which task.
+`/predict`), which adapter drafts for it, what each version stands for, what came of each task, and who is
+drafting which task.
 """
 
 import json
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from backend.core.prompting import Promoted
 from backend.errors import ServiceError, SetupError
 
 _SCHEMA = """
@@ -28,7 +30,14 @@ CREATE TABLE IF NOT EXISTS drafts (project INTEGER NOT NULL, task INTEGER NOT NU
     drafted TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY (task, project, version));
 CREATE TABLE IF NOT EXISTS claims (task INTEGER NOT NULL, version TEXT NOT NULL, project INTEGER NOT NULL,
     owner TEXT NOT NULL, until REAL NOT NULL, late INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (task, version));
+CREATE TABLE IF NOT EXISTS promotions (id INTEGER PRIMARY KEY, project INTEGER NOT NULL, model TEXT NOT NULL,
+    profile TEXT NOT NULL, promoted TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, ended TEXT);
 """
+
+# Those that hold are a pile: the last one drafts, and what a roll-back takes off shows the one below.
+_ACTIVE = (
+    "SELECT id, model, profile FROM promotions WHERE project = ? AND ended IS NULL ORDER BY id DESC LIMIT 1"
+)
 
 
 class KeptVersion(NamedTuple):
@@ -100,6 +109,49 @@ class Ledger:
             ).fetchone()
         found: dict[str, Any] = json.loads(row[0]) if row else {}
         return found
+
+    def promoted(self, project: int) -> Promoted | None:
+        """Give the adapter that drafts for a project; None where it is the configured model."""
+        with self._connection() as connection:
+            row = connection.execute(_ACTIVE, (project,)).fetchone()
+        return Promoted(*row[1:]) if row else None
+
+    def all_promoted(self) -> dict[int, Promoted]:
+        """Give the adapter of every project that has one."""
+        with self._connection() as connection:
+            rows = connection.execute(
+                "SELECT DISTINCT project FROM promotions WHERE ended IS NULL"
+            ).fetchall()
+        found = {project: self.promoted(project) for (project,) in rows}
+        return {project: promoted for project, promoted in found.items() if promoted is not None}
+
+    def promote(self, project: int, promoted: Promoted) -> None:
+        """Have an adapter draft for a project from the next request on, in every process."""
+        with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            row = connection.execute(_ACTIVE, (project,)).fetchone()
+            if row is None or Promoted(*row[1:]) != promoted:
+                connection.execute(
+                    "INSERT INTO promotions (project, model, profile) VALUES (?, ?, ?)", (project, *promoted)
+                )
+
+    def roll_back(self, project: int) -> tuple[Promoted, Promoted | None]:
+        """Take a project's last promotion back; gives what drafted, and what drafts now.
+
+        Raises:
+            SetupError: It has none.
+        """
+        with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            row = connection.execute(_ACTIVE, (project,)).fetchone()
+            if row is None:
+                raise SetupError(
+                    f"Project {project} has no promoted version: there is nothing to roll back.",
+                    hint="LEDGER_URL must be the backend's.",
+                )
+            connection.execute("UPDATE promotions SET ended = CURRENT_TIMESTAMP WHERE id = ?", (row[0],))
+            below = connection.execute(_ACTIVE, (project,)).fetchone()
+        return Promoted(*row[1:]), Promoted(*below[1:]) if below else None
 
     def remember_version(self, project: int, version: str, manifest: dict[str, Any]) -> None:
         """Keep what a version stands for, and that the project used it."""

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,15 @@ from hypothesis import strategies as st
 
 from backend.answers import Answers
 from backend.app import log_as_json
+from backend.core.prompting import Promoted
+from backend.edge.adapters import Adapters
 from backend.edge.cases import Cases
 from backend.edge.ledger import Ledger
 from backend.edge.metrics import Metrics
 from backend.edge.vllm import VllmModel
 from backend.predict import Drafter
 from backend.protocol import Server
+from tests.adapters import run_of
 from tests.fake_board import FakeBoard
 from tests.fake_vllm import FakeVllm, fake_vllm
 
@@ -45,7 +49,7 @@ def fake() -> Iterator[FakeVllm]:
 
 
 def serve(fake: FakeVllm, folder: Path, board: FakeBoard | None = None) -> Iterator[Server]:
-    with VllmModel(fake.url, fake.name) as model:
+    with VllmModel(fake.url, fake.name, find_adapter=Adapters(folder / "registry").find) as model:
         metrics = Metrics()
         drafter = Drafter(metrics.metered(model), profile="compact", temperature=0, concurrency=16)
         ledger = Ledger(f"sqlite:///{folder}/ledger.sqlite3")
@@ -136,11 +140,40 @@ def test_setup_and_predictions_carry_the_same_version(client: FlaskClient, extra
     assert client.get("/versions?project=7").get_json() == {"versions": [version]}
 
 
+def test_every_worker_drafts_with_a_projects_adapter_from_its_promotion_until_its_roll_back(
+    fake: FakeVllm, tmp_path: Path
+) -> None:
+    fake.max_lora_rank = 16
+    adapter = Adapters(tmp_path / "registry").register(run_of(tmp_path / "run"), fake.name)
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3")
+
+    def versions(client: FlaskClient, number: int) -> set[str]:
+        stated = {setup(client, {"case": "sentiment"}, project="7.1").get_json()["model_version"]}
+        return stated | {result["model_version"] for result in predict(client, [task(number)], project="7.1")}
+
+    with contextmanager(serve)(fake, tmp_path) as one, contextmanager(serve)(fake, tmp_path) as other:
+        workers = [logged_in(one), logged_in(other)]
+        (before,) = versions(workers[0], 1) | versions(workers[1], 2)
+        ledger.promote(7, Promoted(adapter.name, "full"))
+        (after,) = versions(workers[0], 3) | versions(workers[1], 4)
+        assert after.rpartition("-")[0] == adapter.name
+        assert before.rpartition("-")[0] == fake.name
+        assert fake.asked[-1]["model"] == adapter.name
+        assert "JSON Schema" in fake.asked[-1]["messages"][0]["content"]  # in the adapter's profile
+        elsewhere = setup(workers[0], {"case": "sentiment"}, project="8.1").get_json()["model_version"]
+        assert elsewhere == before
+        fake.restart()
+        assert versions(workers[1], 5) == {after}
+        assert fake.handed == 2
+        ledger.roll_back(7)
+        assert versions(workers[0], 6) | versions(workers[1], 7) == {before}
+
+
 @pytest.mark.parametrize("extra", [{"temperature": 0.9, "model": "big"}, '{"instruction": "判断语气。"}'])
 def test_extra_params_make_a_projects_own_version_and_its_prompt(
     client: FlaskClient, fake: FakeVllm, extra: Any
 ) -> None:
-    fake.adapters = ("big",)
+    fake.adapters = ["big"]
     plain = setup(client, {"case": "sentiment"}, project="8.1").get_json()["model_version"]
     version = setup(client, extra).get_json()["model_version"]
     assert version != plain
