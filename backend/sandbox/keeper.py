@@ -259,7 +259,9 @@ class _Run:
         if not any(Path(real).is_relative_to(root) for root in self._place.inputs):
             raise TaskError(
                 f"Input {name!r} at {path} is not under an input folder of the sandbox.",
-                hint=f"It reads {', '.join(self._place.inputs) or 'none'}.",
+                hint=f"It reads {', '.join(self._place.inputs)}."
+                if self._place.inputs
+                else "It was started without one: INPUT_ROOT must be there before the backend starts.",
             )
         try:
             kind = os.stat(real)
@@ -476,7 +478,8 @@ def _renumber(standard: tuple[int, int, int], setup: int) -> int:
 
 
 def _name(job: Job, number: int) -> str:
-    return f"script{number if len(job.scripts) > 1 else ''}{SUFFIXES[job.scripts[number - 1].language]}"
+    # What follows a script does not change its name: tracebacks and warnings hold it.
+    return f"script{number if number > 1 else ''}{SUFFIXES[job.scripts[number - 1].language]}"
 
 
 def _judge(step: Step, name: str, limits: Limits) -> _End:

@@ -66,7 +66,7 @@ def test_a_chain_ends_at_its_first_failure(place: Field) -> None:
     job = Job((Script("exit 3", "shell"), Script("print('never')")))
     attempt = place.run_job(job)
     assert attempt.outcome == "failed"
-    assert attempt.reason == "script1.sh ended with exit status 3."
+    assert attempt.reason == "script.sh ended with exit status 3."
     assert len(attempt.steps) == 1
 
 
@@ -276,10 +276,16 @@ def test_it_runs_nothing_where_it_cannot_contain_it(layer: Layer) -> None:
         "landlock": "code could read another file",
         "seccomp": "open a unix socket",
         "rlimits": "exceed resource limit",
-        "pool-uid": "may not become another user",
+        "pool-uid": "cannot give runs to other users: the layer was left out",
     }
     with pytest.raises(SetupError, match=words[layer]), started("root", without=[layer]):
         pass
+
+
+def test_what_the_system_denies_at_the_start_is_told_in_words() -> None:
+    python = python_of_sandbox()
+    with fresh_home(None) as home, pytest.raises(SetupError, match="could not start: AF_UNIX path too long"):
+        SandboxProcess(python, home / ("d" * 120))
 
 
 def test_an_environment_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -1,9 +1,7 @@
 """What a prediction was made with can be looked up later, from the ledger alone."""
 
 import json
-import os
-import subprocess
-import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from backend.edge.vllm import VllmModel
 from backend.predict import Drafter
 from scripts.servers import ROOT
 from tests.fake_vllm import fake_vllm
+from tests.verbs import run_here
 
 CASES = Cases(ROOT / "label_config")
 CASE = CASES.get("complaint")
@@ -25,10 +24,7 @@ WARM = CASES.find(CASES.config("complaint"), "complaint", Overrides("只摘录�
 
 
 def versions(ledger: str, *arguments: object) -> tuple[int, str, str]:
-    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "LEDGER_URL": ledger}
-    command = [sys.executable, "-P", "-m", "scripts.versions", *map(str, arguments)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
-    return done.returncode, done.stdout, done.stderr
+    return run_here({"LEDGER_URL": ledger}, "versions", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +118,17 @@ def test_a_wrong_ledger_is_told_and_not_made(tmp_path: Path) -> None:
     assert "There is no ledger at" in err
     assert "LEDGER_URL" in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_does_not_end_a_program_that_has_threads_of_its_own(tmp_path: Path) -> None:
+    ends = threading.Event()
+    waiting = threading.Thread(target=ends.wait, daemon=False)
+    waiting.start()
+    try:
+        assert versions(f"sqlite:///{tmp_path}/nowhere.sqlite3")[0] == 1
+    finally:
+        ends.set()
+        waiting.join()
 
 
 def test_help_shows_examples() -> None:
