@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -28,12 +29,20 @@ from backend.edge.sandbox import LastingSandbox, SandboxProcess, fresh_folder, i
 from backend.edge.uploads import Uploads
 from backend.edge.vllm import VllmModel
 from backend.errors import DraftloopError, SetupError
+from backend.jobs import Jobs, starter
 from backend.predict import Cache, Drafter, Neighbours
 from backend.protocol import Server
 from backend.publish import Publisher
 from backend.reruns import Reruns
 from backend.runner import Execution, Runner, Store
-from backend.settings import ExecutionSettings, LabelStudioSettings, ModelSettings, Settings, StoreSettings
+from backend.settings import (
+    ROOT,
+    ExecutionSettings,
+    LabelStudioSettings,
+    ModelSettings,
+    Settings,
+    StoreSettings,
+)
 
 _log = structlog.get_logger("backend")
 _WARM_S = 15.0
@@ -115,6 +124,7 @@ def make_server(settings: Settings) -> Server:
         metrics=metrics,
         check_served=model.check_served,
         artifacts=artifacts,
+        jobs=make_jobs(settings, ledger),
         viewer_user=settings.backend.viewer_user,
         viewer_password=settings.backend.viewer_password.get_secret_value(),
     )
@@ -189,7 +199,7 @@ def make_execution(settings: ExecutionSettings, store: Store) -> Execution | Non
     """
     if settings.execution == "off":
         return None
-    jobs = _jobs(settings)
+    jobs = _at_once(settings)
 
     def start() -> SandboxProcess:
         python = settings.sandbox_python or installed_python("sandbox")
@@ -231,7 +241,7 @@ def make_reruns(settings: Settings) -> Reruns:
     """
     artifacts = Artifacts(settings.store.artifacts_url)
     execution = make_execution(settings.execution, artifacts)
-    return Reruns(artifacts, execution.runner if execution else None, _jobs(settings.execution))
+    return Reruns(artifacts, execution.runner if execution else None, _at_once(settings.execution))
 
 
 def make_publisher(settings: Settings, artifacts: Artifacts, label_studio: LabelStudio | None) -> Publisher:
@@ -246,13 +256,46 @@ def make_publisher(settings: Settings, artifacts: Artifacts, label_studio: Label
     return Publisher(artifacts, uploads, str(settings.backend.public_url))
 
 
+def _at_once(settings: ExecutionSettings) -> int:
+    return settings.execution_jobs or os.cpu_count() or 1
+
+
 def make_adapters(settings: StoreSettings) -> Adapters:
     """Give the registry of adapters; nothing is made yet."""
     return Adapters(settings.adapters_dir)
 
 
-def _jobs(settings: ExecutionSettings) -> int:
-    return settings.execution_jobs or os.cpu_count() or 1
+def make_jobs(settings: Settings, ledger: Ledger) -> Jobs:
+    """Make what starts training jobs.
+
+    Raises:
+        SetupError: They are to start by themselves, and cannot go well.
+    """
+    if settings.flywheel.after:
+        trained_model(settings)
+    return Jobs(
+        ledger,
+        starter([str(ROOT / "scripts" / "retrain")]),
+        after=settings.flywheel.after,
+        check=partial(trained_model, settings),
+    )
+
+
+def trained_model(settings: Settings) -> Path:
+    """Give the folder of the model that jobs train on.
+
+    Raises:
+        SetupError: It is not there, or jobs may not read Label Studio.
+    """
+    base = settings.flywheel.base or ROOT / "models" / settings.model.name
+    if not (base / "config.json").is_file():
+        raise SetupError(
+            f"There is no model to train on in {base}.",
+            hint="Set FLYWHEEL_BASE to the folder of the model that vLLM serves.",
+        )
+    if not settings.label_studio.api_key.get_secret_value():
+        raise SetupError("LABEL_STUDIO_API_KEY is not set.", hint="Training reads what humans submitted.")
+    return base
 
 
 def make_model(settings: ModelSettings, adapters: Adapters) -> VllmModel:

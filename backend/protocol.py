@@ -1,4 +1,4 @@
-"""Label Studio's wire protocol on Flask: health, setup, predict, webhook, versions, metrics.
+"""Label Studio's wire protocol on Flask: health, setup, predict, webhook, versions, jobs, metrics.
 
 Knows JSON bodies, status codes and basic auth, that of `pages` too. Does not know how a draft is made.
 What Label Studio does with each answer decides its form: exactly N items for N tasks, an item without
@@ -28,6 +28,7 @@ from backend.core.labelling import Task, Value
 from backend.core.prompting import NO_OVERRIDES, Case, Overrides, Promoted, Refinement, parse_extra_params
 from backend.edge.metrics import Metrics
 from backend.errors import DraftloopError, ServiceError, SetupError, TaskError, where
+from backend.jobs import Jobs
 from backend.pages import Artifacts, Pages
 from backend.predict import Drafter
 from backend.runner import told
@@ -108,6 +109,8 @@ class Server:
     check_served: Callable[[str], None] | None = None
     # Runs and their files; None where there are none to open.
     artifacts: Artifacts | None = None
+    # What trains; None where nothing does.
+    jobs: Jobs | None = None
     # A second login, for annotators: it opens runs and files alone.
     viewer_user: str = ""
     viewer_password: str = ""
@@ -128,6 +131,7 @@ class Server:
         app.add_url_rule("/predict", "predict", self._predict, methods=["POST"])
         app.add_url_rule("/webhook", "webhook", self._webhook, methods=["POST"])
         app.add_url_rule("/versions", "versions", self._versions)
+        app.add_url_rule("/jobs", "jobs", self._jobs)
         app.add_url_rule("/metrics", "metrics", self._metrics)
         if self.artifacts is not None:
             Pages(self.artifacts).add_to(app)
@@ -209,9 +213,23 @@ class Server:
 
     def _webhook(self) -> Response:
         body = _body()
+        action, project, annotations = _event(body)
         # A hint only: what was corrected is read by sync, with `updated_at` as the truth.
-        _log.info("webhook", action=str(body.get("action"))[:40])
+        _log.info("webhook", action=action, project=project)
+        if self.jobs is not None and action == "START_TRAINING":
+            try:
+                job, new = self.jobs.ask(project, annotations)
+            except SetupError as error:
+                _log.error("not trained", project=project, error=error.message, hint=error.hint)
+                raise
+            return jsonify(status="started" if new else "running", id=job.id)
+        if self.jobs is not None and action.startswith("ANNOTATION"):
+            self.jobs.note(project, annotations)
         return jsonify(status="noted")
+
+    def _jobs(self) -> Response:
+        jobs = self.jobs.listed(request.args.get("project", type=_id)) if self.jobs else []
+        return jsonify(jobs=jobs)
 
     def _versions(self) -> Response:
         return jsonify(versions=self.memory.versions(request.args.get("project", type=_id)))
@@ -341,6 +359,17 @@ def _project(body: dict[str, Any]) -> int:
     """Read the project's id from "<id>.<created>"; 0 where there is none, as in a test call."""
     head = str(body.get("project") or "").split(".")[0]
     return int(head) if head.isascii() and head.isdigit() and len(head) < 15 else 0
+
+
+def _event(body: dict[str, Any]) -> tuple[str, int, int]:
+    """Read a webhook's action, the id of its project, and how many annotations that has; 0 where unsaid."""
+    told = body.get("project")
+    project, annotations = _project(body), 0
+    if isinstance(told, dict):
+        project = told["id"] if _is_id(told.get("id")) else 0
+        count = told.get("total_annotations_number")
+        annotations = count if _is_id(count) else 0
+    return str(body.get("action"))[:40], project, annotations
 
 
 def _context(body: dict[str, Any]) -> list[Region]:

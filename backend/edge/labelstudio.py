@@ -55,7 +55,10 @@ _HOW_TO_LOG_IN = (
 
 @dataclass(frozen=True)
 class Project:
-    """A project of Label Studio. `extra_params` is what the connection to its backend says besides."""
+    """A project of Label Studio. `extra_params` is what the connection to its backend says besides.
+
+    annotations  how many were submitted
+    """
 
     id: int
     title: str
@@ -63,6 +66,7 @@ class Project:
     label_config: str
     model_version: str
     extra_params: Fields = field(default_factory=dict)
+    annotations: int = 0
 
     @property
     def case(self) -> str | None:
@@ -132,6 +136,7 @@ class LabelStudio:
             label_config=found["label_config"],
             model_version=found["model_version"] or "",
             extra_params=_extra_params(self._get("ML backends", "api/ml/", {"project": project_id})),
+            annotations=found.get("total_annotations_number") or 0,
         )
 
     def find_project(self, title: str) -> Project | None:

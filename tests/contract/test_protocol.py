@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,9 +22,10 @@ from backend.app import log_as_json
 from backend.core.prompting import Promoted
 from backend.edge.adapters import Adapters
 from backend.edge.cases import Cases
-from backend.edge.ledger import Ledger
+from backend.edge.ledger import Job, Ledger
 from backend.edge.metrics import Metrics
 from backend.edge.vllm import VllmModel
+from backend.jobs import Jobs
 from backend.predict import Drafter
 from backend.protocol import Server
 from tests.adapters import run_of
@@ -113,6 +115,7 @@ def test_health_and_readiness_need_no_password_and_everything_else_does(client: 
         ("post", "/predict"),
         ("post", "/webhook"),
         ("get", "/versions"),
+        ("get", "/jobs"),
         ("get", "/metrics"),
     ]
     for method, path in calls:
@@ -354,6 +357,41 @@ def test_an_unknown_tag_is_refused_at_setup_and_answered_n_times_at_predict(clie
 @pytest.mark.parametrize("action", ["START_TRAINING", "ANNOTATION_CREATED", "ANNOTATIONS_DELETED"])
 def test_webhooks_are_noted(client: FlaskClient, action: str) -> None:
     assert client.post("/webhook", json={"action": action, "project": {"id": 1}}).status_code == 200
+
+
+def test_the_button_and_enough_annotations_start_a_training_job_that_is_told(
+    server: Server, tmp_path: Path
+) -> None:
+    started: list[Job] = []
+
+    class Endless:
+        def wait(self) -> int:
+            threading.Event().wait(10)
+            return 0
+
+    def start(job: Job) -> Endless:
+        started.append(job)
+        return Endless()
+
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3")
+    client = logged_in(replace(server, jobs=Jobs(ledger, start, after=10)))
+    assert client.get("/jobs").get_json() == {"jobs": []}
+    project = {"id": 7, "title": "P", "total_annotations_number": 9}
+    event = {"action": "ANNOTATION_CREATED", "project": project}
+    assert client.post("/webhook", json=event).get_json() == {"status": "noted"}
+    assert client.get("/jobs").get_json() == {"jobs": []}
+    project["total_annotations_number"] = 10
+    client.post("/webhook", json=event)
+    (job,) = client.get("/jobs?project=7").get_json()["jobs"]
+    assert (job["project"], job["state"], job["why"]) == (7, "running", "10 new annotations")
+    pressed = {"action": "START_TRAINING", "project": project}
+    assert client.post("/webhook", json=pressed).get_json() == {"status": "running", "id": job["id"]}
+    refused = client.post("/webhook", json={**pressed, "project": {"id": 8}})
+    assert refused.status_code == 400
+    assert "A training job of project 7 goes on" in refused.get_json()["error"]
+    assert client.post("/webhook", json={"action": "START_TRAINING", "project": "7.17"}).status_code == 200
+    assert client.post("/webhook", json={"action": "START_TRAINING"}).status_code == 400
+    assert client.get("/jobs?project=8").get_json() == {"jobs": []}
 
 
 def test_alive_is_not_ready(client: FlaskClient, fake: FakeVllm) -> None:
