@@ -363,13 +363,12 @@ def _project(body: dict[str, Any]) -> int:
 
 def _event(body: dict[str, Any]) -> tuple[str, int, int]:
     """Read a webhook's action, the id of its project, and how many annotations that has; 0 where unsaid."""
-    told = body.get("project")
-    project, annotations = _project(body), 0
-    if isinstance(told, dict):
-        project = told["id"] if _is_id(told.get("id")) else 0
-        count = told.get("total_annotations_number")
-        annotations = count if _is_id(count) else 0
-    return str(body.get("action"))[:40], project, annotations
+    action, told = str(body.get("action"))[:40], body.get("project")
+    if not isinstance(told, dict):
+        return action, _project(body), 0
+    numbers: list[Any] = [told.get("id"), told.get("total_annotations_number")]
+    project, annotations = (int(number) if _is_id(number) else 0 for number in numbers)
+    return action, project, annotations
 
 
 def _context(body: dict[str, Any]) -> list[Region]:

@@ -37,7 +37,7 @@ def write(folder: Path, *, code: bool, files: str = "jsonl") -> Path:
 
 def of_truths(folder: Path, *cases: tuple[Case, Iterable[Generated]], project: int = 1) -> Path:
     """Write a dataset whose samples are all held out: what a human submitted for generated texts."""
-    samples = []
+    samples: list[Sample] = []
     for case, truths in cases:
         for truth in truths:
             number = len(samples) + 1

@@ -18,6 +18,7 @@ import httpx
 import orjson
 from label_studio_sdk import LabelStudio as Sdk
 
+from backend.core.labelling import STATUS_KEY
 from backend.edge.cases import Cases
 from models.corpus import generate
 from scripts import servers
@@ -98,7 +99,8 @@ class _Bench:
             self._verb("import_tasks", ["--project", str(project), str(file)])
 
         def sdk(project: int) -> None:
-            sent: list[Any] = [{"data": orjson.loads(line)} for line in file.read_bytes().splitlines()]
+            lines = file.read_bytes().splitlines()
+            sent: list[Any] = [{"data": {STATUS_KEY: "", **orjson.loads(line)}} for line in lines]
             self._sdk.projects.import_tasks(id=project, request=sent, return_task_ids=True)
 
         found: dict[str, float] = {}
