@@ -1,6 +1,6 @@
 """Sync what humans submitted, train an adapter on it, have it draft if it is surely better: one job.
 
-One job goes on at a time, whoever begins it: this verb, Label Studio's button "Start training", or the
+One job goes on at a time, whoever begins it: this verb, Label Studio's button "Start Training", or the
 backend after FLYWHEEL_AFTER new annotations. Until the adapter is promoted, what drafts now drafts on. A job
 that was stopped or killed is begun again with the same command, and goes on from its last checkpoint.
 

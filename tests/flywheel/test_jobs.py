@@ -32,7 +32,7 @@ def correct(stage: Stage) -> None:
 
 
 def press(stage: Stage) -> None:
-    """Press "Start training"."""
+    """Press "Start Training"."""
     (backend,) = stage.studio._get("ML backends", "api/ml/", {"project": stage.project.id})
     stage.studio.send("the button", "POST", f"api/ml/{backend['id']}/train", b"{}")
 
