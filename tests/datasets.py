@@ -2,21 +2,15 @@
 
 import os
 import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 
 from backend.core.corpus import Options, Settled
-from backend.core.dataset import Annotation, judge
 from backend.core.formats import FORMATS
-from backend.core.labelling import Task
-from backend.core.prompting import Case
-from backend.core.sample import Sample, Split, present
 from backend.edge.folder import Lines
 from backend.edge.tokens import Tokens
 from backend.records import State, put
 from backend.records import write as write_dataset
 from backend.sync import counted
-from models.corpus import Generated
 from scripts import servers
 from tests.conftest import installed
 from tests.samples import written_out
@@ -32,25 +26,6 @@ def write(folder: Path, *, code: bool, files: str = "jsonl") -> Path:
     with Lines(folder) as lines:
         rows = {sample.annotation: put(lines, sample) for sample in samples}
         write_dataset(folder, lines, State(options=options, rows=rows), Settled(splits, {}))
-    return folder
-
-
-def of_truths(folder: Path, *cases: tuple[Case, Iterable[Generated]], project: int = 1) -> Path:
-    """Write a dataset whose samples are all held out: what a human submitted for generated texts."""
-    samples: list[Sample] = []
-    for case, truths in cases:
-        for truth in truths:
-            number = len(samples) + 1
-            task = Task(number, {"text": truth.text})
-            regions = case.labelling.to_regions(present(truth.value), task).regions
-            sample = judge(Annotation(number, project, task, regions, cancelled=False), case)
-            assert isinstance(sample, Sample), sample
-            samples.append(sample)
-    folder.mkdir(parents=True)
-    splits: dict[int, Split] = {sample.annotation: "test" for sample in samples}
-    with Lines(folder) as lines:
-        rows = {sample.annotation: put(lines, sample) for sample in samples}
-        write_dataset(folder, lines, State(rows=rows), Settled(splits, {}))
     return folder
 
 

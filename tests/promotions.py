@@ -1,29 +1,54 @@
-"""A project that the base model drafts, its backend, and a dataset of held-out complaints."""
+"""What promotions are tried on: datasets that are all held out, and a project that the base model drafts."""
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
+from backend.core.corpus import Settled
+from backend.core.dataset import Annotation, judge
+from backend.core.labelling import Task
+from backend.core.prompting import Case
+from backend.core.sample import Sample, Split, present
 from backend.edge.adapters import Adapters
 from backend.edge.cases import Cases
+from backend.edge.folder import Lines
 from backend.edge.labelstudio import LabelStudio, Project
 from backend.edge.ledger import Ledger
-from models.corpus import generate
+from backend.records import State, put, write
+from models.corpus import Generated, generate
 from scripts import servers
 from tests.adapters import pointed_at
 from tests.conftest import BackendServer, LabelStudioServer, ModelServer, backend_server, backend_settings
-from tests.datasets import of_truths
 from tests.verbs import environment, run
 
 CASES = Cases(servers.ROOT / "label_config")
 COMPLAINT = CASES.get("complaint")
 TASKS = 6  # the first has an annotation, the second a saved draft of one
 HELD_OUT = 24
+
+
+def of_truths(folder: Path, *cases: tuple[Case, Iterable[Generated]], project: int = 1) -> Path:
+    """Write a dataset whose samples are all held out: what a human submitted for generated texts."""
+    samples: list[Sample] = []
+    for case, truths in cases:
+        for truth in truths:
+            number = len(samples) + 1
+            task = Task(number, {"text": truth.text})
+            regions = case.labelling.to_regions(present(truth.value), task).regions
+            sample = judge(Annotation(number, project, task, regions, cancelled=False), case)
+            assert isinstance(sample, Sample), sample
+            samples.append(sample)
+    folder.mkdir(parents=True)
+    splits: dict[int, Split] = {sample.annotation: "test" for sample in samples}
+    with Lines(folder) as lines:
+        rows = {sample.annotation: put(lines, sample) for sample in samples}
+        write(folder, lines, State(rows=rows), Settled(splits, {}))
+    return folder
 
 
 @dataclass

@@ -23,12 +23,12 @@ MANIFEST = "manifest.json"
 
 
 @contextmanager
-def locked(folder: Path, doing: str = "sync") -> Iterator[None]:
+def locked(folder: Path, by: str = "sync") -> Iterator[None]:
     """Keep a second one away; the lock is on the folder itself and ends with the process.
 
     Args:
-        folder: Made if there is none.
-        doing: What is done there, for messages.
+        folder: Made if missing.
+        by: What it is locked by, in a word.
     Raises:
         SetupError: The folder cannot be made, or another process has it.
     """
@@ -37,15 +37,13 @@ def locked(folder: Path, doing: str = "sync") -> Iterator[None]:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise SetupError(
-            f"{folder} cannot be used: {error.strerror}.", hint="Choose another folder."
+            f"{folder} cannot be used: {error.strerror}.", hint="Choose another --out."
         ) from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as error:
-        raise SetupError(
-            f"Another {doing} is writing to {folder}.", hint="Wait until it has ended."
-        ) from error
+        raise SetupError(f"Another {by} is writing to {folder}.", hint="Wait until it has ended.") from error
     finally:
         os.close(handle)
 

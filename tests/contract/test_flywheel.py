@@ -25,9 +25,9 @@ from backend.predict import Drafter
 from models.corpus import generate
 from scripts.servers import ROOT
 from tests.adapters import run_of
-from tests.datasets import of_truths
 from tests.fake_label_studio import fake_label_studio
 from tests.fake_vllm import Body, FakeVllm, fake_vllm
+from tests.promotions import of_truths
 
 CASES = Cases(ROOT / "label_config")
 COMPLAINT, FLIGHT = CASES.get("complaint"), CASES.get("flight_booking")

@@ -20,9 +20,8 @@ from backend.core.prompting import Promoted
 from models.corpus import generate
 from tests.adapters import peft_runs, pointed_at
 from tests.conftest import LabelStudioServer, ModelServer, missing
-from tests.datasets import of_truths
 from tests.faults import fill, until
-from tests.promotions import COMPLAINT, TASKS, Stage, staged
+from tests.promotions import COMPLAINT, TASKS, Stage, of_truths, staged
 from tests.verbs import kill, start
 
 BEGUN = 2  # tasks that somebody has begun
