@@ -24,7 +24,7 @@ from models.corpus import Generated, generate
 from scripts import servers
 from tests.adapters import pointed_at
 from tests.conftest import BackendServer, LabelStudioServer, ModelServer, backend_server, backend_settings
-from tests.verbs import environment, run
+from tests.verbs import environment, run_here
 
 CASES = Cases(servers.ROOT / "label_config")
 COMPLAINT = CASES.get("complaint")
@@ -68,7 +68,8 @@ class Stage:
 
     def promote(self, *arguments: object) -> tuple[int, str, str]:
         """Run scripts/promote on the project; gives exit code, stdout and stderr."""
-        return run(self.env, "promote", *arguments, "--project", self.project.id, "--out", self.records)
+        where = ("--project", self.project.id, "--out", self.records)
+        return run_here(self.env, "promote", *arguments, *where)
 
     def predictions(self) -> list[list[str]]:
         """Give the versions of each task's predictions, oldest first."""
@@ -99,6 +100,13 @@ class Stage:
         return {stated.json()["model_version"], *(result["model_version"] for result in found)}
 
 
+def press_train(server: LabelStudioServer, project: Project) -> None:
+    """Press "Start Training" in the menu of the project's backend."""
+    (backend,) = server.sdk.ml.list(project=project.id)
+    assert backend.id is not None
+    server.sdk.ml.train(backend.id)
+
+
 @contextmanager
 def staged(
     label_studio: LabelStudioServer,
@@ -124,7 +132,7 @@ def staged(
         rows = [{"text": f"我叫张三{n},快递还没到!", "draft_status": ""} for n in range(TASKS)]
         list(studio.import_tasks(project, rows))
         records = folder / "records.jsonl"
-        code, _, err = run(env, "prelabel", "--project", project.id, "--out", records)
+        code, _, err = run_here(env, "prelabel", "--project", project.id, "--out", records)
         assert code == 0, err
         first, second, *_ = studio.tasks(project)
         studio.submit_annotation(first["id"], [])

@@ -14,7 +14,7 @@ from backend.core.sample import present
 from models.corpus import generate
 from tests.conftest import LabelStudioServer, ModelServer
 from tests.faults import connect, opened, until
-from tests.promotions import COMPLAINT, TASKS, Stage, staged
+from tests.promotions import COMPLAINT, TASKS, Stage, press_train, staged
 
 CORRECTED = 330
 RECIPE = "--set epochs=3 --set learning_rate=2e-3 --set checkpoint_steps=2"
@@ -29,12 +29,6 @@ def correct(stage: Stage) -> None:
         rows.append({"data": task.data, "annotations": [{"result": result}]})
     body = json.dumps(rows, ensure_ascii=False).encode()
     stage.studio.send("samples", "POST", f"api/projects/{stage.project.id}/import", body)
-
-
-def press(stage: Stage) -> None:
-    """Press "Start Training"."""
-    (backend,) = stage.studio._get("ML backends", "api/ml/", {"project": stage.project.id})
-    stage.studio.send("the button", "POST", f"api/ml/{backend['id']}/train", b"{}")
 
 
 def jobs(stage: Stage) -> list[dict[str, Any]]:
@@ -54,7 +48,7 @@ def test_a_job_that_was_killed_goes_on_at_the_next_press_and_its_adapter_drafts(
         connect(stage.studio, stage.project, stage.backend, "complaint")
         correct(stage)
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda _: press(stage), range(4)))
+            list(pool.map(lambda _: press_train(label_studio, stage.project), range(4)))
         (job,) = jobs(stage)
         runs = home / str(stage.project.id) / "runs"
         until(lambda: bool(list(runs.glob("*.part/sft/checkpoint-*/whole.json"))), 600)
@@ -62,7 +56,7 @@ def test_a_job_that_was_killed_goes_on_at_the_next_press_and_its_adapter_drafts(
         until(lambda: jobs(stage)[0]["state"] == "killed", 30)
         assert stage.drafted_by() == {stage.base}
 
-        press(stage)
+        press_train(label_studio, stage.project)
         until(lambda: jobs(stage)[0]["state"] != "running", 1200)
         job, before = jobs(stage)
         assert (job["state"], before["state"]) == ("promoted", "killed"), job

@@ -6,13 +6,11 @@ between is in tests/flywheel.
 """
 
 from pathlib import Path
-from typing import Any
 
 from backend.core.prompting import Promoted
-from scripts import servers
 from tests.conftest import LabelStudioServer, ModelServer
 from tests.promotions import TASKS, staged
-from tests.verbs import run
+from tests.verbs import run_here
 
 
 def test_what_is_worse_is_refused_what_is_better_drafts_and_is_rolled_back(
@@ -55,15 +53,14 @@ def test_what_is_worse_is_refused_what_is_better_drafts_and_is_rolled_back(
         code, _, err = stage.promote("--rollback")
         assert code == 1
         assert "nothing to roll back" in err
-        code, out, _ = run(stage.env, "promote", "--list")
+        code, out, _ = run_here(stage.env, "promote", "--list")
         actions = [line.split("  ")[2].split()[0] for line in out.splitlines()]
         assert actions == ["refuse", "promote", "draft", "roll", "draft", "roll", "draft"]
 
 
 def test_help_shows_examples_and_wrong_usage_is_told() -> None:
-    env: dict[str, Any] = {"PATH": "/usr/bin", "PYTHONPATH": str(servers.ROOT)}
-    code, out, _ = run(env, "promote", "--help")
+    code, out, _ = run_here({}, "promote", "--help")
     assert code == 0
     assert "scripts/promote --rollback --project 7" in out
     for arguments in ([], ["run"], ["run", "--project", 1, "--rollback"], ["--project", 1]):
-        assert run(env, "promote", *arguments)[0] == 2
+        assert run_here({}, "promote", *arguments)[0] == 2

@@ -20,7 +20,8 @@ from backend.jobs import REFUSED, Training
 from scripts import servers
 from tests.conftest import LabelStudioServer, ModelServer, backend_settings
 from tests.faults import backend_with, connect, project_of, until
-from tests.verbs import environment, run
+from tests.promotions import press_train
+from tests.verbs import environment, run_here
 
 GOOD = {
     "sync": 'mkdir -p "$4"; echo "{}" >"$4/manifest.json"; echo synced',
@@ -158,13 +159,8 @@ def test_the_button_pressed_by_many_at_once_starts_one_job_which_blocks_no_draft
     ):
         project, tasks = project_of(studio, "complaint", 2)
         connect(studio, project, backend.server, "complaint")
-        (connection,) = studio._get("ML backends", "api/ml/", {"project": project.id})
-
-        def press(_: int) -> None:
-            studio.send("the button", "POST", f"api/ml/{connection['id']}/train", b"{}")
-
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(press, range(4)))
+            list(pool.map(lambda _: press_train(label_studio, project), range(4)))
         (job,) = backend.get(f"/jobs?project={project.id}").json()["jobs"]
         assert (job["state"], job["why"]) == ("running", "Label Studio's button")
         studio.retrieve_predictions(project, tasks)  # meanwhile drafts are made as always
@@ -180,6 +176,6 @@ def test_the_button_pressed_by_many_at_once_starts_one_job_which_blocks_no_draft
         assert job["told"] in backend.log()
         assert f'"doing": "begun by {job["why"]}"' in backend.log()
         env = environment(label_studio, tmp_path, **settings)
-        code, out, _ = run(env, "retrain", "--list")
+        code, out, _ = run_here(env, "retrain", "--list")
         assert code == 0
         assert f"project {project.id}  failed (train), by Label Studio's button" in out
