@@ -51,35 +51,36 @@ def main(
     """Run the verb."""
     with plain_errors("Run the same command again: tasks that are drafted already are left alone."):
         settings = Settings()
-        label_studio = connect(settings, url, api_key)
-        target = label_studio.project(project)
-        named, overrides = parse_extra_params(target.extra_params)
-        ledger = Ledger(settings.store.ledger_url)
-        chosen = Cases(settings.store.cases_dir).find(
-            target.label_config, case or named, overrides.served_by(ledger.promoted(project))
-        )
-        model = make_model(settings.model, make_adapters(settings.store))
-        # A server that is down, or has no such model, is told at once.
-        model.check_served(chosen.overrides.model or settings.model.name, timeout_s=10)
-        artifacts = Artifacts(settings.store.artifacts_url)
-        drafter = make_drafter(
-            model,
-            settings.model,
-            make_cache(settings.store),
-            make_neighbours(settings.store),
-            make_execution(settings.execution, artifacts),
-        )
-        records = Records(out_file or Path(f"prelabel-{project}.jsonl"))
-        publish = make_publisher(settings, artifacts, label_studio)
-        store = Store(label_studio, target, chosen, records, ledger, publish)
-        done = draft_project(drafter, chosen, store, limit=limit)
-        drafter.close()
-        if not done:
-            out.print("Next: look at the reasons in the record file, then run the same command again")
-            raise typer.Exit(1)
-        out.print(
-            f"Next: correct at {label_studio.url}/projects/{project}, then scripts/sync --project {project}"
-        )
+        with (
+            connect(settings, url, api_key) as label_studio,
+            make_model(settings.model, make_adapters(settings.store)) as model,
+        ):
+            target = label_studio.project(project)
+            named, overrides = parse_extra_params(target.extra_params)
+            ledger = Ledger(settings.store.ledger_url)
+            chosen = Cases(settings.store.cases_dir).find(
+                target.label_config, case or named, overrides.served_by(ledger.promoted(project))
+            )
+            # A server that is down, or has no such model, is told at once.
+            model.check_served(chosen.overrides.model or settings.model.name, timeout_s=10)
+            artifacts = Artifacts(settings.store.artifacts_url)
+            drafter = make_drafter(
+                model,
+                settings.model,
+                make_cache(settings.store),
+                make_neighbours(settings.store),
+                make_execution(settings.execution, artifacts),
+            )
+            records = Records(out_file or Path(f"prelabel-{project}.jsonl"))
+            publish = make_publisher(settings, artifacts, label_studio)
+            store = Store(label_studio, target, chosen, records, ledger, publish)
+            done = draft_project(drafter, chosen, store, limit=limit)
+            drafter.close()
+            if not done:
+                out.print("Next: look at the reasons in the record file, then run the same command again")
+                raise typer.Exit(1)
+            where = f"{label_studio.url}/projects/{project}"
+            out.print(f"Next: correct at {where}, then scripts/sync --project {project}")
 
 
 if __name__ == "__main__":

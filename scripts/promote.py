@@ -84,16 +84,18 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
         if only_list:
             _list(adapters, project)
             return
-        label_studio = connect(settings, url, api_key)
-        who = f"{_user()} as {label_studio.check()}"
         ledger = Ledger(settings.store.ledger_url, existing=True)
-        model = make_model(settings.model, adapters)
-        artifacts = Artifacts(settings.store.artifacts_url)
-        execution = make_execution(settings.execution, artifacts)
-        uncached = make_drafter(model, settings.model, execution=execution)
-        cases = Cases(settings.store.cases_dir)
-        flywheel = Flywheel(label_studio, cases, adapters, ledger, model, uncached)
-        with locked(adapters.folder, "promotion"):
+        with (
+            connect(settings, url, api_key) as label_studio,
+            make_model(settings.model, adapters) as model,
+            locked(adapters.folder, "promotion"),
+        ):
+            who = f"{_user()} as {label_studio.check()}"
+            artifacts = Artifacts(settings.store.artifacts_url)
+            execution = make_execution(settings.execution, artifacts)
+            uncached = make_drafter(model, settings.model, execution=execution)
+            cases = Cases(settings.store.cases_dir)
+            flywheel = Flywheel(label_studio, cases, adapters, ledger, model, uncached)
             if run is not None:
                 decision = flywheel.promote(
                     project,

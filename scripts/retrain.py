@@ -75,9 +75,9 @@ def main(
 
 def _begin(settings: Settings, ledger: Ledger, project: int) -> Job:
     trained_model(settings)
-    label_studio = connect(settings, "", "")
-    annotations = label_studio.project(project).annotations
-    job, new = ledger.begin_job(project, f"{label_studio.check()} with scripts/retrain", annotations, LEASE_S)
+    with connect(settings, "", "") as label_studio:
+        annotations, who = label_studio.project(project).annotations, label_studio.check()
+    job, new = ledger.begin_job(project, f"{who} with scripts/retrain", annotations, LEASE_S)
     if not new:
         raise SetupError(
             f"Job {job.id} goes on, of project {job.project} (step: {job.step}).",

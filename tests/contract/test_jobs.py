@@ -14,6 +14,8 @@ import pytest
 from backend.edge.ledger import Job, Ledger
 from backend.errors import SetupError
 from backend.jobs import BUTTON, Jobs
+from tests.fake_label_studio import fake_label_studio
+from tests.verbs import run_here
 
 GONE = f"{os.uname().nodename}:4194305:1"  # above the highest process number there can be
 
@@ -164,3 +166,25 @@ def test_what_is_not_set_up_trains_nothing_and_says_why(url: str, process: Start
         Jobs(ledger, process).ask(0, 3)
     assert ledger.jobs() == []
     assert process.jobs.empty()
+
+
+def test_the_verb_begins_no_job_beside_another_and_lists_them(url: str, tmp_path: Path) -> None:
+    ledger = Ledger(url)
+    ledger.begin_job(7, BUTTON, 3, 60)
+    with fake_label_studio("<View/>", 3, lambda number: {"text": str(number)}) as studio:
+        env = {"LEDGER_URL": url, "LABEL_STUDIO_URL": studio.url, "LABEL_STUDIO_API_KEY": "a-token"}
+        code, _, err = run_here(env, "retrain", "--project", 1)
+        assert (code, "Job 1 goes on, of project 7 (step: start)." in err) == (1, True), err
+        code, _, err = run_here({**env, "MODEL_NAME": "elsewhere"}, "retrain", "--project", 1)
+        assert (code, "There is no model to train on" in err) == (1, True), err
+        code, _, err = run_here({**env, "LABEL_STUDIO_API_KEY": ""}, "retrain", "--project", 1)
+        assert (code, "LABEL_STUDIO_API_KEY is not set" in err) == (1, True), err
+    ledger.end_job(1, "failed", "12 rows are too few.")
+    code, out, _ = run_here({"LEDGER_URL": url}, "retrain", "--list")
+    assert code == 0
+    assert "project 7  failed (start), by Label Studio's button. 12 rows are too few." in out
+    code, out, _ = run_here({"LEDGER_URL": url}, "retrain", "--list", "--project", 8)
+    assert out == "there was no job yet\n"
+    assert run_here({"LEDGER_URL": url}, "retrain")[0] == 2
+    code, _, err = run_here({"LEDGER_URL": f"sqlite:///{tmp_path}/none"}, "retrain", "--list")
+    assert (code, "There is no ledger" in err) == (1, True)
