@@ -93,7 +93,8 @@ def test_a_kind_with_too_many_errors_is_held_whole_unless_told_otherwise() -> No
 def test_growth_draws_more_and_gives_up_at_most_the_one_that_stood_for_its_kind(
     few: int, more: int, share: float
 ) -> None:
-    briefs = [replace(Brief.of(sample(1)), annotation=number) for number in range(few + more)]
+    one = Brief.of(sample(1))
+    briefs = [replace(one, annotation=number) for number in range(few + more)]
     before, after = drawn(briefs[:few], share), drawn(briefs, share)
     assert before
     assert len(before - after) <= 1
@@ -101,7 +102,8 @@ def test_growth_draws_more_and_gives_up_at_most_the_one_that_stood_for_its_kind(
 
 
 def test_about_the_share_is_drawn() -> None:
-    briefs = [replace(Brief.of(sample(1)), annotation=number) for number in range(20_000)]
+    one = Brief.of(sample(1))
+    briefs = [replace(one, annotation=number) for number in range(20_000)]
     assert 850 < len(drawn(briefs, 0.05)) < 1150
 
 
