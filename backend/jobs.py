@@ -96,10 +96,11 @@ class Jobs:
         if not self._after or not project:
             return
         last = next(iter(self._ledger.jobs(project, most=1)), None)
-        if annotations - (last.annotations if last else 0) < self._after:
+        new = annotations - (last.annotations if last else 0)
+        if new < self._after:
             return
         try:
-            self.ask(project, annotations, f"{self._after} new annotations")
+            self.ask(project, annotations, f"new annotations: {new}")
         except SetupError as error:
             _log.warning("not trained yet", project=project, error=error.message)
 

@@ -140,7 +140,7 @@ def test_enough_new_annotations_start_a_job_and_count_from_then_on(url: str, pro
     jobs.note(7, 4)
     assert ledger.jobs() == []
     jobs.note(7, 5)
-    assert ended(ledger).why == "5 new annotations"
+    assert ended(ledger).why == "new annotations: 5"
     for count in (5, 9):
         jobs.note(7, count)
     assert len(ledger.jobs()) == 1

@@ -383,7 +383,7 @@ def test_the_button_and_enough_annotations_start_a_training_job_that_is_told(
     project["total_annotations_number"] = 10
     client.post("/webhook", json=event)
     (job,) = client.get("/jobs?project=7").get_json()["jobs"]
-    assert (job["project"], job["state"], job["why"]) == (7, "running", "10 new annotations")
+    assert (job["project"], job["state"], job["why"]) == (7, "running", "new annotations: 10")
     pressed = {"action": "START_TRAINING", "project": project}
     assert client.post("/webhook", json=pressed).get_json() == {"status": "running", "id": job["id"]}
     refused = client.post("/webhook", json={**pressed, "project": {"id": 8}})

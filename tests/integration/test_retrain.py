@@ -142,16 +142,17 @@ def test_what_ends_a_job_ends_its_verb_too_and_the_next_job_begins(
     assert training(tmp_path, ledger, train=GOOD["train"]).run() == "promoted"
 
 
-def test_the_button_pressed_by_many_at_once_starts_one_job_which_blocks_no_draft(
+def test_the_button_starts_one_job_however_many_press_it_and_a_new_annotation_the_next(
     label_studio: LabelStudioServer, vllm: ModelServer, tmp_path: Path
 ) -> None:
-    """The project has no annotation, so its training is refused: in words, at the status, in the log."""
+    """The project has next to no annotation, so it is not trained: which is told at /jobs and in the log."""
     settings = backend_settings(
         label_studio,
         vllm,
         tmp_path,
         ADAPTERS_DIR=str(tmp_path / "registry"),
         FLYWHEEL_FOLDER=str(tmp_path / "flywheel"),
+        FLYWHEEL_AFTER="1",
     )
     with (
         LabelStudio(label_studio.url, label_studio.token) as studio,
@@ -179,3 +180,8 @@ def test_the_button_pressed_by_many_at_once_starts_one_job_which_blocks_no_draft
         code, out, _ = run_here(env, "retrain", "--list")
         assert code == 0
         assert f"project {project.id}  failed (train), by Label Studio's button" in out
+
+        studio.submit_annotation(tasks[0], [])
+        until(lambda: len(backend.get("/jobs").json()["jobs"]) == 2)
+        assert backend.get("/jobs").json()["jobs"][0]["why"] == "new annotations: 1"
+        until(ended)
