@@ -1,6 +1,6 @@
 """The wire protocol under nonsense: no request makes a 500 or a traceback, and tasks are answered one by one.
 
-A thousand requests in every run (an eighth with `--fast`), ten thousand with `--scale`: methods, paths,
+A thousand requests in every run (a fifth with `--fast`), ten thousand with `--scale`: methods, paths,
 headers, bodies that are almost right, configs that are almost XML, tasks that are almost tasks, and a model
 that says anything.
 """
@@ -205,7 +205,7 @@ def test_no_request_makes_a_500_or_a_traceback(
 ) -> None:
     seen: Counter[int] = Counter()
     drafted = 0
-    wanted = 10_000 if request.config.getoption("--scale") else settings().max_examples ** 2 // 10
+    wanted = 10_000 if request.config.getoption("--scale") else max(200, settings().max_examples ** 2 // 10)
 
     @settings(
         max_examples=wanted,
@@ -239,7 +239,7 @@ def test_no_request_makes_a_500_or_a_traceback(
     fuzz()
     assert seen.total() >= wanted
     assert seen[200] > wanted / 4, seen  # not all bounce off the first check
-    assert drafted > wanted / 100  # three in a hundred, give or take
+    assert drafted > (wanted - 200) / 100  # three in a hundred, give or take
     logged = capfd.readouterr()
     assert "Traceback" not in logged.out + logged.err
     assert "request failed" not in logged.out
