@@ -26,7 +26,7 @@ import structlog
 
 from backend.coding import run_reasons
 from backend.core.labelling import STATUS_KEY, Task, Value
-from backend.core.prompting import Case, Overrides, Refinement, parse_extra_params
+from backend.core.prompting import Case, Overrides, Promoted, Refinement, parse_extra_params
 from backend.core.rules import Reason
 from backend.core.runs import NO_RUN, RUN_KEY, Run, missing_outputs, outputs_of
 from backend.edge.metrics import Metrics
@@ -84,6 +84,10 @@ class Memory(Protocol):
 
     def setup_of(self, project: int) -> dict[str, Any]:
         """Give what `/setup` said about a project."""
+        ...
+
+    def promoted(self, project: int) -> Promoted | None:
+        """Give the adapter that drafts for a project, if one was promoted."""
         ...
 
 
@@ -517,7 +521,7 @@ class Answers:
         try:
             xml, wanted, tasks = self._board.read(project, ids)
             _, overrides = parse_extra_params(self._memory.setup_of(project))
-            case = self._find_case(xml, wanted, overrides)
+            case = self._find_case(xml, wanted, overrides.served_by(self._memory.promoted(project)))
         except SetupError as error:
             # The project is gone, or its config is not ours any more: nobody waits for this.
             _log.error("late work dropped", project=project, tasks=len(ids), error=str(error))

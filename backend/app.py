@@ -4,6 +4,8 @@ import atexit
 import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -14,6 +16,7 @@ from backend.answers import Answers
 from backend.core.execution import MIB, Limits
 from backend.core.labelling import Task, compile_labelling
 from backend.core.prompting import Model
+from backend.edge.adapters import Adapters
 from backend.edge.artifacts import Artifacts
 from backend.edge.cache import SqliteCache
 from backend.edge.cases import Cases
@@ -26,12 +29,20 @@ from backend.edge.sandbox import LastingSandbox, SandboxProcess, fresh_folder, i
 from backend.edge.uploads import Uploads
 from backend.edge.vllm import VllmModel
 from backend.errors import DraftloopError, SetupError
+from backend.jobs import Jobs, starter
 from backend.predict import Cache, Drafter, Neighbours
 from backend.protocol import Server
 from backend.publish import Publisher
 from backend.reruns import Reruns
 from backend.runner import Execution, Runner, Store
-from backend.settings import ExecutionSettings, LabelStudioSettings, ModelSettings, Settings, StoreSettings
+from backend.settings import (
+    ROOT,
+    ExecutionSettings,
+    LabelStudioSettings,
+    ModelSettings,
+    Settings,
+    StoreSettings,
+)
 
 _log = structlog.get_logger("backend")
 _WARM_S = 15.0
@@ -78,10 +89,10 @@ def make_server(settings: Settings) -> Server:
     if settings.backend.viewer_user and not settings.backend.viewer_password.get_secret_value():
         raise SetupError("BACKEND_VIEWER_USER has no password.", hint="Set BACKEND_VIEWER_PASSWORD.")
     log_as_json(settings.backend.log_level)
-    model, metrics = make_model(settings.model), Metrics()
+    model, metrics = make_model(settings.model, make_adapters(settings.store)), Metrics()
     artifacts = Artifacts(settings.store.artifacts_url)
     execution = make_execution(settings.execution, artifacts)
-    drafter = _drafter(
+    drafter = make_drafter(
         metrics.metered(model),
         settings.model,
         make_cache(settings.store),
@@ -109,15 +120,16 @@ def make_server(settings: Settings) -> Server:
         answers=answers,
         user=settings.backend.user,
         password=settings.backend.password.get_secret_value(),
-        probe=model.probe,
+        probe=partial(check_ready, model, ledger),
         metrics=metrics,
         check_served=model.check_served,
         artifacts=artifacts,
+        jobs=make_jobs(settings, ledger),
         viewer_user=settings.backend.viewer_user,
         viewer_password=settings.backend.viewer_password.get_secret_value(),
     )
     # Behind the start: the model may come up later than we do, and health must answer meanwhile.
-    Thread(target=_warn_unless_ready, args=[model], daemon=True, name="probe").start()
+    Thread(target=_warn_unless_ready, args=[model, ledger], daemon=True, name="probe").start()
     if execution is not None and any(cases.get(name).labelling.program for name in cases.names()):
         # The version of a code case says what is installed in the sandbox, and Label Studio gives /setup 3 s:
         # so it is started before anybody asks, unless that takes very long.
@@ -187,7 +199,7 @@ def make_execution(settings: ExecutionSettings, store: Store) -> Execution | Non
     """
     if settings.execution == "off":
         return None
-    jobs = _jobs(settings)
+    jobs = _at_once(settings)
 
     def start() -> SandboxProcess:
         python = settings.sandbox_python or installed_python("sandbox")
@@ -229,7 +241,7 @@ def make_reruns(settings: Settings) -> Reruns:
     """
     artifacts = Artifacts(settings.store.artifacts_url)
     execution = make_execution(settings.execution, artifacts)
-    return Reruns(artifacts, execution.runner if execution else None, _jobs(settings.execution))
+    return Reruns(artifacts, execution.runner if execution else None, _at_once(settings.execution))
 
 
 def make_publisher(settings: Settings, artifacts: Artifacts, label_studio: LabelStudio | None) -> Publisher:
@@ -244,38 +256,73 @@ def make_publisher(settings: Settings, artifacts: Artifacts, label_studio: Label
     return Publisher(artifacts, uploads, str(settings.backend.public_url))
 
 
-def _jobs(settings: ExecutionSettings) -> int:
+def _at_once(settings: ExecutionSettings) -> int:
     return settings.execution_jobs or os.cpu_count() or 1
 
 
-def make_drafter(
-    settings: ModelSettings,
-    cache: Cache | None = None,
-    neighbours: Neighbours | None = None,
-    execution: Execution | None = None,
-) -> Drafter:
-    """Make the drafter that talks to the configured model."""
-    return _drafter(make_model(settings), settings, cache, neighbours, execution)
+def make_adapters(settings: StoreSettings) -> Adapters:
+    """Give the registry of adapters; nothing is made yet."""
+    return Adapters(settings.adapters_dir)
 
 
-def make_model(settings: ModelSettings) -> VllmModel:
-    """Make the client of the configured model; nothing is sent yet."""
+def make_jobs(settings: Settings, ledger: Ledger) -> Jobs:
+    """Make what starts training jobs.
+
+    Raises:
+        SetupError: They are to start by themselves, and cannot go well.
+    """
+    if settings.flywheel.after:
+        trained_model(settings)
+    return Jobs(
+        ledger,
+        starter([str(ROOT / "scripts" / "retrain")]),
+        after=settings.flywheel.after,
+        check=partial(trained_model, settings),
+    )
+
+
+def trained_model(settings: Settings) -> Path:
+    """Give the folder of the model that jobs train on.
+
+    Raises:
+        SetupError: It is not there, or jobs may not read Label Studio.
+    """
+    base = settings.flywheel.base or ROOT / "models" / settings.model.name
+    if not (base / "config.json").is_file():
+        raise SetupError(
+            f"There is no model to train on in {base}.",
+            hint="Set FLYWHEEL_BASE to the folder of the model that vLLM serves.",
+        )
+    if not settings.label_studio.api_key.get_secret_value():
+        raise SetupError("LABEL_STUDIO_API_KEY is not set.", hint="Training reads what humans submitted.")
+    return base
+
+
+def make_model(settings: ModelSettings, adapters: Adapters) -> VllmModel:
+    """Make the client of the configured model; nothing is sent yet.
+
+    Args:
+        settings: Where and what it is.
+        adapters: Those that a server without them is handed.
+    """
     return VllmModel(
         str(settings.url),
         settings.name,
         api_key=settings.api_key.get_secret_value(),
         connections=settings.concurrency,
         context_tokens=settings.context_tokens,
+        find_adapter=adapters.find,
     )
 
 
-def _drafter(
+def make_drafter(
     model: Model,
     settings: ModelSettings,
-    cache: Cache | None,
+    cache: Cache | None = None,
     neighbours: Neighbours | None = None,
     execution: Execution | None = None,
 ) -> Drafter:
+    """Make the drafter that asks a model as the settings say."""
     return Drafter(
         model,
         profile=settings.profile,
@@ -290,9 +337,21 @@ def _drafter(
     )
 
 
-def _warn_unless_ready(model: VllmModel) -> None:
+def check_ready(model: VllmModel, ledger: Ledger) -> None:
+    """Check that the model can draft, and hand a server that was restarted its adapters again.
+
+    Raises:
+        ServiceError: The server or the ledger does not answer.
+        SetupError: It cannot draft, or does not take an adapter.
+    """
+    model.probe()
+    for name in {promoted.model for promoted in ledger.all_promoted().values()}:
+        model.check_served(name)
+
+
+def _warn_unless_ready(model: VllmModel, ledger: Ledger) -> None:
     try:
-        model.probe()
+        check_ready(model, ledger)
     except DraftloopError as error:
         _log.warning("the model cannot draft yet", model=model.name, error=error.message, hint=error.hint)
 

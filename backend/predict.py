@@ -170,11 +170,11 @@ class Drafter:
         return {
             "flow": _FLOW,
             "model": self._model_of(case),
-            "profile": self._profile,
+            "profile": self._profile_of(case),
             "case": case.name,
             "prompt": [
                 [message.role, message.content]
-                for message in preamble(case, self._profile, self._coding.environment(case))
+                for message in preamble(case, self._profile_of(case), self._coding.environment(case))
             ],
             "decoding_schema": case.labelling.decoding_schema,
             "validating_schema": case.labelling.validating_schema,
@@ -207,6 +207,9 @@ class Drafter:
 
     def _model_of(self, case: Case) -> str:
         return case.overrides.model or self._model.name
+
+    def _profile_of(self, case: Case) -> Profile:
+        return case.overrides.profile or self._profile
 
     def _temperature_of(self, case: Case) -> float:
         wanted = case.overrides.temperature
@@ -291,7 +294,7 @@ class Drafter:
         try:
             case = case.for_task(task)
             environment = self._coding.environment(case)
-            messages = render(case, task, self._profile, refinement, environment=environment)
+            messages = render(case, task, self._profile_of(case), refinement, environment=environment)
             key = _cache_key(version, messages, case)
             known = self._known(case, task, version, key, ends)
             if known is not None:

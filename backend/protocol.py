@@ -1,4 +1,4 @@
-"""Label Studio's wire protocol on Flask: health, setup, predict, webhook, versions, metrics.
+"""Label Studio's wire protocol on Flask: health, setup, predict, webhook, versions, jobs, metrics.
 
 Knows JSON bodies, status codes and basic auth, that of `pages` too. Does not know how a draft is made.
 What Label Studio does with each answer decides its form: exactly N items for N tasks, an item without
@@ -25,9 +25,10 @@ from werkzeug.exceptions import HTTPException
 from backend.answers import Answers
 from backend.core.controls import Region
 from backend.core.labelling import Task, Value
-from backend.core.prompting import NO_OVERRIDES, Case, Overrides, Refinement, parse_extra_params
+from backend.core.prompting import NO_OVERRIDES, Case, Overrides, Promoted, Refinement, parse_extra_params
 from backend.edge.metrics import Metrics
 from backend.errors import DraftloopError, ServiceError, SetupError, TaskError, where
+from backend.jobs import Jobs
 from backend.pages import Artifacts, Pages
 from backend.predict import Drafter
 from backend.runner import told
@@ -55,6 +56,10 @@ class Memory(Protocol):
 
     def setup_of(self, project: int) -> dict[str, Any]:
         """Give what `/setup` said about a project."""
+        ...
+
+    def promoted(self, project: int) -> Promoted | None:
+        """Give the adapter that drafts for a project, if one was promoted."""
         ...
 
     def remember_version(self, project: int, version: str, manifest: dict[str, Any]) -> None:
@@ -104,6 +109,8 @@ class Server:
     check_served: Callable[[str], None] | None = None
     # Runs and their files; None where there are none to open.
     artifacts: Artifacts | None = None
+    # What trains; None where nothing does.
+    jobs: Jobs | None = None
     # A second login, for annotators: it opens runs and files alone.
     viewer_user: str = ""
     viewer_password: str = ""
@@ -124,6 +131,7 @@ class Server:
         app.add_url_rule("/predict", "predict", self._predict, methods=["POST"])
         app.add_url_rule("/webhook", "webhook", self._webhook, methods=["POST"])
         app.add_url_rule("/versions", "versions", self._versions)
+        app.add_url_rule("/jobs", "jobs", self._jobs)
         app.add_url_rule("/metrics", "metrics", self._metrics)
         if self.artifacts is not None:
             Pages(self.artifacts).add_to(app)
@@ -140,7 +148,7 @@ class Server:
         xml = body.get("schema")
         if not isinstance(xml, str):
             raise SetupError("/setup without a labelling config.", hint="Send it as `schema`.")
-        case = self.cases.find(xml, wanted, overrides)
+        case = self.cases.find(xml, wanted, overrides.served_by(self.memory.promoted(project)))
         if overrides.model and self.check_served is not None:
             try:
                 self.check_served(overrides.model)
@@ -205,9 +213,23 @@ class Server:
 
     def _webhook(self) -> Response:
         body = _body()
+        action, project, annotations = _event(body)
         # A hint only: what was corrected is read by sync, with `updated_at` as the truth.
-        _log.info("webhook", action=str(body.get("action"))[:40])
+        _log.info("webhook", action=action, project=project)
+        if self.jobs is not None and action == "START_TRAINING":
+            try:
+                job, new = self.jobs.ask(project, annotations)
+            except SetupError as error:
+                _log.error("not trained", project=project, error=error.message, hint=error.hint)
+                raise
+            return jsonify(status="started" if new else "running", id=job.id)
+        if self.jobs is not None and action.startswith("ANNOTATION"):
+            self.jobs.note(project, annotations)
         return jsonify(status="noted")
+
+    def _jobs(self) -> Response:
+        jobs = self.jobs.listed(request.args.get("project", type=_id)) if self.jobs else []
+        return jsonify(jobs=jobs)
 
     def _versions(self) -> Response:
         return jsonify(versions=self.memory.versions(request.args.get("project", type=_id)))
@@ -218,7 +240,8 @@ class Server:
         """Draft every task; exactly one item per task, in order, whatever fails inside."""
         started = time.monotonic()
         try:
-            case = self.cases.find(xml, *parse_extra_params(self.memory.setup_of(project)))
+            wanted, overrides = parse_extra_params(self.memory.setup_of(project))
+            case = self.cases.find(xml, wanted, overrides.served_by(self.memory.promoted(project)))
         except DraftloopError as error:
             # Label Studio shows no error of /predict and stores nothing: the log is the place to say it.
             _log.error("cannot draft", project=project, tasks=len(tasks), error=str(error))
@@ -336,6 +359,16 @@ def _project(body: dict[str, Any]) -> int:
     """Read the project's id from "<id>.<created>"; 0 where there is none, as in a test call."""
     head = str(body.get("project") or "").split(".")[0]
     return int(head) if head.isascii() and head.isdigit() and len(head) < 15 else 0
+
+
+def _event(body: dict[str, Any]) -> tuple[str, int, int]:
+    """Read a webhook's action, the id of its project, and how many annotations that has; 0 where unsaid."""
+    action, told = str(body.get("action"))[:40], body.get("project")
+    if not isinstance(told, dict):
+        return action, _project(body), 0
+    numbers: list[Any] = [told.get("id"), told.get("total_annotations_number")]
+    project, annotations = (int(number) if _is_id(number) else 0 for number in numbers)
+    return action, project, annotations
 
 
 def _context(body: dict[str, Any]) -> list[Region]:

@@ -107,6 +107,33 @@ class StoreSettings(BaseSettings):
         "`s3://bucket/prefix`.",
     )
     cases_dir: Path = Field(ROOT / "label_config", description="Folder with one folder per case.")
+    adapters_dir: Path = Field(
+        Path("draftloop-adapters"),
+        description="Registry of adapters, which scripts/promote makes; vLLM reads it at the same path.",
+    )
+
+
+class FlywheelSettings(BaseSettings):
+    """Jobs that sync, train and promote: on what, and what sets one off."""
+
+    model_config = SettingsConfigDict(env_prefix="FLYWHEEL_", extra="ignore")
+
+    folder: Path = Field(
+        Path("draftloop-flywheel"),
+        description="Where training jobs keep the dataset and the runs of each project.",
+    )
+    after: int = Field(
+        0,
+        ge=0,
+        description="New annotations of a project after which it is trained by itself; 0: only by Label "
+        "Studio's button and scripts/retrain.",
+    )
+    base: Path | None = Field(
+        None, description="Folder of the model that vLLM serves, to train on; by default `models/MODEL_NAME`."
+    )
+    train: str = Field(
+        "", description="More options of scripts/train for jobs, as on its command line: `--set epochs=2`."
+    )
 
 
 class ExecutionSettings(BaseSettings):
@@ -156,6 +183,7 @@ class Settings:
         self.model = _read(ModelSettings)
         self.backend = _read(BackendSettings)
         self.store = _read(StoreSettings)
+        self.flywheel = _read(FlywheelSettings)
         self.execution = _read(ExecutionSettings)
         _refuse_unknown()
 
@@ -165,11 +193,12 @@ SECTIONS: tuple[type[BaseSettings], ...] = (
     ModelSettings,
     BackendSettings,
     StoreSettings,
+    FlywheelSettings,
     ExecutionSettings,
 )
 
 # Prefixes that are ours alone. LABEL_STUDIO_ is shared with Label Studio's own variables.
-_OWN_PREFIXES = ("MODEL_", "BACKEND_", "EXECUTION_")
+_OWN_PREFIXES = ("MODEL_", "BACKEND_", "EXECUTION_", "FLYWHEEL_")
 
 
 def variables() -> list[tuple[str, str, str]]:

@@ -55,10 +55,14 @@ def vllm(
     flag: Annotated[
         list[str] | None, typer.Option(help="One more vLLM flag, as --flag=--name=value.")
     ] = None,
+    lora_rank: Annotated[
+        int,
+        typer.Option(help="Take adapters up to this rank while it runs, as scripts/promote wants; 0: none."),
+    ] = 16,
 ) -> None:
     """Run vLLM on the CPU with the flags that were measured to work."""
     _install("vllm")
-    _follow(servers.start_vllm(model, served_name=name, port=port, extra=flag or ()))
+    _follow(servers.start_vllm(model, served_name=name, port=port, extra=flag or (), lora_rank=lora_rank))
 
 
 @app.command()

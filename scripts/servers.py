@@ -65,6 +65,7 @@ VLLM_FLAGS = (
     '--structured-outputs-config={"backend":"guidance","disable_any_whitespace":true}',
     "--enforce-eager",
 )
+VLLM_LORA_FLAGS = ("--max-loras=4", "--max-cpu-loras=16")  # in one batch, and in memory
 VLLM_CONTEXT_TOKENS = 2048  # of the demo and the tests; a model made for less gets what it was made for
 
 
@@ -160,6 +161,7 @@ def start_vllm(
     port: int | None = None,
     extra: Sequence[str] = (),
     log: Path | None = None,
+    lora_rank: int = 0,
 ) -> Server:
     """Start vLLM on the CPU; `url` is its root, the API is below `/v1`.
 
@@ -169,6 +171,7 @@ def start_vllm(
         port: Wanted port; another free one is taken where it is not free.
         extra: More flags; they win over the usual ones.
         log: Where the log goes; a temporary file if not given.
+        lora_rank: Have it take LoRA adapters up to this rank while it runs (8, 16, 32, ...); 0 is none.
     Raises:
         ServerError: There is no such model, it ended, or it did not answer within five minutes.
     """
@@ -188,12 +191,14 @@ def start_vllm(
             if cores <= 4
             else {}
         ),
+        **({"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"} if lora_rank else {}),
     }
+    adapters = ("--enable-lora", f"--max-lora-rank={lora_rank}", *VLLM_LORA_FLAGS) if lora_rank else ()
     command = (
         *(str(environment("vllm") / "bin" / "vllm"), "serve", str(model)),
         *("--served-model-name", served_name, "--host", LOCALHOST, "--port", str(port)),
         *("--max-model-len", str(_context_tokens(Path(model)))),
-        *(f"--dtype={_fast_dtype()}", *VLLM_FLAGS, *extra),
+        *(f"--dtype={_fast_dtype()}", *VLLM_FLAGS, *adapters, *extra),
     )
     server = _start("vLLM", f"http://{LOCALHOST}:{port}", command, settings, log=log)
     _wait_until_ready(server, lambda: _get(f"{server.url}/health") == 200, limit_s=300)

@@ -6,8 +6,10 @@ is done by the next run, and nothing is done twice.
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,7 +24,8 @@ from backend.core.runs import NO_RUN, RUN_KEY, Run
 from backend.edge.labelstudio import LabelStudio, Project
 from backend.edge.ledger import Ledger
 from backend.errors import ServiceError, SetupError, TaskError
-from backend.predict import Draft, draft_status_html
+from backend.predict import Draft, Drafter, draft_status_html
+from scripts.terminal import Meter, out
 
 _log = structlog.get_logger("backend")
 
@@ -32,6 +35,7 @@ _BATCH_S = 15.0
 # Storing any number of predictions costs Label Studio a count over all tasks of the project that have
 # some: 0.3 s at first, 20 s at 25,000. So the next batch waits, and grows, as long as the last one took.
 _REST = 2.0
+_GIVE_UP = 20  # failed drafts in a row: each has been tried for minutes
 
 
 class Records:
@@ -93,11 +97,11 @@ class Store:
         ledger: Ledger,
         publish: Publish | None = None,
     ) -> None:
-        self._label_studio = label_studio
-        self._project = project
+        self.label_studio = label_studio
+        self.project = project
+        self.ledger = ledger
         self._case = case
         self._records = records
-        self._ledger = ledger
         self._publish = publish
         self._batch: list[tuple[Task, Draft]] = []
         self._begun = time.monotonic()
@@ -147,9 +151,9 @@ class Store:
 
     def _store(self, batch: list[tuple[Task, Draft]]) -> list[int]:
         started = time.monotonic()
-        project = self._project.id
+        project = self.project.id
         self._records.append([record(project, self._case, task, draft) for task, draft in batch])
-        self._ledger.remember_drafts(
+        self.ledger.remember_drafts(
             [(project, d.task_id, d.version, d.status, [*map(str, d.reasons)], d.raw) for _, d in batch]
         )
         for task, draft in batch:
@@ -159,12 +163,12 @@ class Store:
             if all(task.data.get(key, "") == part for key, part in told.items()):
                 continue
             try:
-                self._label_studio.set_task_data(task.id, {**task.data, **told})
+                self.label_studio.set_task_data(task.id, {**task.data, **told})
             except SetupError:
                 continue  # deleted meanwhile
         predictions = [{"task": task.id, **found} for task, draft in batch if (found := draft.prediction())]
-        refused = self._label_studio.import_predictions(
-            self._project, predictions, unjudged=self._case.labelling.unjudged
+        refused = self.label_studio.import_predictions(
+            self.project, predictions, unjudged=self._case.labelling.unjudged
         )
         self._took_s = time.monotonic() - started
         return refused
@@ -181,6 +185,65 @@ class Store:
         except (TaskError, SetupError) as error:
             _log.error("run not shown", task=task.id, error=str(error))
             return told
+
+
+def draft_project(
+    drafter: Drafter,
+    case: Case,
+    store: Store,
+    *,
+    limit: int = 0,
+    unbegun: bool = False,
+    again: bool = False,
+) -> bool:
+    """Draft a project's tasks, store the drafts, and make their version the one that its tabs show.
+
+    Args:
+        drafter: Drafts.
+        case: The project's case.
+        store: Where the drafts go; it is closed in the end.
+        limit: Tasks at most; 0 is all.
+        unbegun: Leave tasks alone that a human has begun.
+        again: Draft those too that have a draft of this version: what their pages say is of another one.
+    Returns:
+        Whether every task has its draft.
+    Raises:
+        ServiceError: Nothing is drafted any more, or cannot be stored.
+    """
+    label_studio, target, ledger = store.label_studio, store.project, store.ledger
+    version = drafter.version(case)
+    ledger.remember_version(target.id, version, drafter.manifest(case))
+    lacking = None if again else version
+    there = label_studio.count_tasks(target, unbegun=unbegun)
+    missing = label_studio.count_tasks(target, lacking=lacking, unbegun=unbegun)
+    todo = min(limit or missing, missing)
+    which = "tasks that nobody has begun" if unbegun else "tasks"
+    out.print(f"version {version}: {there} {which}, {there - missing} drafted already, {todo} to draft")
+    running: dict[int, Task] = {}
+
+    def tasks() -> Iterator[Task]:
+        for found in islice(label_studio.tasks(target, lacking=lacking, unbegun=unbegun), todo):
+            running[found["id"]] = Task(found["id"], found["data"])
+            yield running[found["id"]]
+
+    counts, failed_in_a_row = Counter[str](), 0
+    with Meter("drafting", todo) as meter, store:
+        for draft in drafter.stream(case, tasks()):
+            store.add(running.pop(draft.task_id), draft)
+            counts[draft.status] += 1
+            meter.advance()
+            failed_in_a_row = failed_in_a_row + 1 if draft.status == "failed" else 0
+            if failed_in_a_row >= _GIVE_UP:
+                raise ServiceError(f"{_GIVE_UP} drafts in a row failed: {draft.reasons[0]}")
+    everything = label_studio.count_tasks(target)
+    if target.model_version != version and label_studio.count_tasks(target, lacking=version) < everything:
+        label_studio.set_model_version(target, version)  # the tabs show the scores of this version
+    rate = counts.total() / meter.seconds
+    told = ", ".join(f"{counts[status]} {status}" for status in ("ok", "invalid", "undecodable", "failed"))
+    out.print(f"{counts.total()} drafted in {meter.seconds:.1f} s ({rate:.1f}/s): {told}")
+    if store.refused:
+        out.print(f"Label Studio refused the drafts of {len(store.refused)} tasks, as of {store.refused[0]}")
+    return not (counts["failed"] or store.refused)
 
 
 def _ran(run: Run) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from backend.core.labelling import Labelling, Task
 from scripts import servers
 from scripts.templates import Template, labelled
+from tests.adapters import peft_runs
 
 CHROMIUM = Path("/usr/bin/chromium")
 CHROMIUM_FLAGS = (
@@ -34,6 +35,7 @@ settings.register_profile("fast", deadline=None, max_examples=35)
 settings.load_profile("draftloop")
 
 MODEL = servers.ROOT / "models" / "tiny-qwen3"
+LORA_RANK = 16
 
 
 _personal_tokens: dict[str, str] = {}  # by server
@@ -159,16 +161,25 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStud
 
 @pytest.fixture(scope="session")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
-    """Start a vLLM that serves the embedded model."""
+    """Start a vLLM that serves the embedded model, and takes adapters."""
     if not (MODEL / "config.json").exists():
         missing(f"{MODEL} is missing. Run: scripts/train_tiny_model")
     log = tmp_path_factory.mktemp("vllm") / "vllm.log"
     with installed(), ExitStack() as stack:
         server = Restartable(
-            lambda port: servers.start_vllm(MODEL, served_name=MODEL.name, log=log, port=port)
+            lambda port: servers.start_vllm(
+                MODEL, served_name=MODEL.name, log=log, port=port, lora_rank=LORA_RANK
+            )
         )
         stack.callback(server.stop)
         yield ModelServer(f"{server.url}/v1", MODEL.name, server)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Have PEFT make adapters for the embedded model: `zero`, which drafts as it does, and `worse`."""
+    with installed():
+        return peft_runs(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="session")

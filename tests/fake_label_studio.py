@@ -126,6 +126,8 @@ class FakeLabelStudio:
             return lambda number: value[0] != self.version or not self.drafted[number]
         if (name, operator) == ("updated_at", "greater"):
             return lambda number: self.changed(number) > value
+        if (name, operator) == ("draft_exists", "equal"):
+            return lambda _: value is False  # nobody saves drafts of annotations here
         count = {
             "total_annotations": lambda one: not one["was_cancelled"],
             "cancelled_annotations": lambda one: one["was_cancelled"],

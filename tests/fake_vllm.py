@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 Body = dict[str, Any]
@@ -24,7 +25,9 @@ class FakeVllm:
     """What the fake serves and what it was asked; change it while it runs."""
 
     name: str = "fake"
-    adapters: tuple[str, ...] = ()  # other names that it serves
+    adapters: list[str] = field(default_factory=list)  # other names that it serves
+    max_lora_rank: int = 0  # of adapters that it takes while it runs; 0 for a server that takes none
+    handed: int = 0  # adapters, while it ran
     api_key: str = ""
     context_tokens: int = 2048
     structured_outputs: str = "guidance"  # or "xgrammar", or "" for a server that ignores schemas
@@ -55,6 +58,31 @@ class FakeVllm:
         finally:
             with self._lock:
                 self._now -= 1
+
+    def load(self, body: Body) -> tuple[int, Body | str]:
+        """Take an adapter, or say why not, in vLLM's words."""
+        name, folder = body["lora_name"], Path(body["lora_path"])
+        if not self.max_lora_rank:
+            return 404, {"detail": "Not Found"}
+        with self._lock:
+            if name in self.adapters:
+                return 400, _error(f"The lora adapter '{name}' has already been loaded.")
+            try:
+                rank = json.loads((folder / "adapter_config.json").read_text())["r"]
+            except FileNotFoundError:
+                return 404, _error(f"Loading lora {name} failed: No adapter found for <path>")
+            if rank > self.max_lora_rank:
+                said = f"LoRA rank {rank} is greater than max_lora_rank {self.max_lora_rank}."
+                return 500, _error(
+                    f"Call to add_lora method failed: Worker failed with error '{said}', please"
+                )
+            self.adapters.append(name)
+            self.handed += 1
+        return 200, f"Success: LoRA adapter '{name}' added successfully."
+
+    def restart(self) -> None:
+        """Forget the adapters, as a restarted server does."""
+        self.adapters.clear()
 
     def _complete(self, body: Body) -> tuple[int, Body]:
         if body["model"] not in (self.name, *self.adapters):
@@ -165,6 +193,10 @@ def _atom(rule: str, at: int, text: str) -> tuple[str, int]:
     return _json(text[: min(4, int(quote[1]))])[1:-1], quote.end()
 
 
+def _error(message: str) -> Body:
+    return {"error": {"message": message}}
+
+
 def _json(part: Any) -> str:
     return json.dumps(part, ensure_ascii=False, separators=(",", ":"))
 
@@ -179,7 +211,8 @@ def fake_vllm(**settings: Any) -> Iterator[FakeVllm]:
 
         def do_GET(self) -> None:
             served = [
-                {"id": name, "max_model_len": fake.context_tokens} for name in (fake.name, *fake.adapters)
+                {"id": fake.name, "max_model_len": fake.context_tokens, "parent": None},
+                *({"id": name, "max_model_len": None, "parent": fake.name} for name in fake.adapters),
             ]
             self._send(200, {"data": served})
 
@@ -188,10 +221,11 @@ def fake_vllm(**settings: Any) -> Iterator[FakeVllm]:
             if fake.api_key and self.headers.get("Authorization") != f"Bearer {fake.api_key}":
                 self._send(401, {"error": "Unauthorized"})
                 return
-            self._send(*fake.complete(body))
+            answer = fake.load if self.path == "/v1/load_lora_adapter" else fake.complete
+            self._send(*answer(body))
 
-        def _send(self, status: int, body: Body) -> None:
-            content = json.dumps(body).encode()
+        def _send(self, status: int, body: Body | str) -> None:
+            content = (body if isinstance(body, str) else json.dumps(body)).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))

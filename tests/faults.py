@@ -222,3 +222,14 @@ def results_of(call: Call) -> list[dict[str, Any]]:
     """Give the items that a /predict was answered with."""
     results: list[dict[str, Any]] = json.loads(call.answer)["results"]
     return results
+
+
+def fill(file: Path) -> None:
+    """Write until the disk takes no more byte."""
+    with file.open("wb", buffering=0) as stream:
+        for size in (65536, 4096, 1):
+            try:
+                while True:
+                    stream.write(b"x" * size)
+            except OSError as error:
+                assert "No space left" in str(error)  # noqa: PT017

@@ -15,7 +15,18 @@ from tests.conftest import LabelStudioServer
 
 def environment(server: LabelStudioServer, folder: Path, **more: str) -> dict[str, str]:
     """Give the variables that a verb reads, and nothing that the caller's shell set for another server."""
-    ours = ("LABEL_STUDIO_", "MODEL_", "BACKEND_", "LEDGER_", "CASES_", "ARTIFACTS_", "EXECUTION", "SANDBOX_")
+    ours = (
+        "LABEL_STUDIO_",
+        "MODEL_",
+        "BACKEND_",
+        "LEDGER_",
+        "CASES_",
+        "ARTIFACTS_",
+        "EXECUTION",
+        "SANDBOX_",
+        "ADAPTERS_",
+        "FLYWHEEL_",
+    )
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return {
         **kept,

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from backend.core.controls import Schema
 from backend.core.grammar import bound
@@ -53,6 +53,7 @@ _RAN = {
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 _HALF = re.compile(r"[\ud800-\udfff]")  # of a surrogate pair: no server takes it
 _EXTRA_HINT = 'Write {"case": "complaint"}, or {"instruction": "...", "temperature": 0, "model": "..."}.'
+_PROFILES: tuple[Profile, ...] = get_args(Profile)
 _MAX_TEMPERATURE = 2  # vLLM's limit
 
 
@@ -128,6 +129,13 @@ class Example:
     value: Value
 
 
+class Promoted(NamedTuple):
+    """The adapter that a project's drafts come from, and the profile that it was trained with."""
+
+    model: str
+    profile: Profile
+
+
 @dataclass(frozen=True)
 class Overrides:
     """What one project wants otherwise: Label Studio's field of extra params on its ML backend.
@@ -135,15 +143,23 @@ class Overrides:
     instruction     stands for the case's task text, and for its compact line
     temperature     of sampling
     model           another model of the same server; empty is the configured one
+    profile         that model's prompt profile; empty is the configured one
     """
 
     instruction: str = ""
     temperature: float | None = None
     model: str = ""
+    profile: Profile | Literal[""] = ""
 
     def told(self) -> dict[str, str | float]:
         """Give what is set, for manifests."""
         return {key: part for key, part in self.__dict__.items() if part not in ("", None)}
+
+    def served_by(self, promoted: Promoted | None) -> "Overrides":
+        """Give what the project wants with its promoted adapter, which wins over what its people wrote."""
+        if promoted is None:
+            return self
+        return replace(self, model=promoted.model, profile=promoted.profile)
 
 
 NO_OVERRIDES = Overrides()
@@ -265,6 +281,10 @@ def parse_extra_params(extra: Any) -> tuple[str | None, Overrides]:
                 raise SetupError(
                     "extra_params.temperature is no number from 0 to 2.", hint='Write {"temperature": 0.3}.'
                 )
+        elif key == "profile" and part not in _PROFILES:
+            raise SetupError(
+                "extra_params.profile is neither full nor compact.", hint='Write {"profile": "compact"}.'
+            )
         elif not (isinstance(part, str) and part.strip() and not _HALF.search(part)):
             raise SetupError(
                 f"extra_params.{key} is no text.", hint=f'Write {{"{key}": "..."}}, or leave it out.'
@@ -274,6 +294,7 @@ def parse_extra_params(extra: Any) -> tuple[str | None, Overrides]:
         instruction=extra.get("instruction", "").strip(),
         temperature=None if temperature is None else float(temperature),
         model=extra.get("model", "").strip(),
+        profile=extra.get("profile", ""),
     )
 
 

@@ -55,7 +55,10 @@ _HOW_TO_LOG_IN = (
 
 @dataclass(frozen=True)
 class Project:
-    """A project of Label Studio. `extra_params` is what the connection to its backend says besides."""
+    """A project of Label Studio. `extra_params` is what the connection to its backend says besides.
+
+    annotations  how many were submitted
+    """
 
     id: int
     title: str
@@ -63,6 +66,7 @@ class Project:
     label_config: str
     model_version: str
     extra_params: Fields = field(default_factory=dict)
+    annotations: int = 0
 
     @property
     def case(self) -> str | None:
@@ -132,6 +136,7 @@ class LabelStudio:
             label_config=found["label_config"],
             model_version=found["model_version"] or "",
             extra_params=_extra_params(self._get("ML backends", "api/ml/", {"project": project_id})),
+            annotations=found.get("total_annotations_number") or 0,
         )
 
     def find_project(self, title: str) -> Project | None:
@@ -329,6 +334,7 @@ class LabelStudio:
         since: str | None = None,
         lacking: str | None = None,
         status: str | None = None,
+        unbegun: bool = False,
         full: bool = False,
     ) -> Iterator[dict[str, Json]]:
         """List tasks by rising id, page by page; memory holds one page.
@@ -338,13 +344,12 @@ class LabelStudio:
             since: Only tasks changed after this moment, in the form of Label Studio's `updated_at`.
             lacking: Only tasks without a prediction of this model version.
             status: Only tasks whose `draft_status` holds these words.
+            unbegun: Only tasks that no human has begun: no annotation, none skipped, no saved draft of one.
             full: With annotations and predictions, results included; else id, data and times.
         """
-        filters = []
+        filters = _chosen(lacking, unbegun=unbegun)
         if since is not None:
             filters.append(_filter("updated_at", "greater", "Datetime", since))
-        if lacking is not None:
-            filters.append(_lacking(lacking))
         if status is not None:
             filters.append(_filter("data.draft_status", "contains", "String", status))
         return self._pages(project, filters, _FULL if full else _BRIEF)
@@ -371,9 +376,9 @@ class LabelStudio:
             if task["id"] in ids:
                 yield task
 
-    def count_tasks(self, project: Project, *, lacking: str | None = None) -> int:
-        """Count a project's tasks, or those without a prediction of this model version; one request."""
-        return self._total(project, [] if lacking is None else [_lacking(lacking)])
+    def count_tasks(self, project: Project, *, lacking: str | None = None, unbegun: bool = False) -> int:
+        """Count a project's tasks, or those that `tasks` lists so; one request."""
+        return self._total(project, _chosen(lacking, unbegun=unbegun))
 
     def count_annotated(self, project: Project) -> int:
         """Count the tasks that have an annotation, submitted or skipped; one request."""
@@ -708,12 +713,22 @@ def _filter(column: str, operator: str, kind: str, value: Json) -> dict[str, Jso
 _SUBMITTED = _filter("total_annotations", "greater", "Number", 0)
 _NOT_SUBMITTED = _filter("total_annotations", "equal", "Number", 0)
 _SKIPPED = _filter("cancelled_annotations", "greater", "Number", 0)
+_UNBEGUN = (
+    _NOT_SUBMITTED,
+    _filter("cancelled_annotations", "equal", "Number", 0),
+    _filter("draft_exists", "equal", "Boolean", value=False),  # of any user
+)
 _BRIEF = {"include": "id,data,created_at,updated_at"}
 _FULL = {"fields": "all"}
 
 
 def _lacking(version: str) -> dict[str, Json]:
     return _filter("predictions_model_versions", "not_contains", "List", [version])
+
+
+def _chosen(lacking: str | None, *, unbegun: bool) -> list[dict[str, Json]]:
+    chosen = [] if lacking is None else [_lacking(lacking)]
+    return [*chosen, *_UNBEGUN] if unbegun else chosen
 
 
 def _tab_filters(title: str, *, shows_status: bool) -> list[dict[str, Json]]:

@@ -1,7 +1,8 @@
 """The ledger: the one home of state that must outlive a process and be shared by workers.
 
 SQLite in WAL mode. Holds what `/setup` said about each project (Label Studio does not repeat it with
-`/predict`), what each version stands for, what came of each task, and who is drafting which task.
+`/predict`), which adapter drafts for it, what each version stands for, what came of each task, who drafts
+which task, and which job trains.
 """
 
 import json
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from backend.core.prompting import Promoted
 from backend.errors import ServiceError, SetupError
 
 _SCHEMA = """
@@ -28,7 +30,17 @@ CREATE TABLE IF NOT EXISTS drafts (project INTEGER NOT NULL, task INTEGER NOT NU
     drafted TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY (task, project, version));
 CREATE TABLE IF NOT EXISTS claims (task INTEGER NOT NULL, version TEXT NOT NULL, project INTEGER NOT NULL,
     owner TEXT NOT NULL, until REAL NOT NULL, late INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (task, version));
+CREATE TABLE IF NOT EXISTS promotions (id INTEGER PRIMARY KEY, project INTEGER NOT NULL, model TEXT NOT NULL,
+    profile TEXT NOT NULL, promoted TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, ended TEXT);
+CREATE TABLE IF NOT EXISTS jobs (id INTEGER PRIMARY KEY, project INTEGER NOT NULL, why TEXT NOT NULL,
+    annotations INTEGER NOT NULL, state TEXT NOT NULL, step TEXT NOT NULL, told TEXT NOT NULL,
+    begun TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, ended TEXT, owner TEXT NOT NULL, until REAL NOT NULL);
 """
+
+# Those that hold are a pile: the last one drafts, and what a roll-back takes off shows the one below.
+_ACTIVE = (
+    "SELECT id, model, profile FROM promotions WHERE project = ? AND ended IS NULL ORDER BY id DESC LIMIT 1"
+)
 
 
 class KeptVersion(NamedTuple):
@@ -51,6 +63,32 @@ class KeptDraft(NamedTuple):
     reasons: list[str]
     raw: str
     drafted: str
+
+
+class Job(NamedTuple):
+    """A training job; times are UTC.
+
+    why          what set it off
+    annotations  how many its project had then
+    state        running, promoted, refused, failed, stopped, or killed: its process ended without a word
+    step         what it does, or did last
+    told         what came of it, in words
+    owner        host, number and start of its process
+    """
+
+    id: int
+    project: int
+    why: str
+    annotations: int
+    state: str
+    step: str
+    told: str
+    begun: str
+    ended: str | None
+    owner: str
+
+
+_JOB = "SELECT id, project, why, annotations, state, step, told, begun, ended, owner FROM jobs"
 
 
 class Ledger:
@@ -100,6 +138,49 @@ class Ledger:
             ).fetchone()
         found: dict[str, Any] = json.loads(row[0]) if row else {}
         return found
+
+    def promoted(self, project: int) -> Promoted | None:
+        """Give the adapter that drafts for a project; None where it is the configured model."""
+        with self._connection() as connection:
+            row = connection.execute(_ACTIVE, (project,)).fetchone()
+        return Promoted(*row[1:]) if row else None
+
+    def all_promoted(self) -> dict[int, Promoted]:
+        """Give the adapter of every project that has one."""
+        with self._connection() as connection:
+            rows = connection.execute(
+                "SELECT DISTINCT project FROM promotions WHERE ended IS NULL"
+            ).fetchall()
+        found = {project: self.promoted(project) for (project,) in rows}
+        return {project: promoted for project, promoted in found.items() if promoted is not None}
+
+    def promote(self, project: int, promoted: Promoted) -> None:
+        """Have an adapter draft for a project from the next request on, in every process."""
+        with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            row = connection.execute(_ACTIVE, (project,)).fetchone()
+            if row is None or Promoted(*row[1:]) != promoted:
+                connection.execute(
+                    "INSERT INTO promotions (project, model, profile) VALUES (?, ?, ?)", (project, *promoted)
+                )
+
+    def roll_back(self, project: int) -> tuple[Promoted, Promoted | None]:
+        """Take a project's last promotion back; gives what drafted, and what drafts now.
+
+        Raises:
+            SetupError: It has none.
+        """
+        with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            row = connection.execute(_ACTIVE, (project,)).fetchone()
+            if row is None:
+                raise SetupError(
+                    f"Project {project} has no promoted version: there is nothing to roll back.",
+                    hint="LEDGER_URL must be the backend's.",
+                )
+            connection.execute("UPDATE promotions SET ended = CURRENT_TIMESTAMP WHERE id = ?", (row[0],))
+            below = connection.execute(_ACTIVE, (project,)).fetchone()
+        return Promoted(*row[1:]), Promoted(*below[1:]) if below else None
 
     def remember_version(self, project: int, version: str, manifest: dict[str, Any]) -> None:
         """Keep what a version stands for, and that the project used it."""
@@ -252,6 +333,72 @@ class Ledger:
         with self._connection() as connection:
             return int(connection.execute("SELECT COUNT(*) FROM claims WHERE late = 1").fetchone()[0])
 
+    def begin_job(self, project: int, why: str, annotations: int, lease_s: float) -> tuple[Job, bool]:
+        """Begin a training job, unless one goes on: of any project, in any process.
+
+        Args:
+            project: Whose.
+            why: What set it off.
+            annotations: How many the project has.
+            lease_s: Time within which `take_job` or `keep_job` is called, or it counts as killed.
+        Returns:
+            The job that goes on now, and whether it is this one.
+        """
+        with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            _bury(connection)
+            row = connection.execute(f"{_JOB} WHERE state = 'running'").fetchone()
+            if row is not None:
+                return Job(*row), False
+            row = connection.execute(
+                "INSERT INTO jobs (project, why, annotations, state, step, told, owner, until) "
+                "VALUES (?, ?, ?, 'running', 'start', '', ?, ?) RETURNING id",
+                (project, why, annotations, self._owner, time.time() + lease_s),
+            ).fetchone()
+            return Job(*connection.execute(f"{_JOB} WHERE id = ?", row).fetchone()), True
+
+    def take_job(self, job: int, lease_s: float) -> Job:
+        """Take over a running job that another process has begun.
+
+        Raises:
+            SetupError: It does not run.
+        """
+        with self._connection() as connection:
+            taken = connection.execute(
+                "UPDATE jobs SET owner = ?, until = ? WHERE id = ? AND state = 'running'",
+                (self._owner, time.time() + lease_s, job),
+            )
+            if not taken.rowcount:
+                raise SetupError(f"Job {job} does not run.", hint="Begin another one.")
+            return Job(*connection.execute(f"{_JOB} WHERE id = ?", (job,)).fetchone())
+
+    def keep_job(self, job: int, step: str, lease_s: float) -> bool:
+        """Keep a job for longer; False where it is this process's no more."""
+        with self._connection() as connection:
+            kept = connection.execute(
+                "UPDATE jobs SET step = ?, until = ? WHERE id = ? AND state = 'running' AND owner = ?",
+                (step, time.time() + lease_s, job, self._owner),
+            )
+            return bool(kept.rowcount)
+
+    def end_job(self, job: int, state: str, told: str) -> None:
+        """Say what came of a job; nothing happens where it is this process's no more."""
+        with self._connection() as connection:
+            connection.execute(
+                "UPDATE jobs SET state = ?, told = ?, ended = CURRENT_TIMESTAMP "
+                "WHERE id = ? AND state = 'running' AND owner = ?",
+                (state, told, job, self._owner),
+            )
+
+    def jobs(self, project: int | None = None, *, most: int = 50) -> list[Job]:
+        """List training jobs, newest first: of one project, or all."""
+        with self._connection() as connection:
+            _bury(connection)
+            rows = connection.execute(
+                f"{_JOB} WHERE project = coalesce(?, project) ORDER BY id DESC LIMIT ?", (project, most)
+            )
+            return [Job(*row) for row in rows]
+
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         """Give this thread's connection inside one transaction."""
@@ -268,6 +415,18 @@ class Ledger:
             raise ServiceError(
                 f"The ledger failed: {error}.", hint="Look at its disk and permissions."
             ) from error
+
+
+def _bury(connection: sqlite3.Connection) -> None:
+    """Mark running jobs whose process is gone, or let its lease end."""
+    rows = connection.execute("SELECT id, owner, until FROM jobs WHERE state = 'running'").fetchall()
+    for job, owner, until in rows:
+        if until < time.time() or _is_gone(owner):
+            connection.execute(
+                "UPDATE jobs SET state = 'killed', ended = CURRENT_TIMESTAMP, "
+                "told = 'Its process ended without a word.' WHERE id = ? AND owner = ?",
+                (job, owner),
+            )
 
 
 def _is_gone(owner: str) -> bool:

@@ -3,10 +3,18 @@
 The only file that speaks HTTP to a model. What vLLM 0.32 does with unknown fields is nothing, with 200:
 so every answer is validated again by the caller.
 
+A server that was restarted has lost the adapters that it was handed while it ran. It answers 404 to them, and
+is handed them again before anybody is told.
+
 Source:
-    vLLM 0.32: `response_format` json_schema, `logprobs`, `chat_template_kwargs`; error codes measured.
+    vLLM 0.32: `response_format` json_schema, `logprobs`, `chat_template_kwargs`, `/v1/load_lora_adapter`;
+    error codes measured.
 """
 
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self
 
 import httpx
@@ -29,12 +37,27 @@ _PROBE_S = 10.0
 _CHECK_S = 2.0  # Label Studio waits 3 s for a /setup
 _NEEDED = """--structured-outputs-config '{"backend":"guidance","disable_any_whitespace":true}'"""
 
+# What is behind a failed load, in vLLM's "Worker failed with error '...', please check the stack trace".
+_WORKER_SAID = re.compile(r"failed with error '(.+?)'", re.DOTALL)
+_LOAD_S = 60.0  # one of 0.9 MB takes 10 ms
+_HAND_AGAIN = 8  # where a balancer stands before several servers, each hand-over reaches one of them
+_FOR_ADAPTERS = (
+    "--enable-lora --max-lora-rank 16, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment"
+)
+
 
 class VllmModel:
     """A model served by vLLM. Safe to call from several threads."""
 
     def __init__(
-        self, url: str, name: str, *, api_key: str = "", connections: int = 64, context_tokens: int = 0
+        self,
+        url: str,
+        name: str,
+        *,
+        api_key: str = "",
+        connections: int = 64,
+        context_tokens: int = 0,
+        find_adapter: Callable[[str], Path | None] | None = None,
     ) -> None:
         """Prepare a client; nothing is sent before the first call.
 
@@ -44,8 +67,11 @@ class VllmModel:
             api_key: The server's key, if it has one.
             connections: Most connections kept and used at once.
             context_tokens: The model's context length; 0 asks the server.
+            find_adapter: Gives the folder of an adapter by its name, for servers that do not know it.
         """
         self._name = name
+        self._find_adapter = find_adapter
+        self._handing = threading.Lock()
         self._stated_tokens = context_tokens
         self._context_tokens: dict[str, int] = {}  # by model
         self._client = httpx.Client(
@@ -80,31 +106,63 @@ class VllmModel:
         """
         return self._context_of(self._name)
 
-    def check_served(self, name: str) -> None:
+    def check_served(self, name: str, *, timeout_s: float = _CHECK_S) -> None:
         """Check that the server serves a model, in the time that Label Studio gives a `/setup`.
 
         Raises:
             ServiceError: The server does not answer.
             SetupError: It does not serve it.
         """
-        self._max_model_len(name, _CHECK_S)
+        self._max_model_len(name, timeout_s)
 
     def _context_of(self, name: str) -> int:
         if name not in self._context_tokens:
             self._context_tokens[name] = self._stated_tokens or self._max_model_len(name, 10)
         return self._context_tokens[name]
 
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Hand the server an adapter; nothing happens where it has one of this name.
+
+        Args:
+            name: Its name for good: under the same one vLLM may answer from the cache of other weights.
+            folder: Where it is, for the server too.
+        Raises:
+            ServiceError: The server does not answer, or failed.
+            SetupError: It takes no adapters, not this one, or does not find it.
+        """
+        body = {"lora_name": name, "lora_path": str(folder)}
+        response = self._request("POST", "/load_lora_adapter", body, timeout_s=_LOAD_S)
+        said = _said(response)
+        if response.status_code != 200 and "already been loaded" not in said:
+            raise _not_loaded(response, said, name, folder)
+
+    def _hand_over(self, name: str) -> bool:
+        """Load an adapter of ours that the server does not know; False where it is none of ours."""
+        folder = None if self._find_adapter is None else self._find_adapter(name)
+        if folder is None:
+            return False
+        with self._handing:  # one of many that ask for it; the others find it loaded
+            self.load_adapter(name, folder)
+        return True
+
     def _max_model_len(self, name: str, timeout_s: float) -> int:
-        models = self._call("GET", "/models", None, timeout_s=timeout_s).get("data", [])
-        for model in models:
-            if model.get("id") == name:
-                return int(model.get("max_model_len") or 0)
-        served = ", ".join(str(model.get("id")) for model in models)
+        models = self._models(timeout_s)
+        if name not in models and self._hand_over(name):
+            models = self._models(timeout_s)
+        if name in models:
+            # The card of an adapter does not say it: it is that of its base.
+            base = models.get(models[name].get("parent"), {})
+            return int(models[name].get("max_model_len") or base.get("max_model_len") or 0)
+        served = ", ".join(map(str, models))
         where = "MODEL_NAME" if name == self._name else "model in the project's extra params"
         raise SetupError(
             f"The model server does not serve '{name}'; it serves: {served}.",
             hint=f"Set {where} to one of them.",
         )
+
+    def _models(self, timeout_s: float) -> dict[Any, dict[str, Any]]:
+        cards = self._call("GET", "/models", None, timeout_s=timeout_s).get("data", [])
+        return {card.get("id"): card for card in cards}
 
     def complete(self, prompt: Prompt, *, timeout_s: float) -> Completion:
         """Answer a prompt; thinking is off.
@@ -208,8 +266,28 @@ class VllmModel:
     def _call(
         self, method: str, path: str, body: dict[str, Any] | None, *, timeout_s: float
     ) -> dict[str, Any]:
+        name = str((body or {}).get("model", self._name))
+        response = self._request(method, path, body, timeout_s=timeout_s)
+        for _ in range(_HAND_AGAIN):
+            if response.status_code != 404 or not self._hand_over(name):
+                break
+            response = self._request(method, path, body, timeout_s=timeout_s)
+        if response.status_code != 200:
+            raise _refused(response, name)
         try:
-            response = self._client.request(
+            answer = orjson.loads(response.content)
+        except orjson.JSONDecodeError as error:
+            raise ServiceError(
+                "The model server answered with something that is not JSON.",
+                hint="Check that MODEL_URL points at vLLM's /v1.",
+            ) from error
+        return answer if isinstance(answer, dict) else {}
+
+    def _request(
+        self, method: str, path: str, body: dict[str, Any] | None, *, timeout_s: float
+    ) -> httpx.Response:
+        try:
+            return self._client.request(
                 method,
                 path,
                 content=None if body is None else orjson.dumps(body),
@@ -226,16 +304,6 @@ class VllmModel:
                 f"The model server at {self._client.base_url} cannot be reached ({type(error).__name__}).",
                 hint="Start it, or correct MODEL_URL.",
             ) from error
-        if response.status_code != 200:
-            raise _refused(response, str((body or {}).get("model", self._name)))
-        try:
-            answer = orjson.loads(response.content)
-        except orjson.JSONDecodeError as error:
-            raise ServiceError(
-                "The model server answered with something that is not JSON.",
-                hint="Check that MODEL_URL points at vLLM's /v1.",
-            ) from error
-        return answer if isinstance(answer, dict) else {}
 
 
 def _completion(answer: dict[str, Any]) -> Completion:
@@ -270,12 +338,43 @@ def _allows_blanks(choice: dict[str, Any]) -> bool:
     )
 
 
-def _refused(response: httpx.Response, name: str) -> ServiceError | TaskError | SetupError:
+def _said(response: httpx.Response) -> str:
     try:
         said = response.json()
-        message = str((said.get("error") or said).get("message") or said)[:_MESSAGE_CHARS]
+        return str((said.get("error") or said).get("message") or said)[:_MESSAGE_CHARS]
     except (ValueError, AttributeError):
-        message = response.text[:_MESSAGE_CHARS]
+        return response.text[:_MESSAGE_CHARS]
+
+
+def _not_loaded(response: httpx.Response, said: str, name: str, folder: Path) -> ServiceError | SetupError:
+    code = response.status_code
+    reason = _WORKER_SAID.search(said)
+    said = (reason[1] if reason else said).rstrip(".")
+    if code == 404 and "adapter" in said.lower():
+        return SetupError(
+            f"The model server finds no adapter at {folder}.",
+            hint="ADAPTERS_DIR must be a folder that vLLM can read at the same path.",
+        )
+    if code in (404, 405) or "enable-lora" in said:
+        return SetupError(
+            "The model server takes no adapters while it runs.", hint=f"Start vLLM with {_FOR_ADAPTERS}."
+        )
+    if "rank" in said.lower():
+        return SetupError(
+            f"The model server does not take '{name}': {said}.",
+            hint="Start vLLM with a --max-lora-rank that is as high, or train with a lower rank.",
+        )
+    refused = _refused(response, name)
+    if code != 500 and not isinstance(refused, TaskError):
+        return refused
+    return SetupError(
+        f"The model server does not take '{name}' ({code}): {said}.",
+        hint="Was it trained on the model that is served?",
+    )
+
+
+def _refused(response: httpx.Response, name: str) -> ServiceError | TaskError | SetupError:
+    message = _said(response)
     code = response.status_code
     if code in (401, 403):
         return SetupError(

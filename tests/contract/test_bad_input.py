@@ -88,7 +88,7 @@ def test_wrong_credentials_are_refused_alike_at_every_endpoint_and_say_nothing(
 ) -> None:
     told = set()
     paths = {str(rule) for rule in anybody.application.url_map.iter_rules()}
-    assert {"/setup", "/predict", "/webhook", "/versions", "/metrics"} < paths
+    assert {"/setup", "/predict", "/webhook", "/versions", "/jobs", "/metrics"} < paths
     for path in {*paths, "/nowhere"} - {*OPEN, "/static/<path:filename>"}:
         for method in ("GET", "POST", "PUT", "DELETE"):
             for header in (None, basic(bad), bad.replace("\x00", ""), "Basic ???", "Bearer x", "Digest x"):

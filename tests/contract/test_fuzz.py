@@ -32,7 +32,7 @@ from tests.fake_vllm import FakeVllm, fake_vllm
 from tests.families import FAMILIES
 
 CASES = Cases(Path(__file__).parents[2] / "label_config")
-PATHS = ("/", "/health", "/ready", "/setup", "/predict", "/webhook", "/versions", "/metrics")
+PATHS = ("/", "/health", "/ready", "/setup", "/predict", "/webhook", "/versions", "/jobs", "/metrics")
 RIGHTLY = (("POST", "/webhook"), *(("GET", path) for path in PATHS[:3]), ("GET", "/versions"))
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "BREW")
 RIGHT = "Basic " + base64.b64encode("ann:páss".encode()).decode()

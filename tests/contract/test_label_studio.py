@@ -77,6 +77,9 @@ def test_a_drafted_task_lacks_no_draft_of_that_version_and_one_of_every_other(op
     assert [task["id"] for task in studio.tasks(project, lacking="v-1")] == ids[7:]
     assert studio.count_tasks(project, lacking="v-1") == TASKS - 7
     assert studio.count_tasks(project, lacking="v-2") == TASKS
+    # A prediction is not begun work.
+    assert studio.count_tasks(project, unbegun=True) == TASKS
+    assert [task["id"] for task in studio.tasks(project, lacking="v-1", unbegun=True)] == ids[7:]
 
 
 def test_data_of_a_task_can_be_replaced_and_a_version_shown(opened: Opened) -> None:

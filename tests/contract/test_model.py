@@ -1,6 +1,7 @@
 """What any model server must do for us: the fake in every run, real vLLM beside it where it is installed."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,7 +17,8 @@ from backend.core.scoring import score
 from backend.edge.cases import Cases
 from backend.edge.vllm import VllmModel
 from backend.errors import ServiceError, SetupError, TaskError
-from tests.conftest import gallery
+from tests.adapters import run_of
+from tests.conftest import LORA_RANK, gallery
 from tests.fake_vllm import fake_vllm
 from tests.families import FAMILIES
 from tests.supported import SUPPORTED, short
@@ -28,16 +30,18 @@ CASES = Cases(Path(__file__).parents[2] / "label_config")
 class Engine:
     url: str
     name: str
+    run: Path  # of an adapter for its model
 
 
 @pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.integration)])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     if request.param == "real":
         vllm = request.getfixturevalue("vllm")
-        yield Engine(vllm.url, vllm.name)
+        yield Engine(vllm.url, vllm.name, request.getfixturevalue("runs")["zero"])
         return
-    with fake_vllm(delay_s=0.1) as fake:
-        yield Engine(fake.url, fake.name)
+    run = run_of(request.getfixturevalue("tmp_path") / "run")
+    with fake_vllm(delay_s=0.1, max_lora_rank=LORA_RANK) as fake:
+        yield Engine(fake.url, fake.name, run)
 
 
 @pytest.fixture
@@ -188,6 +192,71 @@ def test_a_prompt_may_name_another_model_of_the_server(engine: Engine) -> None:
         with pytest.raises(SetupError, match="does not serve 'another'; it serves: ") as told:
             model.check_served("another")
         assert "extra params" in told.value.hint
+
+
+def test_an_adapter_is_loaded_under_its_name_and_again_without_harm(engine: Engine) -> None:
+    with VllmModel(engine.url, engine.name) as model:
+        for _ in range(2):
+            model.load_adapter("loaded-zero", engine.run / "adapter")
+        model.check_served("loaded-zero")
+        plain, tuned = (model.complete(ask_as(name), timeout_s=60) for name in ("", "loaded-zero"))
+        assert tuned.text == plain.text
+        # Its context is that of its base: a limit beyond it is left to the server.
+        long = replace(ask_as("loaded-zero"), max_tokens=100_000)
+        assert "max_tokens" not in model.body(long)
+        assert model.body(replace(long, max_tokens=600))["max_tokens"] == 600
+
+
+def test_an_adapter_that_the_server_does_not_know_is_handed_over_by_whoever_asks(engine: Engine) -> None:
+    known = {"handed-zero": engine.run / "adapter"}
+    with VllmModel(engine.url, engine.name, context_tokens=2048, find_adapter=known.get) as model:
+        with ThreadPoolExecutor(8) as pool:
+            found = pool.map(lambda _: model.complete(ask_as("handed-zero"), timeout_s=60).text, range(8))
+        assert len(set(found)) == 1
+    with VllmModel(engine.url, engine.name, find_adapter={"shown-zero": engine.run / "adapter"}.get) as model:
+        model.check_served("shown-zero")
+        with pytest.raises(SetupError, match="does not serve 'nobody'"):
+            model.check_served("nobody")
+
+
+def test_an_adapter_of_too_high_a_rank_is_refused_in_words(
+    engine: Engine, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    high = tmp_path / "high"
+    shutil.copytree(engine.run / "adapter", high)
+    config = json.loads((high / "adapter_config.json").read_text()) | {"r": 2 * LORA_RANK}
+    (high / "adapter_config.json").write_text(json.dumps(config))
+    with (
+        VllmModel(engine.url, engine.name) as model,
+        pytest.raises(SetupError, match="'high': LoRA rank 32 is greater than max_lora_rank") as refused,
+    ):
+        model.load_adapter("high", high)
+    assert "--max-lora-rank" in refused.value.hint
+
+
+def test_an_adapter_that_is_not_there_for_the_server_is_told(engine: Engine, tmp_path: Path) -> None:
+    with (
+        VllmModel(engine.url, engine.name) as model,
+        pytest.raises(SetupError, match=f"finds no adapter at {tmp_path}/gone") as refused,
+    ):
+        model.load_adapter("gone", tmp_path / "gone")
+    assert "ADAPTERS_DIR" in refused.value.hint
+
+
+def test_a_server_that_takes_no_adapters_is_told_how_to_be_started(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run")
+    with (
+        fake_vllm() as fake,
+        VllmModel(fake.url, fake.name) as model,
+        pytest.raises(SetupError, match="takes no adapters") as refused,
+    ):
+        model.load_adapter("zero", run / "adapter")
+    assert "--enable-lora" in refused.value.hint
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" in refused.value.hint
+
+
+def ask_as(name: str) -> Prompt:
+    return replace(ask("complaint", "我叫王小明"), model=name)
 
 
 @pytest.mark.parametrize("context_tokens", [0, 2048])

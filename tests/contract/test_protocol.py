@@ -3,8 +3,10 @@
 import base64
 import json
 import re
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,16 @@ from hypothesis import strategies as st
 
 from backend.answers import Answers
 from backend.app import log_as_json
+from backend.core.prompting import Promoted
+from backend.edge.adapters import Adapters
 from backend.edge.cases import Cases
-from backend.edge.ledger import Ledger
+from backend.edge.ledger import Job, Ledger
 from backend.edge.metrics import Metrics
 from backend.edge.vllm import VllmModel
+from backend.jobs import Jobs
 from backend.predict import Drafter
 from backend.protocol import Server
+from tests.adapters import run_of
 from tests.fake_board import FakeBoard
 from tests.fake_vllm import FakeVllm, fake_vllm
 
@@ -45,7 +51,7 @@ def fake() -> Iterator[FakeVllm]:
 
 
 def serve(fake: FakeVllm, folder: Path, board: FakeBoard | None = None) -> Iterator[Server]:
-    with VllmModel(fake.url, fake.name) as model:
+    with VllmModel(fake.url, fake.name, find_adapter=Adapters(folder / "registry").find) as model:
         metrics = Metrics()
         drafter = Drafter(metrics.metered(model), profile="compact", temperature=0, concurrency=16)
         ledger = Ledger(f"sqlite:///{folder}/ledger.sqlite3")
@@ -109,6 +115,7 @@ def test_health_and_readiness_need_no_password_and_everything_else_does(client: 
         ("post", "/predict"),
         ("post", "/webhook"),
         ("get", "/versions"),
+        ("get", "/jobs"),
         ("get", "/metrics"),
     ]
     for method, path in calls:
@@ -136,11 +143,40 @@ def test_setup_and_predictions_carry_the_same_version(client: FlaskClient, extra
     assert client.get("/versions?project=7").get_json() == {"versions": [version]}
 
 
+def test_every_worker_drafts_with_a_projects_adapter_from_its_promotion_until_its_roll_back(
+    fake: FakeVllm, tmp_path: Path
+) -> None:
+    fake.max_lora_rank = 16
+    adapter = Adapters(tmp_path / "registry").register(run_of(tmp_path / "run"), fake.name)
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3")
+
+    def versions(client: FlaskClient, number: int) -> set[str]:
+        stated = {setup(client, {"case": "sentiment"}, project="7.1").get_json()["model_version"]}
+        return stated | {result["model_version"] for result in predict(client, [task(number)], project="7.1")}
+
+    with contextmanager(serve)(fake, tmp_path) as one, contextmanager(serve)(fake, tmp_path) as other:
+        workers = [logged_in(one), logged_in(other)]
+        (before,) = versions(workers[0], 1) | versions(workers[1], 2)
+        ledger.promote(7, Promoted(adapter.name, "full"))
+        (after,) = versions(workers[0], 3) | versions(workers[1], 4)
+        assert after.rpartition("-")[0] == adapter.name
+        assert before.rpartition("-")[0] == fake.name
+        assert fake.asked[-1]["model"] == adapter.name
+        assert "JSON Schema" in fake.asked[-1]["messages"][0]["content"]  # in the adapter's profile
+        elsewhere = setup(workers[0], {"case": "sentiment"}, project="8.1").get_json()["model_version"]
+        assert elsewhere == before
+        fake.restart()
+        assert versions(workers[1], 5) == {after}
+        assert fake.handed == 2
+        ledger.roll_back(7)
+        assert versions(workers[0], 6) | versions(workers[1], 7) == {before}
+
+
 @pytest.mark.parametrize("extra", [{"temperature": 0.9, "model": "big"}, '{"instruction": "判断语气。"}'])
 def test_extra_params_make_a_projects_own_version_and_its_prompt(
     client: FlaskClient, fake: FakeVllm, extra: Any
 ) -> None:
-    fake.adapters = ("big",)
+    fake.adapters = ["big"]
     plain = setup(client, {"case": "sentiment"}, project="8.1").get_json()["model_version"]
     version = setup(client, extra).get_json()["model_version"]
     assert version != plain
@@ -321,6 +357,41 @@ def test_an_unknown_tag_is_refused_at_setup_and_answered_n_times_at_predict(clie
 @pytest.mark.parametrize("action", ["START_TRAINING", "ANNOTATION_CREATED", "ANNOTATIONS_DELETED"])
 def test_webhooks_are_noted(client: FlaskClient, action: str) -> None:
     assert client.post("/webhook", json={"action": action, "project": {"id": 1}}).status_code == 200
+
+
+def test_the_button_and_enough_annotations_start_a_training_job_that_is_told(
+    server: Server, tmp_path: Path
+) -> None:
+    started: list[Job] = []
+
+    class Endless:
+        def wait(self) -> int:
+            threading.Event().wait(10)
+            return 0
+
+    def start(job: Job) -> Endless:
+        started.append(job)
+        return Endless()
+
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3")
+    client = logged_in(replace(server, jobs=Jobs(ledger, start, after=10)))
+    assert client.get("/jobs").get_json() == {"jobs": []}
+    project = {"id": 7, "title": "P", "total_annotations_number": 9}
+    event = {"action": "ANNOTATION_CREATED", "project": project}
+    assert client.post("/webhook", json=event).get_json() == {"status": "noted"}
+    assert client.get("/jobs").get_json() == {"jobs": []}
+    project["total_annotations_number"] = 10
+    client.post("/webhook", json=event)
+    (job,) = client.get("/jobs?project=7").get_json()["jobs"]
+    assert (job["project"], job["state"], job["why"]) == (7, "running", "new annotations: 10")
+    pressed = {"action": "START_TRAINING", "project": project}
+    assert client.post("/webhook", json=pressed).get_json() == {"status": "running", "id": job["id"]}
+    refused = client.post("/webhook", json={**pressed, "project": {"id": 8}})
+    assert refused.status_code == 400
+    assert "A training job of project 7 goes on" in refused.get_json()["error"]
+    assert client.post("/webhook", json={"action": "START_TRAINING", "project": "7.17"}).status_code == 200
+    assert client.post("/webhook", json={"action": "START_TRAINING"}).status_code == 400
+    assert client.get("/jobs?project=8").get_json() == {"jobs": []}
 
 
 def test_alive_is_not_ready(client: FlaskClient, fake: FakeVllm) -> None:

@@ -25,6 +25,7 @@ from tests.faults import (
     Gate,
     backend_with,
     connect,
+    fill,
     gate_to,
     opened,
     project_of,
@@ -211,14 +212,3 @@ def test_a_full_disk_costs_no_draft(
             assert "Traceback" not in backend.log()
     finally:
         subprocess.run(["umount", disk], check=True)
-
-
-def fill(file: Path) -> None:
-    """Write until the disk takes no more byte."""
-    with file.open("wb", buffering=0) as stream:
-        for size in (65536, 4096, 1):
-            try:
-                while True:
-                    stream.write(b"x" * size)
-            except OSError as error:
-                assert "No space left" in str(error)  # noqa: PT017

@@ -106,8 +106,14 @@ def test_no_extra_params_change_nothing(extra: Any) -> None:
 
 
 def test_extra_params_are_read_from_an_object_and_from_a_string() -> None:
-    said = {"case": "complaint", "instruction": " Do it. ", "temperature": 0, "model": "big"}
-    read = ("complaint", Overrides("Do it.", 0.0, "big"))
+    said = {
+        "case": "complaint",
+        "instruction": " Do it. ",
+        "temperature": 0,
+        "model": "big",
+        "profile": "compact",
+    }
+    read = ("complaint", Overrides("Do it.", 0.0, "big", "compact"))
     assert parse_extra_params(said) == parse_extra_params(json.dumps(said)) == read
     assert parse_extra_params(read[1].told()) == (None, read[1])
 
@@ -125,6 +131,7 @@ def test_extra_params_are_read_from_an_object_and_from_a_string() -> None:
         ('{"temperature": NaN}', "from 0 to 2"),
         ({"model": ""}, "extra_params.model is no text"),
         ({"case": 7}, "extra_params.case is no text"),
+        ({"profile": "short"}, "extra_params.profile is neither full nor compact"),
         ('{"instruction": "\\ud83d"}', "extra_params.instruction is no text"),
     ],
 )

@@ -1,0 +1,403 @@
+"""Flow 3: a trained adapter -> registered -> measured beside what drafts now -> promoted, or told why not.
+
+Knows the order of the steps and what is compared with what. Does not know how figures are made of outcomes
+(`core.measures`), how a draft is made (`predict`), or how drafts are stored.
+
+Until the very last step nothing changes for annotators: whatever fails or is killed, the old version serves,
+and the same call begins again. The last step is one row of the ledger, which every process reads at each
+request.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backend.core.labelling import Task
+from backend.core.measures import LEAST_GROUPS, Interval, Outcome, compared, figures, gain, groups, objections
+from backend.core.prompting import Case, Overrides, Promoted, parse_extra_params
+from backend.core.sample import Sample
+from backend.edge.adapters import Adapter, Adapters
+from backend.edge.cases import Cases
+from backend.edge.folder import MANIFEST, lines_of
+from backend.edge.labelstudio import LabelStudio, Project
+from backend.edge.ledger import Ledger
+from backend.edge.vllm import VllmModel
+from backend.errors import ServiceError, SetupError, TaskError
+from backend.predict import Draft, Drafter
+from backend.records import manifest_and_options
+
+MARGIN = 0.01  # what another case may lose
+_SEED = 0
+_BACK = "roll back"  # in the journal
+
+Tell = Callable[[str, int], None]  # what is being done, and of how many parts one is done now; 0 begins
+
+
+@dataclass(frozen=True)
+class Row:
+    """A held-out sample, with its case and its task as the annotator had it."""
+
+    sample: Sample
+    case: Case
+    task: Task
+
+
+@dataclass
+class HeldOut:
+    """The held-out samples of one case. `lost` counts those whose task or config is not what it was."""
+
+    rows: list[Row] = field(default_factory=list)
+    lost: int = 0
+    datasets: dict[str, str] = field(default_factory=dict)  # by folder, the hash of its manifest
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What came of a promotion: promoted where there is no objection. `already` where it drafts already."""
+
+    adapter: Adapter
+    objections: tuple[str, ...] = ()
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    evidence_file: Path | None = None
+    already: bool = False
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the adapter drafts now."""
+        return not self.objections
+
+
+class Flywheel:
+    """Promotes adapters and takes promotions back; its caller keeps others out of the registry."""
+
+    def __init__(
+        self,
+        label_studio: LabelStudio,
+        cases: Cases,
+        adapters: Adapters,
+        ledger: Ledger,
+        model: VllmModel,
+        drafter: Drafter,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            label_studio: Where the projects are.
+            cases: Where their cases are.
+            adapters: The registry.
+            ledger: That of the backend.
+            model: The server of the base, which is handed the adapter.
+            drafter: Drafts what is measured; without a cache, which would hide what is slow.
+        """
+        self._label_studio = label_studio
+        self._cases = cases
+        self._adapters = adapters
+        self._ledger = ledger
+        self._model = model
+        self._drafter = drafter
+
+    def promote(
+        self,
+        project_id: int,
+        run: Path,
+        *,
+        who: str,
+        dataset: Path | None = None,
+        guards: Sequence[Path] = (),
+        margin: float = MARGIN,
+        tell: Tell = lambda _doing, _count: None,
+    ) -> Decision:
+        """Have an adapter draft for a project, if it is surely better than what drafts now.
+
+        Args:
+            project_id: The project.
+            run: The folder of the adapter's training.
+            who: Who wants it, for the journal.
+            dataset: What it is measured on; that of the training if not given.
+            guards: Datasets of cases that must not lose; those of other projects with an adapter on the same
+                base if not given. Other cases of `dataset` count always.
+            margin: What those may lose, 0..1.
+            tell: Told what is being done.
+        Raises:
+            SetupError: The run, the adapter or a dataset is not what it must be.
+            ServiceError: A server or the disk failed; the old version serves.
+        """
+        project = self._label_studio.project(project_id)
+        adapter = self._adapters.register(run, self._model.name)
+        now = self._wishes(project, self._ledger.promoted(project_id))
+        then = self._wishes(project, _of(adapter))
+        if now == then:
+            return Decision(adapter, already=True)
+        target, others = self._held_out(project, adapter, dataset, guards)
+        self._model.load_adapter(adapter.name, adapter.folder)
+        outcomes = {
+            name: (
+                self._measure(held, was, f"{name}, what drafts now", tell),
+                self._measure(held, becomes, f"{name}, {adapter.name}", tell),
+            )
+            for name, held, was, becomes in [
+                (self._case(project, now).name, target, now, then),
+                *((name, held, _bare(now), _bare(then)) for name, held in others.items()),
+            ]
+        }
+        chance = np.random.default_rng(_SEED)
+        gains = {name: gain(before, after, chance) for name, (before, after) in outcomes.items()}
+        own, *rest = gains
+        found = objections(gains[own], {name: gains[name] for name in rest}, margin)
+        evidence = {
+            "adapter": adapter.name,
+            "run": dict(adapter.run),
+            "margin": margin,
+            "seed": _SEED,
+            "before": self._drafter.version(self._case(project, now)),
+            "after": self._drafter.version(self._case(project, then)),
+            "cases": {
+                name: _told(outcomes[name], gains[name], held)
+                for name, held in {own: target, **others}.items()
+            },
+        }
+        kept = self._adapters.keep_evidence(evidence)
+        # Before the switch, so that none goes untold: what the journal tells and the ledger does not hold
+        # was stopped between the two.
+        self._note(
+            "refuse" if found else "promote",
+            project_id,
+            who,
+            adapter=adapter.name,
+            instead_of=now.model or self._model.name,
+            dataset=next(iter(target.datasets)),
+            evidence=kept,
+            reasons=found,
+        )
+        if not found:
+            self._ledger.promote(project_id, _of(adapter))
+        return Decision(adapter, tuple(found), evidence, self._adapters.evidence(kept))
+
+    def roll_back(self, project_id: int, *, who: str) -> tuple[str, Promoted | None]:
+        """Have what drafted before the last promotion draft again; gives what drafted, and what drafts now.
+
+        One that was stopped before `drafted` takes nothing more off.
+
+        Raises:
+            SetupError: There is none.
+        """
+        now = self._ledger.promoted(project_id)
+        for last in [entry for entry in self._adapters.journal() if entry["project"] == project_id][-1:]:
+            if last["action"] == _BACK and (now is None or now.model != last["adapter"]):
+                return last["adapter"], now
+        if now is not None:
+            self._note(_BACK, project_id, who, adapter=now.model)
+        was, below = self._ledger.roll_back(project_id)
+        return was.model, below
+
+    def drafted(self, project_id: int, version: str, *, who: str) -> None:
+        """Note that a project's tasks have the drafts of what drafts now."""
+        self._note("draft", project_id, who, version=version)
+
+    def current(self, project: Project) -> Case:
+        """Give a project's case as its drafts are made now."""
+        return self._case(project, self._wishes(project, self._ledger.promoted(project.id)))
+
+    def _wishes(self, project: Project, promoted: Promoted | None) -> Overrides:
+        _, overrides = parse_extra_params(project.extra_params)
+        return overrides.served_by(promoted)
+
+    def _case(self, project: Project, overrides: Overrides) -> Case:
+        return self._cases.find(project.label_config, project.case, overrides)
+
+    def _note(self, action: str, project: int, who: str, **more: Any) -> None:
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._adapters.note(
+            {"at": at, "who": who, "action": action, "project": project, "model": self._model.name, **more}
+        )
+
+    # ------------------------------------------------------------------------------ what is measured
+
+    def _held_out(
+        self, project: Project, adapter: Adapter, dataset: Path | None, guards: Sequence[Path]
+    ) -> tuple[HeldOut, dict[str, HeldOut]]:
+        """Give the held-out samples of the project's case, and those of the others by name."""
+        trained_on = (adapter.run.get("dataset") or {}).get("path")
+        folder = dataset or (Path(trained_on) if trained_on else None)
+        if folder is None:
+            raise SetupError("The run does not say its dataset.", hint="Name it with --dataset.")
+        case = self._case(project, Overrides()).name
+        found = self._read(folder)
+        target = found.pop(case, HeldOut())
+        count = len({row.sample.group for row in target.rows})
+        if count < LEAST_GROUPS:
+            lost = f" ({target.lost} more have another task or config than now)" if target.lost else ""
+            raise SetupError(
+                f"{folder} holds out {count} different texts of case '{case}'{lost}; an interval needs "
+                f"{LEAST_GROUPS}.",
+                hint="One in ten is held out: correct more tasks and sync again, or name another --dataset.",
+            )
+        for guard in guards or self._guards(project.id):
+            if guard.resolve() == folder.resolve():
+                continue
+            more = self._read(guard)
+            if not any(held.rows for held in more.values()):
+                raise SetupError(f"{guard} holds out no sample.", hint="Name another with --guard.")
+            for name, held in more.items():
+                found[f"{name} of {guard}" if name == case or name in found else name] = held
+        return target, {name: held for name, held in found.items() if held.rows}
+
+    def _guards(self, project: int) -> list[Path]:
+        """Give the datasets that the adapters of other projects on the same base were promoted with."""
+        active = self._ledger.all_promoted()
+        found: dict[int, Path] = {}
+        for entry in self._adapters.journal():
+            promoted = active.get(entry["project"])
+            same = (
+                promoted is not None and entry["action"] == "promote" and entry["adapter"] == promoted.model
+            )
+            if same and entry["model"] == self._model.name and entry["project"] != project:
+                found[entry["project"]] = Path(entry["dataset"])
+        return list(dict.fromkeys(found.values()))
+
+    def _read(self, folder: Path) -> dict[str, HeldOut]:
+        """Read the held-out samples of a dataset, by case, with the tasks that they came from."""
+        manifest_and_options(folder)
+        content = (folder / MANIFEST).read_bytes()
+        about = {str(folder.absolute()): hashlib.sha256(content).hexdigest()}
+        by_project: dict[int, list[Sample]] = defaultdict(list)
+        for record in lines_of(folder, "samples.jsonl"):
+            if record["split"] == "test":
+                by_project[record["project"]].append(Sample.from_record(record))
+        found: dict[str, HeldOut] = defaultdict(lambda: HeldOut(datasets=about))
+        for project, samples in by_project.items():
+            for sample, row in self._rows(project, samples):
+                held = found[sample.case]
+                if row is None:
+                    held.lost += 1
+                else:
+                    held.rows.append(row)
+        return dict(found)
+
+    def _rows(self, project_id: int, samples: Sequence[Sample]) -> Iterator[tuple[Sample, Row | None]]:
+        """Give samples with case and task: the same texts, under the same config, as when they were made."""
+        project: Project | None = None
+        asked: list[tuple[Sample, Case]] = []
+        for sample in samples:
+            case = self._cases.get(sample.case) if sample.case in self._cases.names() else None
+            if case is None or not _is_of(sample, case):
+                project = project or self._label_studio.project(project_id)
+                case = self._cases.find(project.label_config, project.case)
+            if not _is_of(sample, case):
+                yield sample, None
+                continue
+            # What its texts alone say is enough for most: then nobody has to be asked.
+            task = Task(sample.task, dict(sample.input))
+            if (
+                case.labelling.program is None
+                and not case.labelling.dynamic
+                and _same_texts(sample, case, task)
+            ):
+                yield sample, Row(sample, case, task)
+            else:
+                asked.append((sample, case))
+        if asked:
+            project = project or self._label_studio.project(project_id)
+            ids = {sample.task for sample, _ in asked}
+            data = {row["id"]: row["data"] for row in self._label_studio.tasks_by_id(project, ids)}
+            for sample, case in asked:
+                task = Task(sample.task, data.get(sample.task, {}))
+                yield sample, Row(sample, case, task) if _same_texts(sample, case, task) else None
+
+    def _measure(self, held: HeldOut, overrides: Overrides, doing: str, tell: Tell) -> list[Outcome]:
+        """Draft every held-out sample through the whole flow; gives the outcomes in the order of the rows.
+
+        One version after the other: a server that has both in one batch may answer otherwise.
+        """
+        tell(doing, 0)
+        found: dict[int, Outcome] = {}
+        by_case: dict[str, list[int]] = defaultdict(list)
+        for place, row in enumerate(held.rows):
+            by_case[row.case.labelling.config_hash].append(place)
+        for places in by_case.values():
+            case = held.rows[places[0]].case.overridden(overrides)
+            runs_code = self._drafter.manifest(case).get("execution", {}).get("mode") == "auto"
+            tasks = (replace(held.rows[place].task, id=place) for place in places)
+            for draft in self._drafter.stream(case, tasks):
+                if draft.status == "failed":
+                    raise ServiceError(
+                        f"A draft failed while '{doing}' was measured: {draft.reasons[0]}",
+                        hint="Nothing was decided; the old version serves.",
+                    )
+                found[draft.task_id] = _outcome(held.rows[draft.task_id], case, draft, runs_code=runs_code)
+                tell(doing, 1)
+        return [found[place] for place in range(len(held.rows))]
+
+
+def _of(adapter: Adapter) -> Promoted:
+    return Promoted(adapter.name, adapter.run["profile"])
+
+
+def _bare(overrides: Overrides) -> Overrides:
+    """Give the model alone: the instruction of one project is none of another case."""
+    return Overrides(model=overrides.model, profile=overrides.profile)
+
+
+def _is_of(sample: Sample, case: Case) -> bool:
+    return (case.name, case.labelling.config_hash) == (sample.case, sample.metadata.get("config_hash"))
+
+
+def _same_texts(sample: Sample, case: Case, task: Task) -> bool:
+    try:
+        return case.for_task(task).labelling.inputs(task) == sample.input
+    except TaskError:
+        return False
+
+
+def _outcome(row: Row, case: Case, draft: Draft, *, runs_code: bool) -> Outcome:
+    labelling = case.for_task(row.task).labelling
+    drafted = None if draft.value is None else labelling.from_regions(draft.regions, row.task)
+    names = [control.name for control in labelling.controls if control.name not in labelling.human]
+    right, hits = compared(names, drafted, row.sample.value)
+    kinds = {reason.kind for reason in draft.reasons}
+    ran = None
+    if labelling.program is not None and runs_code:
+        ran = draft.run is not None and "run" not in kinds
+        right[labelling.program.field] |= ran
+    return Outcome(
+        group=row.sample.group,
+        right=right,
+        hits=hits,
+        schema_valid=drafted is not None and "schema" not in kinds,
+        rule_valid=drafted is not None and not kinds & {"schema", "rule", "grounding"},
+        ran=ran,
+        attempts=draft.attempts,
+        prompt_tokens=draft.prompt_tokens,
+        completion_tokens=draft.completion_tokens,
+        ms=draft.ms,
+    )
+
+
+def _told(
+    outcomes: tuple[Sequence[Outcome], Sequence[Outcome]], found: Interval, held: HeldOut
+) -> dict[str, Any]:
+    before, after = outcomes
+    return {
+        "before": figures(before),
+        "after": figures(after),
+        "gain": found._asdict(),
+        "texts": groups(before),
+        "lost": held.lost,
+        "datasets": held.datasets,
+        "samples": [
+            [
+                row.sample.project,
+                row.sample.annotation,
+                row.sample.group,
+                round(old.quality, 4),
+                round(new.quality, 4),
+            ]
+            for row, old, new in zip(held.rows, before, after, strict=True)
+        ],
+    }

@@ -1,0 +1,223 @@
+"""Have a trained adapter draft a project's tasks, if it is surely better than what drafts them now.
+
+Registers the adapter (ADAPTERS_DIR), loads it into vLLM under a name of its own, and drafts the held-out
+samples of its dataset twice through the whole flow: with what drafts the project now, and with the adapter.
+It is promoted if the 95 % interval of the gain lies above 0 and no other case loses more than a point. Then
+every backend process drafts with it, the project's tasks that nobody has begun are drafted again, and the
+project's tabs show its version. What was drafted before keeps its version.
+
+    scripts/promote runs/2026-01-01 --project 7
+    scripts/promote runs/2026-01-01 --project 7 --guard dataset/flights --guard dataset/entities
+    scripts/promote --rollback --project 7
+    scripts/promote --list
+
+Exit codes: 0 promoted (or rolled back), 1 not done, 2 wrong usage, 3 measured and not promoted.
+"""
+
+import getpass
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from backend.app import (
+    make_adapters,
+    make_cache,
+    make_drafter,
+    make_execution,
+    make_model,
+    make_neighbours,
+    make_publisher,
+)
+from backend.edge.adapters import Adapters
+from backend.edge.artifacts import Artifacts
+from backend.edge.cases import Cases
+from backend.edge.folder import locked
+from backend.edge.ledger import Ledger
+from backend.flywheel import MARGIN, Decision, Flywheel
+from backend.settings import Settings
+from scripts.store import Records, Store, draft_project
+from scripts.terminal import ApiKeyOption, UrlOption, Verb, app, connect, err, out, plain_errors
+
+cli = app()
+_AGAIN = "Run the same command again: it goes on where it stopped."
+
+
+@cli.command(cls=Verb, help=__doc__)
+def main(  # noqa: PLR0913, PLR0917  # one for each option
+    run: Annotated[Path | None, typer.Argument(help="Folder that scripts/train wrote.")] = None,
+    project: Annotated[int, typer.Option(help="Number of the project in Label Studio.")] = 0,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(help="Measure on this dataset's held-out samples, not on those of the training."),
+    ] = None,
+    guard: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Dataset whose cases must not lose; may be repeated. Else those of other projects."
+        ),
+    ] = None,
+    margin: Annotated[float, typer.Option(min=0, max=100, help="Points that another case may lose.")] = 100
+    * MARGIN,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Take the project's last promotion back.")
+    ] = False,
+    only_list: Annotated[bool, typer.Option("--list", help="Only list what was decided, and when.")] = False,
+    out_file: Annotated[
+        Path | None,
+        typer.Option("--out", help="Record file of the drafts; prelabel-PROJECT.jsonl if not given."),
+    ] = None,
+    url: UrlOption = "",
+    api_key: ApiKeyOption = "",
+) -> None:
+    """Run the verb."""
+    if not (only_list or project):
+        raise typer.BadParameter("Say which project: --project N.")
+    if not only_list and (run is None) != rollback:
+        raise typer.BadParameter("Either a run, or --rollback.")
+    with plain_errors(_AGAIN):
+        settings = Settings()
+        adapters = make_adapters(settings.store)
+        if only_list:
+            _list(adapters, project)
+            return
+        ledger = Ledger(settings.store.ledger_url, existing=True)
+        with (
+            connect(settings, url, api_key) as label_studio,
+            make_model(settings.model, adapters) as model,
+            locked(adapters.folder, "promotion"),
+        ):
+            who = f"{_user()} as {label_studio.check()}"
+            artifacts = Artifacts(settings.store.artifacts_url)
+            execution = make_execution(settings.execution, artifacts)
+            uncached = make_drafter(model, settings.model, execution=execution)
+            cases = Cases(settings.store.cases_dir)
+            flywheel = Flywheel(label_studio, cases, adapters, ledger, model, uncached)
+            if run is not None:
+                decision = flywheel.promote(
+                    project,
+                    run,
+                    who=who,
+                    dataset=dataset,
+                    guards=guard or (),
+                    margin=margin / 100,
+                    tell=_Progress(),
+                )
+                _tell(decision)
+                if not decision.promoted:
+                    raise typer.Exit(3)
+            else:
+                was, now = flywheel.roll_back(project, who=who)
+                drafts = now.model if now else settings.model.name
+                out.print(f"rolled back: {was} no longer drafts project {project}; {drafts} does")
+            uncached.close()
+            drafter = make_drafter(
+                model, settings.model, make_cache(settings.store), make_neighbours(settings.store), execution
+            )
+            target = label_studio.project(project)
+            case = flywheel.current(target)
+            records = Records(out_file or Path(f"prelabel-{project}.jsonl"))
+            publish = make_publisher(settings, artifacts, label_studio)
+            store = Store(label_studio, target, case, records, ledger, publish)
+            # The pages of tasks say why the version that is taken back needs a human: they are told anew.
+            done = draft_project(drafter, case, store, unbegun=True, again=rollback)
+            if done:
+                flywheel.drafted(project, drafter.version(case), who=who)
+            drafter.close()
+        if not done:
+            out.print("Next: look at the reasons in the record file, then run the same command again")
+            raise typer.Exit(1)
+        back = "" if rollback else f"; scripts/promote --rollback --project {project} goes back"
+        out.print(f"Next: correct at {label_studio.url}/projects/{project}{back}")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except KeyError:  # of a container that has no name for it
+        return str(os.getuid())
+
+
+class _Progress:
+    """Says what is being measured, and how far it is."""
+
+    def __init__(self) -> None:
+        self._done = 0
+
+    def __call__(self, doing: str, count: int) -> None:
+        """Take note of a part that is done; 0 begins something."""
+        self._done = self._done + count if count else 0
+        if not count:
+            err.print(f"measuring {escape(doing)}")
+        elif self._done % 100 == 0:
+            err.print(f"  {self._done} samples")
+
+
+def _tell(decision: Decision) -> None:
+    if decision.already:
+        out.print(f"{decision.adapter.name} drafts this project already")
+        return
+    for name, told in decision.evidence["cases"].items():
+        before, after, gain = told["before"], told["after"], told["gain"]
+        lost = f", {told['lost']} more are not what they were" if told["lost"] else ""
+        out.print(f"{escape(name)}: {before['samples']} held-out samples of {told['texts']} texts{lost}")
+        for field, figures in before["fields"].items():
+            then = after["fields"][field]
+            out.print(
+                f"  {field:<24} exact match {_points(figures['exact_match'], then['exact_match'])}   "
+                f"F1 {_points(figures['f1'], then['f1'])}"
+            )
+        for figure, words in _SHARES.items():
+            if figure in before:
+                out.print(f"  {words:<24} {_points(before[figure], after[figure])}")
+        for figure in ("prompt_tokens", "completion_tokens"):
+            out.print(f"  {figure.replace('_', ' '):<24} {before[figure]:.1f} -> {after[figure]:.1f}")
+        times = [f"{part['ms']['mean']:.0f} (p95 {part['ms']['p95']:.0f})" for part in (before, after)]
+        out.print(f"  {'ms a draft':<24} {' -> '.join(times)}")
+        low, mean, high = (100 * gain[key] for key in ("low", "mean", "high"))
+        out.print(f"  gain {mean:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}")
+    out.print(f"evidence: {decision.evidence_file}")
+    if decision.promoted:
+        out.print(f"promoted: {decision.adapter.name}, version {decision.evidence['after']}")
+        return
+    out.print(f"not promoted: {decision.adapter.name}; {decision.evidence['before']} goes on")
+    for objection in decision.objections:
+        out.print(f"  {escape(objection)}")
+    out.print(
+        "Next: correct more tasks, sync, train with others of the old cases among the rows, promote again"
+    )
+
+
+_SHARES = {
+    "quality": "fields right",
+    "accepted": "accepted as they are",
+    "schema_valid": "fit the schema",
+    "rule_valid": "obey the rules",
+    "ran": "code ended well",
+}
+
+
+def _points(before: float, after: float) -> str:
+    return f"{100 * before:5.1f} -> {100 * after:5.1f}"
+
+
+def _list(adapters: Adapters, project: int) -> None:
+    entries = [entry for entry in adapters.journal() if not project or entry["project"] == project]
+    for entry in entries:
+        what = f"{entry['action']} {entry.get('adapter') or entry['version']}{_more(entry)}"
+        out.print(escape(f"{entry['at']}  project {entry['project']}  {what}"))
+    if not entries:
+        out.print(f"{adapters.folder} holds no decision yet")
+
+
+def _more(entry: Mapping[str, Any]) -> str:
+    evidence = f", evidence {entry['evidence'][:12]}" if "evidence" in entry else ""
+    reasons = f": {' '.join(entry['reasons'])}" if entry.get("reasons") else ""
+    return f", by {entry['who']}{evidence}{reasons}"
+
+
+if __name__ == "__main__":
+    cli()

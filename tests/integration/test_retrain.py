@@ -1,0 +1,187 @@
+"""Training jobs: the verbs that they run, what kills them, and Label Studio's button on real servers.
+
+Most verbs here are shell scripts that end as the test wants; jobs with a real training are in tests/flywheel.
+"""
+
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from backend.core.prompting import Promoted
+from backend.edge.adapters import Adapters
+from backend.edge.labelstudio import LabelStudio
+from backend.edge.ledger import Ledger
+from backend.errors import ServiceError
+from backend.jobs import REFUSED, Training
+from scripts import servers
+from tests.conftest import LabelStudioServer, ModelServer, backend_settings
+from tests.faults import backend_with, connect, project_of, until
+from tests.promotions import press_train
+from tests.verbs import environment, run_here
+
+GOOD = {
+    "sync": 'mkdir -p "$4"; echo "{}" >"$4/manifest.json"; echo synced',
+    "train": 'echo "trained $*"',
+    "promote": 'echo "promoted $*"',
+}
+IN_A_PROCESS = """
+import sys
+from pathlib import Path
+from backend.edge.adapters import Adapters
+from backend.edge.ledger import Ledger
+from tests.integration.test_retrain import training
+from scripts.terminal import plain_errors
+with plain_errors(""):
+    training(Path(sys.argv[1]), Ledger(sys.argv[2])).run()
+"""
+
+
+def training(folder: Path, ledger: Ledger, **verbs: str) -> Training:
+    """Begin a job whose verbs are shell scripts; those that are not given are there already, or good."""
+    scripts, home = folder / "scripts", folder / "home"
+    scripts.mkdir(exist_ok=True)
+    home.mkdir(exist_ok=True)
+    for name, body in {**GOOD, **verbs}.items():
+        if name in verbs or not (scripts / name).exists():
+            (scripts / name).write_text(f"#!/bin/bash\n{body}\n")
+            (scripts / name).chmod(0o755)
+    job, new = ledger.begin_job(7, "a test", 3, 60)
+    assert new
+    adapters = Adapters(folder / "registry")
+    log = home / "log"
+    return Training(
+        ledger, job, scripts, home, Path("/base"), ["--set", "r=4"], adapters, log, lambda _: None
+    )
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3")
+
+
+def last(ledger: Ledger) -> tuple[str, str, str]:
+    job = ledger.jobs()[0]
+    return job.state, job.step, job.told
+
+
+def test_a_job_syncs_trains_and_promotes_and_the_same_samples_are_one_run(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    ledger.promote(7, Promoted("an-adapter", "compact"))
+    assert training(tmp_path, ledger).run() == "promoted"
+    assert last(ledger) == ("promoted", "promote", "an-adapter drafts.")
+    synced, trained, promoted = (tmp_path / "home" / "log").read_text().splitlines()
+    assert synced == "synced"
+    home = tmp_path / "home"
+    assert trained.startswith(f"trained --dataset {home}/dataset --base /base --out {home}/runs/")
+    assert trained.endswith(" --resume --set r=4")
+    run_folder = trained.split()[6]
+    assert promoted == f"promoted {run_folder} --project 7 --out {home}/drafts.jsonl"
+
+    begun = [home / "runs" / name for name in (f"{Path(run_folder).name}.part", "other.part")]
+    for folder in begun:
+        folder.mkdir(parents=True)
+    training(tmp_path, ledger).run()
+    assert [folder.exists() for folder in begun] == [True, False]
+    training(tmp_path, ledger, sync='echo "{ }" >"$4/manifest.json"').run()
+    runs = [line.split()[6] for line in (home / "log").read_text().splitlines() if "trained" in line]
+    assert [found == run_folder for found in runs] == [True, True, False]
+
+
+def test_a_verb_that_fails_ends_the_job_in_its_words(tmp_path: Path, ledger: Ledger) -> None:
+    failing = 'echo "12 rows"; echo "error: 12 rows are too few. Correct more." >&2; exit 1'
+    with pytest.raises(ServiceError, match=r"scripts/train failed \(exit status 1\): 12 rows are too few"):
+        training(tmp_path, ledger, train=failing).run()
+    state, step, told = last(ledger)
+    assert (state, step) == ("failed", "train")
+    assert told == "scripts/train failed (exit status 1): 12 rows are too few. Correct more."
+    assert "promoted" not in (tmp_path / "home" / "log").read_text()
+
+
+def test_an_adapter_that_is_not_better_ends_the_job_with_the_reasons(tmp_path: Path, ledger: Ledger) -> None:
+    job = training(tmp_path, ledger, promote=f"exit {REFUSED}")
+    job.adapters.note({"project": 7, "action": "refuse", "adapter": "m-1", "reasons": ["It is worse."]})
+    job.adapters.note({"project": 8, "action": "refuse", "adapter": "m-2", "reasons": ["Not this."]})
+    assert job.run() == "refused"
+    assert last(ledger) == ("refused", "promote", "m-1: It is worse.")
+
+
+def test_a_job_that_was_given_up_by_others_stops_its_verb(tmp_path: Path, ledger: Ledger) -> None:
+    job = training(tmp_path, ledger, sync="exec sleep 60")
+    ledger.end_job(job.job.id, "killed", "")
+    with pytest.raises(ServiceError, match="counts as killed"):
+        job.run()
+
+
+@pytest.mark.parametrize(
+    ("number", "state", "told"),
+    [
+        (signal.SIGKILL, "killed", "Its process ended without a word."),
+        (signal.SIGTERM, "stopped", "It was told to stop."),
+    ],
+)
+def test_what_ends_a_job_ends_its_verb_too_and_the_next_job_begins(
+    tmp_path: Path, ledger: Ledger, number: signal.Signals, state: str, told: str
+) -> None:
+    signals = tmp_path / "signals"
+    waits = f"trap 'echo TERM >>{signals}; exit 1' TERM; echo $$ >{tmp_path}/pid; while :; do sleep 0.1; done"
+    scripts = training(tmp_path, ledger, train=waits)
+    ledger.end_job(scripts.job.id, "stopped", "Only its verbs were wanted.")
+    url = f"sqlite:///{tmp_path}/ledger.sqlite3"
+    process = subprocess.Popen([sys.executable, "-c", IN_A_PROCESS, tmp_path, url], cwd=servers.ROOT)
+    until((tmp_path / "pid").exists)
+    process.send_signal(number)
+    process.wait(30)
+    until(signals.exists)
+    assert signals.read_text() == "TERM\n"
+    assert last(ledger) == (state, "train", told)
+    assert training(tmp_path, ledger, train=GOOD["train"]).run() == "promoted"
+
+
+def test_the_button_starts_one_job_however_many_press_it_and_a_new_annotation_the_next(
+    label_studio: LabelStudioServer, vllm: ModelServer, tmp_path: Path
+) -> None:
+    """The project has next to no annotation, so it is not trained: which is told at /jobs and in the log."""
+    settings = backend_settings(
+        label_studio,
+        vllm,
+        tmp_path,
+        ADAPTERS_DIR=str(tmp_path / "registry"),
+        FLYWHEEL_FOLDER=str(tmp_path / "flywheel"),
+        FLYWHEEL_AFTER="1",
+    )
+    with (
+        LabelStudio(label_studio.url, label_studio.token) as studio,
+        backend_with(settings, tmp_path, workers=2) as backend,
+    ):
+        project, tasks = project_of(studio, "complaint", 2)
+        connect(studio, project, backend.server, "complaint")
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: press_train(label_studio, project), range(4)))
+        (job,) = backend.get(f"/jobs?project={project.id}").json()["jobs"]
+        assert (job["state"], job["why"]) == ("running", "Label Studio's button")
+        studio.retrieve_predictions(project, tasks)  # meanwhile drafts are made as always
+        assert all(task["predictions"] for task in studio.tasks(project, full=True))
+
+        def ended() -> bool:
+            return bool(backend.get("/jobs").json()["jobs"][0]["state"] != "running")
+
+        until(ended)
+        (job,) = backend.get("/jobs").json()["jobs"]
+        assert (job["state"], job["step"]) == ("failed", "train")
+        assert job["told"].startswith("scripts/train failed")
+        assert job["told"] in backend.log()
+        assert f'"doing": "begun by {job["why"]}"' in backend.log()
+        env = environment(label_studio, tmp_path, **settings)
+        code, out, _ = run_here(env, "retrain", "--list")
+        assert code == 0
+        assert f"project {project.id}  failed (train), by Label Studio's button" in out
+
+        studio.submit_annotation(tasks[0], [])
+        until(lambda: len(backend.get("/jobs").json()["jobs"]) == 2)
+        assert backend.get("/jobs").json()["jobs"][0]["why"] == "new annotations: 1"
+        until(ended)
