@@ -239,7 +239,8 @@ def test_no_request_makes_a_500_or_a_traceback(
     fuzz()
     assert seen.total() >= wanted
     assert seen[200] > wanted / 4, seen  # not all bounce off the first check
-    assert drafted > (wanted - 200) / 100  # three in a hundred, give or take
+    if wanted >= 1000:
+        assert drafted > wanted / 100  # three in a hundred, give or take; of two hundred perhaps none
     logged = capfd.readouterr()
     assert "Traceback" not in logged.out + logged.err
     assert "request failed" not in logged.out
