@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.core.corpus import Options, settle
-from backend.core.dataset import Rejected, annotations_of, fingerprint, judge
+from backend.core.dataset import annotations_of, fingerprint, judge
 from backend.core.personal import Mask
 from backend.core.prompting import Case
 from backend.core.sample import Brief, Note, Record, Sample, Split, canonical, conversation, digest, tools
@@ -26,7 +26,7 @@ from backend.edge.folder import Lines, locked, store_manifest
 from backend.edge.labelstudio import LabelStudio, Project
 from backend.edge.tokens import Tokens
 from backend.errors import SetupError, TaskError
-from backend.records import Row, Rows, Source, State, load, put, sample_at, write
+from backend.records import Each, Recorded, Row, Rows, Source, State, judged_in, load, put, recorded, write
 
 # Label Studio stamps a change before it commits it: a slow commit appears behind the newest stamp.
 _OVERLAP = timedelta(minutes=5)
@@ -56,6 +56,7 @@ def sync(
     wanted_case: str | None = None,
     changes: Mapping[str, Any] | None = None,
     tell: Tell | None = None,
+    each: Each = map,
 ) -> Report:
     """Bring a dataset folder up to date with its projects.
 
@@ -67,6 +68,7 @@ def sync(
         wanted_case: Case of all these projects, where their backend connections do not say.
         changes: Options that are decided anew; the folder remembers the others.
         tell: Called after each task that was looked at.
+        each: Does what is done for each task and each sample by itself.
     Returns:
         What was done; nothing is written where nothing changed.
     Raises:
@@ -83,7 +85,7 @@ def sync(
             raise SetupError(f"{folder} has no project yet.", hint="Say which with --project ID.")
         old_digests = {annotation: row.digest for annotation, row in before.rows.items()}
         # The same table goes on: two of them would take memory.
-        reading = _Reading(label_studio, options, counter, lines, before.rows, tell)
+        reading = _Reading(label_studio, options, counter, lines, before.rows, tell, each)
         after = State(options=options, rows=reading.rows, tokenizer=counter.fingerprint if counter else None)
         for project_id in ids:
             project = label_studio.project(project_id)
@@ -116,7 +118,7 @@ def sync(
         else:
             briefs = (row.brief for row in after.rows.values() if row.brief is not None)
             settled = settle(briefs, options, _splits(before, after.rows), reading.texts, checks)
-            written, counts = write(folder, lines, after, settled)
+            written, counts = write(folder, lines, after, settled, each)
     return Report(reading.looked_at, new, changed, gone, written, counts)
 
 
@@ -130,6 +132,7 @@ class _Reading:
     lines: Lines
     rows: Rows
     tell: Tell | None
+    each: Each
     looked_at: int = 0
 
     def read(self, project: Project, case: Case, old: Source | None) -> None:
@@ -145,7 +148,6 @@ class _Reading:
         self._tasks(project, case, None)
 
     def _tasks(self, project: Project, case: Case, since: str | None) -> None:
-        options = self.options
         known: dict[int, list[int]] = {}
         for row in self._of(project):
             known.setdefault(row.task, []).append(row.annotation)
@@ -153,27 +155,23 @@ class _Reading:
             listed = self.label_studio.annotated_tasks(project)
         else:
             listed = self.label_studio.tasks(project, since=since, full=True)  # also those whose one went
-        for task in listed:
-            for annotation_id in known.pop(task["id"], []):
+        for task, judged in self.each(_Judge(project.id, case, self.options, self.counter), listed):
+            for annotation_id in known.pop(task, []):
                 del self.rows[annotation_id]
-            for annotation in annotations_of(task, project.id):
-                judged = judge(
-                    annotation, case, group_by=options.group_by, mask=options.mask, region=options.region
-                )
-                self.add(counted(judged, self.counter) if isinstance(judged, Sample) else judged)
+            for found in judged:
+                self._add(found)
             self.looked_at += 1
             if self.tell is not None:
                 self.tell()
 
-    def add(self, judged: Sample | Rejected) -> None:
-        """Write down what was judged."""
-        self.rows[judged.annotation] = put(self.lines, judged)
-
     def count_again(self) -> None:
-        """Count the tokens of every sample with the tokenizer of now; some are counted already."""
-        for row in list(self.rows.values()):
-            if row.brief is not None:
-                self.add(counted(sample_at(self.lines, row), self.counter))
+        """Count the tokens of samples that were there before with the tokenizer of now."""
+        old = [row for row in self.rows.values() if row.brief is not None and not row.place.is_new]
+        for found in self.each(_CountAgain(self.counter), (self.lines.line(row.place) for row in old)):
+            self._add(found)
+
+    def _add(self, found: Recorded) -> None:
+        self.rows[found.row.annotation] = put(self.lines, found)
 
     def texts(self, briefs: Sequence[Brief]) -> Iterator[str]:
         """Give what annotators read of samples."""
@@ -182,6 +180,39 @@ class _Reading:
 
     def _of(self, project: Project) -> Iterator[Row]:
         return (row for row in self.rows.values() if row.project == project.id)
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Judges the annotations of a task, as Label Studio lists it; gives its number and their records."""
+
+    project: int
+    case: Case
+    options: Options
+    counter: Tokens | None
+
+    def __call__(self, task: Mapping[str, Any]) -> tuple[int, list[Recorded]]:
+        found = []
+        for annotation in annotations_of(task, self.project):
+            judged = judge(
+                annotation,
+                self.case,
+                group_by=self.options.group_by,
+                mask=self.options.mask,
+                region=self.options.region,
+            )
+            found.append(recorded(counted(judged, self.counter) if isinstance(judged, Sample) else judged))
+        return task["id"], found
+
+
+@dataclass(frozen=True)
+class _CountAgain:
+    """Makes of a sample's line the record with the length in tokens as it is counted now."""
+
+    counter: Tokens | None
+
+    def __call__(self, line: bytes) -> Recorded:
+        return recorded(counted(judged_in(line), self.counter))
 
 
 def counted(sample: Sample, counter: Tokens | None) -> Sample:

@@ -8,7 +8,7 @@ from backend.core.corpus import Options, Settled
 from backend.core.formats import FORMATS
 from backend.edge.folder import Lines
 from backend.edge.tokens import Tokens
-from backend.records import State, put
+from backend.records import State, put, recorded
 from backend.records import write as write_dataset
 from backend.sync import counted
 from scripts import servers
@@ -24,7 +24,7 @@ def write(folder: Path, *, code: bool, files: str = "jsonl") -> Path:
     splits = {sample.annotation: sample.split for sample in samples if sample.split}
     folder.mkdir(parents=True)
     with Lines(folder) as lines:
-        rows = {sample.annotation: put(lines, sample) for sample in samples}
+        rows = {sample.annotation: put(lines, recorded(sample)) for sample in samples}
         write_dataset(folder, lines, State(options=options, rows=rows), Settled(splits, {}))
     return folder
 

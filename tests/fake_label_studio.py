@@ -23,13 +23,15 @@ _MOMENT = "2026-01-01T00:00:00.000000Z"
 class FakeLabelStudio:
     """One project with tasks 1 to `tasks`, whose data `data` makes; one model version at a time.
 
-    `annotations` makes those of a task as Label Studio lists them; `changed` is when each task last changed.
+    `annotations` and `predictions` make those of a task as Label Studio lists them; `changed` is when each
+    task last changed.
     """
 
     config: str
     tasks: int
     data: Callable[[int], Mapping[str, Any]]
     annotations: Callable[[int], Sequence[Mapping[str, Any]]] = lambda _: ()
+    predictions: Callable[[int], Sequence[Mapping[str, Any]]] = lambda _: ()
     changed: Callable[[int], str] = lambda _: _MOMENT
     url: str = ""
     version: str = ""
@@ -136,7 +138,11 @@ class FakeLabelStudio:
         if keys is None or "data" in keys:
             task["data"] = dict(self.imported.get(number) or self.data(number))
         if keys is None:
-            return {**task, "annotations": list(self.annotations(number)), "predictions": []}
+            own = {
+                "annotations": list(self.annotations(number)),
+                "predictions": list(self.predictions(number)),
+            }
+            return {**task, **own}
         return {key: task[key] for key in keys}
 
 

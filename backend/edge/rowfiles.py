@@ -1,4 +1,4 @@
-"""Rows as files: JSONL, JSONL under zstd, Parquet; written one by one, in memory that stays the same.
+"""Rows as files: JSONL, JSONL under zstd, Parquet; written line by line, in memory that stays the same.
 
 The only file that imports pyarrow. The same rows always give the same bytes.
 """
@@ -21,8 +21,8 @@ _BATCH = 1000  # rows of a Parquet row group
 class RowFile(Protocol):
     """A file of rows that is being written."""
 
-    def write(self, row: Row) -> None:
-        """Append a row."""
+    def write(self, line: bytes) -> None:
+        """Append a row, as `line_of` gives it."""
         ...
 
     def close(self) -> None:
@@ -37,9 +37,9 @@ class Jsonl:
         """Begin without a row."""
         self._stream = stream
 
-    def write(self, row: Row) -> None:
+    def write(self, line: bytes) -> None:
         """Append a row."""
-        self._stream.write(_line(row))
+        self._stream.write(line)
 
     def close(self) -> None:
         """Nothing is left."""
@@ -53,9 +53,9 @@ class Zstd:
         self._below = pa.PythonFile(stream, mode="w")
         self._stream = pa.CompressedOutputStream(self._below, "zstd")
 
-    def write(self, row: Row) -> None:
+    def write(self, line: bytes) -> None:
         """Append a row."""
-        self._stream.write(_line(row))
+        self._stream.write(line)
 
     def close(self) -> None:
         """End the frame."""
@@ -73,9 +73,9 @@ class Parquet:
         self._stream = stream
         self._rows: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close
 
-    def write(self, row: Row) -> None:
+    def write(self, line: bytes) -> None:
         """Append a row."""
-        self._rows.write(_line(row))
+        self._rows.write(line)
 
     def close(self) -> None:
         """Write the table."""
@@ -97,7 +97,8 @@ class Parquet:
             yield batch
 
 
-def _line(row: Row) -> bytes:
+def line_of(row: Row) -> bytes:
+    """Give a row as the line that files are made of."""
     return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
 
 

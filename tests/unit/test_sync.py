@@ -3,8 +3,10 @@
 import gc
 import hashlib
 import json
+import pickle
 import tracemalloc
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -137,6 +139,39 @@ def test_memory_holds_less_than_two_kilobytes_of_each_sample(tmp_path: Path) -> 
     small, large = 1010, 1610  # more than two pages each, so that pages weigh the same
     per_sample = (peak(large) - peak(small)) / (large - small)
     assert per_sample < 2048, f"{per_sample:.0f} bytes"
+
+
+def test_work_that_was_pickled_gives_the_same_bytes(tmp_path: Path) -> None:
+    """What an engine that works elsewhere does, without one."""
+
+    def elsewhere(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            work = pickle.loads(pickle.dumps((function, item)))
+            yield pickle.loads(pickle.dumps(work[0](work[1])))
+
+    def decided(folder: Path, **how: Any) -> dict[str, bytes]:
+        changes = {"tokenizer": str(ROOT / "models" / "tiny-qwen3"), "mask": True, "max_tokens": 90}
+        sync(studio, CASES, folder, [1], wanted_case="sentiment", changes=changes, **how)
+        return content(folder)
+
+    with project(8) as (_, studio):
+        synced(studio, tmp_path / "d")  # counts none, so that a later one counts again
+        assert decided(tmp_path / "d", each=elsewhere) == decided(tmp_path / "here")
+        assert decided(tmp_path / "elsewhere", each=elsewhere) == content(tmp_path / "here")
+
+
+def test_a_first_sync_counts_tokens_once(tmp_path: Path) -> None:
+    done: Counter[str] = Counter()
+
+    def watched(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            done[type(function).__name__] += 1
+            yield function(item)
+
+    changes = {"tokenizer": str(ROOT / "models" / "tiny-qwen3")}
+    with project(3) as (_, studio):
+        sync(studio, CASES, tmp_path / "d", [1], wanted_case="sentiment", changes=changes, each=watched)
+    assert done == {"_Judge": 3, "_Finish": 3}
 
 
 def test_the_story_of_a_task_is_told_from_the_folder(tmp_path: Path) -> None:
