@@ -10,10 +10,13 @@ completes it.
     scripts/sync --out dataset/ --tokenizer models/tiny-qwen3 --max-tokens 1024
     scripts/sync --out dataset/ --spot-check 0.05 --max-error 0.1
     scripts/sync --out dataset/ --explain 1234
+    scripts/sync --out dataset/ --engine ray
 
 Formats: FORMATS.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -22,13 +25,31 @@ from rich.markup import escape
 
 from backend.core.formats import FORMATS
 from backend.edge.cases import Cases
-from backend.records import explain
+from backend.edge.ray import RayData
+from backend.errors import SetupError
+from backend.records import Each, explain
 from backend.settings import Settings
 from backend.sync import sync
-from scripts.terminal import ApiKeyOption, Meter, UrlOption, Verb, app, connect, out, plain_errors
+from scripts.terminal import ApiKeyOption, Meter, UrlOption, Verb, app, connect, err, out, plain_errors
 
 cli = app()
 WORDS = (__doc__ or "").replace("FORMATS", ", ".join(form.name for form in FORMATS))
+
+
+@contextmanager
+def spread(engine: str, address: str) -> Iterator[Each]:
+    """Give what does the work for each task and sample: this process, or Ray's."""
+    if engine not in ("local", "ray"):
+        raise SetupError(f"There is no engine '{engine}'.", hint="There are: local, ray.")
+    if address and engine != "ray":
+        raise SetupError("Ray's address is of no use to this engine.", hint="Add --engine ray.")
+    if engine == "local":
+        yield map
+        return
+    err.print(f"connecting to Ray at {address}" if address else "starting Ray on this machine")
+    with RayData(address) as rays:
+        err.print(f"Ray: {rays.cpus} processes")
+        yield rays
 
 
 @cli.command(cls=Verb, help=WORDS)
@@ -80,6 +101,12 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
         int | None,
         typer.Option("--explain", help="Only tell, from the folder, what became of this task."),
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="local: one process. ray: all cores, or a cluster's; the same bytes.")
+    ] = "local",
+    ray_address: Annotated[
+        str, typer.Option(help="Ray cluster, host:port; without, Ray is started on this machine and stopped.")
+    ] = "",
     url: UrlOption = "",
     api_key: ApiKeyOption = "",
 ) -> None:
@@ -105,7 +132,7 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
         settings = Settings()
         label_studio = connect(settings, url, api_key)
         cases = Cases(settings.store.cases_dir)
-        with Meter("reading tasks", None) as meter:
+        with spread(engine, ray_address) as each, Meter("reading tasks", None) as meter:
             report = sync(
                 label_studio,
                 cases,
@@ -114,6 +141,7 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
                 wanted_case=case or None,
                 changes={name: part for name, part in changes.items() if part is not None},
                 tell=meter.advance,
+                each=each,
             )
         counts = report.counts
         if not (report.new or report.changed or report.gone):

@@ -256,7 +256,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by their folder, and leave those that need servers to the end."""
-    kinds = ("unit", "contract", "sandbox", "integration", "trainers", "browser", "containers")
+    kinds = ("unit", "contract", "sandbox", "integration", "trainers", "ray", "browser", "containers")
     order = {name: place for place, name in enumerate(kinds)}
 
     def kind(item: pytest.Item) -> str:

@@ -8,6 +8,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import pytest
 from backend.edge.cases import Cases
 from backend.edge.folder import Lines, is_intact, manifest_of
 from backend.edge.labelstudio import LabelStudio
+from backend.edge.ray import RayData
+from backend.errors import SetupError
 from backend.records import explain
 from backend.sync import Report, sync
 from scripts.servers import ROOT
@@ -180,3 +183,9 @@ def test_the_story_of_a_task_is_told_from_the_folder(tmp_path: Path) -> None:
     told = explain(tmp_path / "d", 2)
     assert told[0] == "Task 2 of project 1, case sentiment:"
     assert any("written without a draft" in line for line in told)
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed here")
+def test_without_ray_its_engine_says_how_to_get_it() -> None:
+    with pytest.raises(SetupError, match=r"not installed.*scripts/sync --engine ray runs in its own"):
+        RayData()
