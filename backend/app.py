@@ -29,6 +29,7 @@ from backend.errors import DraftloopError, SetupError
 from backend.predict import Cache, Drafter, Neighbours
 from backend.protocol import Server
 from backend.publish import Publisher
+from backend.reruns import Reruns
 from backend.runner import Execution, Runner, Store
 from backend.settings import ExecutionSettings, LabelStudioSettings, ModelSettings, Settings, StoreSettings
 
@@ -186,7 +187,7 @@ def make_execution(settings: ExecutionSettings, store: Store) -> Execution | Non
     """
     if settings.execution == "off":
         return None
-    jobs = settings.execution_jobs or os.cpu_count() or 1
+    jobs = _jobs(settings)
 
     def start() -> SandboxProcess:
         python = settings.sandbox_python or installed_python("sandbox")
@@ -220,6 +221,17 @@ def make_execution(settings: ExecutionSettings, store: Store) -> Execution | Non
     return Execution(runner, settings.execution)
 
 
+def make_reruns(settings: Settings) -> Reruns:
+    """Make what runs submitted code again; the sandbox is started when there is some.
+
+    Raises:
+        SetupError: The address of the artifacts is wrong.
+    """
+    artifacts = Artifacts(settings.store.artifacts_url)
+    execution = make_execution(settings.execution, artifacts)
+    return Reruns(artifacts, execution.runner if execution else None, _jobs(settings.execution))
+
+
 def make_publisher(settings: Settings, artifacts: Artifacts, label_studio: LabelStudio | None) -> Publisher:
     """Make what shows runs in tasks.
 
@@ -230,6 +242,10 @@ def make_publisher(settings: Settings, artifacts: Artifacts, label_studio: Label
     """
     uploads = Uploads(label_studio.send, str(settings.label_studio.url)) if label_studio else None
     return Publisher(artifacts, uploads, str(settings.backend.public_url))
+
+
+def _jobs(settings: ExecutionSettings) -> int:
+    return settings.execution_jobs or os.cpu_count() or 1
 
 
 def make_drafter(

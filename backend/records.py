@@ -22,6 +22,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import orjson
 
+from backend.core.codegates import can_be_run
 from backend.core.companions import COMPANIONS, Written
 from backend.core.corpus import Held, Options, Settled, as_judged
 from backend.core.dataset import Rejected, group_of
@@ -96,6 +97,7 @@ class State:
 
     tokenizer  hash of the one that counted its tokens
     checks     hash of the verdicts of reviewers
+    unrun      annotations whose code could not be run again: the next sync tries it
     """
 
     sources: dict[int, Source] = field(default_factory=dict)
@@ -105,6 +107,7 @@ class State:
     options: Options = field(default_factory=Options)
     tokenizer: str | None = None
     checks: str = ""
+    unrun: set[int] = field(default_factory=set)
     manifest: Record | None = None
 
     def is_made_like(self, other: "State") -> bool:
@@ -146,6 +149,8 @@ def load(folder: Path, lines: Lines) -> State:
         for place, record in lines.read(name):
             brief = Brief.of(Sample.from_record(record)) if "gates" in record else None
             state.rows[record["annotation"]] = _row(place, record, brief)
+            if record.get("gate") == can_be_run.__name__:
+                state.unrun.add(record["annotation"])
             if brief is not None and "split" in record:
                 state.splits[brief.group] = state.given[brief.annotation] = record["split"]
     return state

@@ -6,6 +6,7 @@ that fails is a value; a sandbox or a loop that fails is an error. Nothing that 
 what the store keeps.
 """
 
+import os
 import tempfile
 import threading
 import time
@@ -144,6 +145,21 @@ class Runner:
         self._folder = folder
         self._trouble = ""
 
+    @property
+    def limits(self) -> Limits:
+        """Those of one attempt."""
+        return self._limits
+
+    @property
+    def report(self) -> SandboxReport:
+        """What the sandbox says of itself.
+
+        Raises:
+            SetupError: Code cannot be contained here.
+            ServiceError: It did not start.
+        """
+        return self._sandbox.report
+
     def describe(self) -> str:
         """Say where code runs, for a model's prompt: limits, languages, packages; empty where it cannot.
 
@@ -263,7 +279,7 @@ class Runner:
         Args:
             scripts: What to run, one after another.
             inputs: The task's files.
-            origin: Who wants it. A gate's run is not stored: the page goes on showing the one it checks.
+            origin: Who wants it. A gate's run is not stored here: the page goes on showing the one it checks.
             instruction: What the task wants.
             version: That of the draft, where it is a draft's code.
             cold: Start Python anew, as a check of final code should.
@@ -294,7 +310,10 @@ class Runner:
         try:
             if self._folder is not None:
                 self._folder.mkdir(mode=0o711, parents=True, exist_ok=True)
-            outputs = tempfile.TemporaryDirectory(prefix="run-", dir=self._folder, ignore_cleanup_errors=True)
+            # Named as a sandbox's folder: what a kill leaves goes when the next sandbox starts there.
+            outputs = tempfile.TemporaryDirectory(
+                prefix=f"sandbox-{os.getpid()}-run-", dir=self._folder, ignore_cleanup_errors=True
+            )
         except OSError as error:
             raise ServiceError(
                 f"No folder can be made for what a run leaves: {error.strerror}.", hint="Is the disk full?"

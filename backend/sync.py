@@ -1,43 +1,70 @@
 """Flow 2: what humans submitted in Label Studio -> gates -> samples -> a folder of training files.
 
 Knows the order of the steps, and what of a project has to be read. Does not know what a sample is
-(`core.dataset`, `core.corpus`), how Label Studio is asked (`edge.labelstudio`) or what the folder's files
-are (`records`).
+(`core.dataset`, `core.corpus`), how Label Studio is asked (`edge.labelstudio`), how submitted code is run
+again (`reruns`) or what the folder's files are (`records`).
 
 The folder is a function of what Label Studio holds, of what the team decided, and of the splits that were
 given before: the same state gives the same bytes, whatever was interrupted. So killing it at any moment
 loses nothing and doubles nothing.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
+from backend.core.codegates import submitted
 from backend.core.corpus import Options, settle
-from backend.core.dataset import annotations_of, fingerprint, judge
+from backend.core.dataset import Annotation, Rejected, annotations_of, fingerprint, judge
+from backend.core.labelling import Task
 from backend.core.personal import Mask
 from backend.core.prompting import Case
 from backend.core.sample import Brief, Note, Record, Sample, Split, canonical, conversation, digest, tools
 from backend.core.spotcheck import Check, checks_of
 from backend.edge.cases import Cases
-from backend.edge.folder import Lines, locked, store_manifest
+from backend.edge.folder import Lines, Place, locked, store_manifest
 from backend.edge.labelstudio import LabelStudio, Project
 from backend.edge.tokens import Tokens
 from backend.errors import SetupError, TaskError
 from backend.records import Each, Recorded, Row, Rows, Source, State, judged_in, load, put, recorded, write
+from backend.reruns import Reruns, Work
 
 # Label Studio stamps a change before it commits it: a slow commit appears behind the newest stamp.
 _OVERLAP = timedelta(minutes=5)
 
-Tell = Callable[[], None]
 Checks = Mapping[int, Sequence[Check]]  # by annotation
+
+
+class Meter(Protocol):
+    """Counts what is done, for those who watch."""
+
+    def advance(self, count: int = 1) -> None:
+        """Count it."""
+        ...
+
+
+class _Unwatched:
+    def advance(self, count: int = 1) -> None:
+        """Count nothing."""
+
+
+# Makes a meter from what is done and how much there is of it, where that is known.
+Metering = Callable[[str, int | None], AbstractContextManager[Meter]]
+
+
+def _unwatched(_: str, __: int | None) -> AbstractContextManager[Meter]:
+    return nullcontext(_Unwatched())
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a sync did: tasks looked at, annotations that came, changed or went, and the counts after it."""
+    """What a sync did: tasks looked at, annotations that came, changed or went, and the counts after it.
+
+    programs   samples whose code was looked at; `ran` counts what was run for that just now
+    """
 
     looked_at: int
     new: int
@@ -45,9 +72,11 @@ class Report:
     gone: int
     written: tuple[str, ...]
     counts: Mapping[str, Any]
+    programs: int = 0
+    ran: int = 0
 
 
-def sync(
+def sync(  # noqa: PLR0913  # what is read and decided, and who does the work
     label_studio: LabelStudio,
     cases: Cases,
     folder: Path,
@@ -55,7 +84,8 @@ def sync(
     *,
     wanted_case: str | None = None,
     changes: Mapping[str, Any] | None = None,
-    tell: Tell | None = None,
+    reruns: Reruns | None = None,
+    meter: Metering = _unwatched,
     each: Each = map,
 ) -> Report:
     """Bring a dataset folder up to date with its projects.
@@ -67,13 +97,14 @@ def sync(
         project_ids: Projects to add; those that the folder has already are synced as well.
         wanted_case: Case of all these projects, where their backend connections do not say.
         changes: Options that are decided anew; the folder remembers the others.
-        tell: Called after each task that was looked at.
+        reruns: Runs submitted code again; needed where a case has code.
+        meter: Makes what shows how far it is.
         each: Does what is done for each task and each sample by itself.
     Returns:
         What was done; nothing is written where nothing changed.
     Raises:
-        SetupError: No project, another Label Studio's folder, one that is being synced, or an option
-            that there is not.
+        SetupError: No project, another Label Studio's folder, one that is being synced, an option that
+            there is not, or submitted code and no sandbox that can contain it.
         ServiceError: Label Studio or the disk failed; the folder is as it was, or is completed next time.
     """
     with locked(folder), Lines(folder) as lines:
@@ -85,28 +116,37 @@ def sync(
             raise SetupError(f"{folder} has no project yet.", hint="Say which with --project ID.")
         old_digests = {annotation: row.digest for annotation, row in before.rows.items()}
         # The same table goes on: two of them would take memory.
-        reading = _Reading(label_studio, options, counter, lines, before.rows, tell, each)
+        reading = _Reading(label_studio, options, counter, lines, before.rows, before.unrun, each)
         after = State(options=options, rows=reading.rows, tokenizer=counter.fingerprint if counter else None)
-        for project_id in ids:
-            project = label_studio.project(project_id)
-            old = before.sources.get(project_id)
-            if old is not None and old.created_at != project.created_at:
-                raise SetupError(
-                    f"{folder} holds project {project_id} of another Label Studio ('{old.title}').",
-                    hint="Use a folder of its own for each server.",
+        with meter("reading tasks", None) as reading.meter:
+            for project_id in ids:
+                project = label_studio.project(project_id)
+                old = before.sources.get(project_id)
+                if old is not None and old.created_at != project.created_at:
+                    raise SetupError(
+                        f"{folder} holds project {project_id} of another Label Studio ('{old.title}').",
+                        hint="Use a folder of its own for each server.",
+                    )
+                known = wanted_case or project.case or _remembered(old, cases)
+                case = cases.find(project.label_config, known)
+                # Asked before the listing: what changes while it runs is newer than this and seen next time.
+                cursor = label_studio.newest_change(project)
+                after.sources[project_id] = Source(
+                    title=project.title,
+                    created_at=project.created_at,
+                    case=case.name,
+                    case_hash=_fingerprint(case, options),
+                    config_hash=case.labelling.config_hash,
+                    cursor=cursor,
                 )
-            case = cases.find(project.label_config, wanted_case or project.case or _remembered(old, cases))
-            # Asked before the listing: what changes while it runs is newer than this and seen next time.
-            cursor = label_studio.newest_change(project)
-            after.sources[project_id] = Source(
-                title=project.title,
-                created_at=project.created_at,
-                case=case.name,
-                case_hash=_fingerprint(case, options),
-                config_hash=case.labelling.config_hash,
-                cursor=cursor,
-            )
-            reading.read(project, case, old)
+                reading.read(project, case, old)
+        programs = len(reading.code)
+        if programs:
+            if reruns is None:
+                raise SetupError("There is code, and nothing that runs it again.", hint="Give `reruns`.")
+            doing = "running code again" if options.rerun else "looking for runs of code"
+            with meter(doing, programs) as running:
+                reading.run_code(reruns, running)
         if before.tokenizer != after.tokenizer:
             reading.count_again()
         checks = _checks(label_studio, options)
@@ -119,59 +159,86 @@ def sync(
             briefs = (row.brief for row in after.rows.values() if row.brief is not None)
             settled = settle(briefs, options, _splits(before, after.rows), reading.texts, checks)
             written, counts = write(folder, lines, after, settled, each)
-    return Report(reading.looked_at, new, changed, gone, written, counts)
+    ran = reruns.ran if reruns is not None else 0
+    return Report(reading.looked_at, new, changed, gone, written, counts, programs, ran)
 
 
 @dataclass
 class _Reading:
-    """Reads projects; `rows` are those of the folder until something newer comes."""
+    """Reads projects; `rows` are those of the folder until something newer comes.
+
+    unrun   annotations in `rows` whose code could not be run: they are read again in any case
+    code    where annotations lie whose code has not passed its gates yet, and their cases
+    """
 
     label_studio: LabelStudio
     options: Options
     counter: Tokens | None
     lines: Lines
     rows: Rows
-    tell: Tell | None
+    unrun: set[int]
     each: Each
+    meter: Meter = field(default_factory=_Unwatched)
     looked_at: int = 0
+    code: dict[int, tuple[Place, Case]] = field(default_factory=dict)
 
     def read(self, project: Project, case: Case, old: Source | None) -> None:
         """Read what changed in a project, or all of it where that is not enough."""
         if old is not None and old.cursor is not None and old.case_hash == _fingerprint(case, self.options):
-            self._tasks(project, case, _earlier(old.cursor))
+            since = _earlier(old.cursor)
+            # Also those whose last annotation went.
+            self._take(project, case, self.label_studio.tasks(project, since=since, full=True))
+            unrun = {row.task for row in self._of(project) if row.annotation in self.unrun}
+            self._take(project, case, self.label_studio.tasks_by_id(project, unrun, full=True))
             # A deleted task leaves no trace in a listing by time, nor does a server whose clock went back.
             tasks = {row.task for row in self._of(project)}
             if len(tasks) == self.label_studio.count_annotated(project):
                 return
         for row in list(self._of(project)):
-            del self.rows[row.annotation]
-        self._tasks(project, case, None)
+            self._drop(row.annotation)
+        self._take(project, case, self.label_studio.annotated_tasks(project))
 
-    def _tasks(self, project: Project, case: Case, since: str | None) -> None:
+    def _take(self, project: Project, case: Case, listed: Iterable[Mapping[str, Any]]) -> None:
         known: dict[int, list[int]] = {}
         for row in self._of(project):
             known.setdefault(row.task, []).append(row.annotation)
-        if since is None:
-            listed = self.label_studio.annotated_tasks(project)
-        else:
-            listed = self.label_studio.tasks(project, since=since, full=True)  # also those whose one went
-        for task, judged in self.each(_Judge(project.id, case, self.options, self.counter), listed):
+        for task, found in self.each(_Judge(project.id, case, self.options, self.counter), listed):
             for annotation_id in known.pop(task, []):
-                del self.rows[annotation_id]
-            for found in judged:
-                self._add(found)
+                self._drop(annotation_id)
+            for one in found:
+                self._put(one.record)
+                if one.code is not None:
+                    self.code[one.record.row.annotation] = (self.lines.add(one.code), case)
             self.looked_at += 1
-            if self.tell is not None:
-                self.tell()
+            self.meter.advance()
+
+    def run_code(self, reruns: Reruns, meter: Meter) -> None:
+        """Pass the samples with code through the gates of code tasks."""
+        mask = self.options.region if self.options.mask else ""
+        for judged in reruns.judged(self._submitted(), rerun=self.options.rerun, mask=mask):
+            self._put(_counted(judged, self.counter))
+            meter.advance()
+        self.code.clear()
+
+    def _submitted(self) -> Iterator[Work]:
+        for annotation_id, (place, case) in self.code.items():
+            task = submitted(_annotation(self.lines.get(place)), case)
+            if task is not None:
+                yield judged_in(self.lines.line(self.rows[annotation_id].place)), task
+
+    def _drop(self, annotation: int) -> None:
+        del self.rows[annotation]
+        self.code.pop(annotation, None)
+        self.unrun.discard(annotation)
 
     def count_again(self) -> None:
         """Count the tokens of samples that were there before with the tokenizer of now."""
         old = [row for row in self.rows.values() if row.brief is not None and not row.place.is_new]
-        for found in self.each(_CountAgain(self.counter), (self.lines.line(row.place) for row in old)):
-            self._add(found)
+        for record in self.each(_CountAgain(self.counter), (self.lines.line(row.place) for row in old)):
+            self._put(record)
 
-    def _add(self, found: Recorded) -> None:
-        self.rows[found.row.annotation] = put(self.lines, found)
+    def _put(self, record: Recorded) -> None:
+        self.rows[record.row.annotation] = put(self.lines, record)
 
     def texts(self, briefs: Sequence[Brief]) -> Iterator[str]:
         """Give what annotators read of samples."""
@@ -182,27 +249,33 @@ class _Reading:
         return (row for row in self.rows.values() if row.project == project.id)
 
 
+class _Judged(NamedTuple):
+    """The record of an annotation; and, where its code has to pass its gates yet, the annotation's line."""
+
+    record: Recorded
+    code: bytes | None
+
+
 @dataclass(frozen=True)
 class _Judge:
-    """Judges the annotations of a task, as Label Studio lists it; gives its number and their records."""
+    """Judges the annotations of a task, as Label Studio lists it; gives its number and what came of them."""
 
     project: int
     case: Case
     options: Options
     counter: Tokens | None
 
-    def __call__(self, task: Mapping[str, Any]) -> tuple[int, list[Recorded]]:
-        found = []
-        for annotation in annotations_of(task, self.project):
-            judged = judge(
-                annotation,
-                self.case,
-                group_by=self.options.group_by,
-                mask=self.options.mask,
-                region=self.options.region,
-            )
-            found.append(recorded(counted(judged, self.counter) if isinstance(judged, Sample) else judged))
-        return task["id"], found
+    def __call__(self, task: Mapping[str, Any]) -> tuple[int, list[_Judged]]:
+        return task["id"], [self._judged(annotation) for annotation in annotations_of(task, self.project)]
+
+    def _judged(self, annotation: Annotation) -> _Judged:
+        options = self.options
+        judged = judge(
+            annotation, self.case, group_by=options.group_by, mask=options.mask, region=options.region
+        )
+        if isinstance(judged, Sample) and submitted(annotation, self.case) is not None:
+            return _Judged(recorded(judged), _line(annotation))
+        return _Judged(_counted(judged, self.counter), None)
 
 
 @dataclass(frozen=True)
@@ -212,7 +285,11 @@ class _CountAgain:
     counter: Tokens | None
 
     def __call__(self, line: bytes) -> Recorded:
-        return recorded(counted(judged_in(line), self.counter))
+        return _counted(judged_in(line), self.counter)
+
+
+def _counted(judged: Sample | Rejected, counter: Tokens | None) -> Recorded:
+    return recorded(counted(judged, counter) if isinstance(judged, Sample) else judged)
 
 
 def counted(sample: Sample, counter: Tokens | None) -> Sample:
@@ -261,7 +338,17 @@ def _splits(before: State, found: Rows) -> dict[str, Split]:
 
 
 def _fingerprint(case: Case, options: Options) -> str:
-    return fingerprint(case, options.group_by, options.mask, options.region)
+    of_code = [] if case.labelling.program is None else [options.rerun]
+    return fingerprint(case, options.group_by, options.mask, options.region, *of_code)
+
+
+def _line(annotation: Annotation) -> bytes:
+    # Half characters that somebody typed are no part of a sample.
+    return canonical(asdict(annotation)).encode(errors="replace")
+
+
+def _annotation(record: Record) -> Annotation:
+    return Annotation(**{**record, "task": Task(**record["task"])})
 
 
 def _remembered(old: Source | None, cases: Cases) -> str | None:

@@ -39,6 +39,8 @@ _ROPE_THETA = 1e6
 _HEAD = 64  # among the head sizes that vLLM's CPU attention takes
 _DEV_SEED = 1_000_003  # figures of the model card are drawn with other seeds
 _IGNORED = -100
+# Without AVX-512 a step in bfloat16 takes fourteen times as long as one in float32.
+_HAS_BFLOAT16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @dataclass(frozen=True)
@@ -371,7 +373,7 @@ class Trainer:
     def _step(self, batch: Sequence[Row]) -> tuple[float, float]:
         inputs, targets, weights = self._tensors(batch)
         answered = targets != _IGNORED
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=_HAS_BFLOAT16):
             states = self.model.model(input_ids=inputs, use_cache=False).last_hidden_state
             logits = self.model.lm_head(states[answered])
         wanted, weight = targets[answered], weights[answered]

@@ -17,6 +17,7 @@ from typing import Annotated
 
 import typer
 
+from backend.core.codegates import CODE_GATES, CODE_NOTES
 from backend.core.corpus import CORPUS_GATES
 from backend.core.dataset import NOTES, SAMPLE_GATES
 from backend.core.formats import FORMATS
@@ -74,7 +75,13 @@ def templates_table() -> str | None:
 def gates_table() -> str:
     """Give what each gate does, in the order in which they look: the first line of its function."""
     rows = ["| gate | what it does |", "| --- | --- |"]
-    gates: tuple[Callable[..., object], ...] = (*SAMPLE_GATES, *CORPUS_GATES, *NOTES)
+    gates: tuple[Callable[..., object], ...] = (
+        *SAMPLE_GATES,
+        *CODE_GATES,
+        *CORPUS_GATES,
+        *NOTES,
+        *CODE_NOTES,
+    )
     return "\n".join([*rows, *(f"| `{gate.__name__}` | {_first_line(gate)} |" for gate in gates)])
 
 

@@ -62,8 +62,8 @@ def main(
     api_key: ApiKeyOption = "",
 ) -> None:
     """Run the verb."""
-    with plain_errors("Run the same command again: what is there already is skipped."):
-        label_studio = connect(Settings(), url, api_key)
+    again = "Run the same command again: what is there already is skipped."
+    with plain_errors(again), connect(Settings(), url, api_key) as label_studio:
         target = label_studio.project(project)
         labelling = compile_labelling(target.label_config)
         code_tasks = CodeTasks(target.label_config, input_root)

@@ -56,7 +56,6 @@ VLLM_PRIVATE = {
 # without disable_any_whitespace writes blanks up to the token limit, and blocks of 128 (the CPU's
 # default) make the prefix cache coarse.
 VLLM_FLAGS = (
-    "--dtype=bfloat16",
     "--max-num-seqs=64",
     "--block-size=32",
     "--enable-prefix-caching",
@@ -194,8 +193,7 @@ def start_vllm(
         *(str(environment("vllm") / "bin" / "vllm"), "serve", str(model)),
         *("--served-model-name", served_name, "--host", LOCALHOST, "--port", str(port)),
         *("--max-model-len", str(_context_tokens(Path(model)))),
-        *VLLM_FLAGS,
-        *extra,
+        *(f"--dtype={_fast_dtype()}", *VLLM_FLAGS, *extra),
     )
     server = _start("vLLM", f"http://{LOCALHOST}:{port}", command, settings, log=log)
     _wait_until_ready(server, lambda: _get(f"{server.url}/health") == 200, limit_s=300)
@@ -304,6 +302,15 @@ def _seed_label_studio(data_dir: Path) -> None:
     aside = data_dir / f"{database}.new"
     shutil.copyfile(seed / database, aside)
     aside.rename(data_dir / database)
+
+
+def _fast_dtype() -> str:
+    """Name what this processor is fast in: without AVX-512, bfloat16 takes half as much time again."""
+    with contextlib.suppress(OSError):
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("flags")[2].partition("\n")[0]
+        if "avx512bw" not in flags.split():
+            return "float32"
+    return "bfloat16"
 
 
 def _context_tokens(model: Path) -> int:

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from backend.app import make_reruns
 from backend.edge.cases import Cases
 from backend.review import open_spot_check
 from backend.settings import Settings
@@ -37,12 +38,12 @@ def main(
         settings = Settings()
         label_studio = connect(settings, url, api_key)
         cases = Cases(settings.store.cases_dir)
-        with Meter("reading tasks", None) as meter:
-            decided = {} if share is None else {"spot_check": share}
-            sync(label_studio, cases, out_folder, changes=decided, tell=meter.advance)
-            opened = open_spot_check(label_studio, out_folder)
-            number = opened.project.id
-            counts = sync(label_studio, cases, out_folder, changes={"reviews": number}).counts
+        reruns = make_reruns(settings)
+        decided = {} if share is None else {"spot_check": share}
+        sync(label_studio, cases, out_folder, changes=decided, reruns=reruns, meter=Meter)
+        opened = open_spot_check(label_studio, out_folder)
+        number = opened.project.id
+        counts = sync(label_studio, cases, out_folder, changes={"reviews": number}, reruns=reruns).counts
         held = counts["stopped_by"].get("spot_checked", 0)
         out.print(f"{opened.waiting} samples wait for a second human; {opened.sent} of them came just now")
         out.print(

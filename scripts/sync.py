@@ -1,6 +1,8 @@
 """Export what humans submitted as a dataset: samples, training rows, rejects with reasons, manifest.
 
 Reads only what changed since the last time; a folder remembers its projects and every option below.
+Submitted code of code tasks is run again, from its inputs alone, in the sandbox (ARTIFACTS_URL, INPUT_ROOT
+and EXECUTION_* are those of the backend); what was run once is remembered.
 Running it again with nothing new writes nothing. It may be interrupted at any moment: the next run
 completes it.
 
@@ -9,6 +11,7 @@ completes it.
     scripts/sync --out dataset/ --format messages --format trl-dpo --parquet
     scripts/sync --out dataset/ --tokenizer models/tiny-qwen3 --max-tokens 1024
     scripts/sync --out dataset/ --spot-check 0.05 --max-error 0.1
+    scripts/sync --out dataset/ --no-rerun
     scripts/sync --out dataset/ --explain 1234
     scripts/sync --out dataset/ --engine ray
 
@@ -23,6 +26,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from backend.app import make_reruns
 from backend.core.formats import FORMATS
 from backend.edge.cases import Cases
 from backend.edge.ray import RayData
@@ -97,6 +101,12 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
         int | None,
         typer.Option(help="Project with the spot checks, which scripts/spot_check makes; 0 forgets it."),
     ] = None,
+    rerun: Annotated[
+        bool | None,
+        typer.Option(
+            "--rerun/--no-rerun", help="Run submitted code again, or export it as it is, marked so."
+        ),
+    ] = None,
     task: Annotated[
         int | None,
         typer.Option("--explain", help="Only tell, from the folder, what became of this task."),
@@ -128,11 +138,12 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
             "spot_check": spot_check,
             "max_error": max_error,
             "reviews": reviews,
+            "rerun": rerun,
         }
         settings = Settings()
         label_studio = connect(settings, url, api_key)
         cases = Cases(settings.store.cases_dir)
-        with spread(engine, ray_address) as each, Meter("reading tasks", None) as meter:
+        with spread(engine, ray_address) as each:
             report = sync(
                 label_studio,
                 cases,
@@ -140,7 +151,8 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
                 project or [],
                 wanted_case=case or None,
                 changes={name: part for name, part in changes.items() if part is not None},
-                tell=meter.advance,
+                reruns=make_reruns(settings),
+                meter=Meter,
                 each=each,
             )
         counts = report.counts
@@ -159,6 +171,8 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
             f"drafts: {counts['accepted']} accepted, {counts['corrected']} corrected; "
             f"without a draft: {counts['written']}"
         )
+        if report.programs:
+            out.print(f"code: {report.programs} programs looked at; {report.ran} runs made just now")
         for gate, count in counts["stopped_by"].items():
             out.print(f"stopped by {escape(gate)}: {count}, see held.jsonl and rejected.jsonl")
         for gate, count in counts["noted_by"].items():

@@ -28,8 +28,9 @@ CHROMIUM_FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
-# A busy machine is not a wrong one.
+# A busy machine is not a wrong one. scripts/test --fast tries a third of the examples.
 settings.register_profile("draftloop", deadline=None)
+settings.register_profile("fast", deadline=None, max_examples=35)
 settings.load_profile("draftloop")
 
 MODEL = servers.ROOT / "models" / "tiny-qwen3"
@@ -255,17 +256,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by their folder, and leave those that need servers to the end."""
-    kinds = ("unit", "contract", "sandbox", "integration", "trainers", "ray", "browser", "containers")
-    order = {name: place for place, name in enumerate(kinds)}
-
-    def kind(item: pytest.Item) -> str:
-        return item.path.relative_to(Path(__file__).parent).parts[0]
-
+    """Mark tests by their folder."""
     for item in items:
-        if kind(item) in kinds[2:]:
-            item.add_marker(kind(item))
-    items.sort(key=lambda item: order.get(kind(item), 9))
+        kind = item.path.relative_to(Path(__file__).parent).parts[0]
+        if kind in ("sandbox", "integration", "trainers", "ray", "browser", "containers"):
+            item.add_marker(kind)
 
 
 @contextmanager

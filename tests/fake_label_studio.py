@@ -138,11 +138,8 @@ class FakeLabelStudio:
         if keys is None or "data" in keys:
             task["data"] = dict(self.imported.get(number) or self.data(number))
         if keys is None:
-            own = {
-                "annotations": list(self.annotations(number)),
-                "predictions": list(self.predictions(number)),
-            }
-            return {**task, **own}
+            lists = {"annotations": self.annotations(number), "predictions": self.predictions(number)}
+            return {**task, **{name: list(found) for name, found in lists.items()}}
         return {key: task[key] for key in keys}
 
 

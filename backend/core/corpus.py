@@ -47,6 +47,7 @@ class Options:
     spot_check   share of samples that a second human has to pass, 0..1
     max_error    share of wrong samples that a stratum may have, 0..1; all of one with more are held
     reviews      number of the project with the spot checks; 0 is none
+    rerun        whether submitted code is run again; where not, samples say so
     """
 
     formats: tuple[str, ...] = DEFAULT_FORMATS
@@ -60,6 +61,7 @@ class Options:
     spot_check: float = 0.0
     max_error: float = 0.1
     reviews: int = 0
+    rerun: bool = True
 
     def __post_init__(self) -> None:
         choices = (

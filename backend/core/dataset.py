@@ -133,7 +133,7 @@ def judge(
     # Of the texts as they are: no sample changes sides because it is masked.
     source = annotation.task.data.get(group_by) if group_by else None
     group = group_of(texts if source is None else {group_by: source})
-    draft = _draft_of(candidate)
+    draft = draft_of(candidate)
     hide = Mask([annotation.task.data, candidate.value, draft, asked], region) if mask else None
     if hide is not None:
         annotation = replace(annotation, metadata=hide(dict(annotation.metadata)))
@@ -225,7 +225,8 @@ def _sample(candidate: Candidate, draft: Value | None, group: str, region: str) 
     )
 
 
-def _draft_of(candidate: Candidate) -> Value | None:
+def draft_of(candidate: Candidate) -> Value | None:
+    """Give the value of the draft that a human began from; None where none can be read."""
     if candidate.annotation.draft is None:
         return None
     try:

@@ -16,6 +16,7 @@ is present and an absent one is `null`.
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError, canonicalize
 
@@ -423,6 +424,7 @@ def compile_labelling(xml: str, overlay: Mapping[str, Any] | None = None) -> Lab
     )
 
 
+@lru_cache(maxsize=64)  # a millisecond each, and each call of /predict brings its project's config
 def hash_config(xml: str) -> str:
     """Hash a config so that white space and attribute order do not matter; 16 hex digits.
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from backend.core.codegates import CODE_GATES, not_run_again
 from backend.core.corpus import CORPUS_GATES, Options
 from backend.core.dataset import SAMPLE_GATES
 from backend.core.spotcheck import Stratum, wilson
@@ -120,6 +121,9 @@ def _of_counts(counts: Mapping[str, Any], options: Options) -> Iterator[str]:
     for gate, count in sorted(counts["stopped_by"].items(), key=lambda item: (-item[1], item[0])):
         if count > _MANY_STOPPED * whole:
             yield f"{gate} stops {count} of {whole} annotations ({_pct(count, whole)})."
+    unrun = counts["noted_by"].get(not_run_again.__name__, 0)
+    if unrun:
+        yield f"{unrun} samples hold code that was not run again (--no-rerun)."
     personal = counts["noted_by"].get("personal_data", 0)
     if personal and not options.mask:
         yield f"{personal} samples hold personal data; --mask puts stand-ins for it."
@@ -133,7 +137,8 @@ def _gates(tally: Tally) -> Iterator[str]:
     yield "<h2>Gates</h2>"
     left = counts["annotations"]
     rows: list[list[Cell]] = []
-    known = [gate.__name__ for gate in (*SAMPLE_GATES, *CORPUS_GATES)]
+    of_code = [gate for gate in CODE_GATES if gate.__name__ in counts["stopped_by"]]
+    known = [gate.__name__ for gate in (*SAMPLE_GATES, *of_code, *CORPUS_GATES)]
     for gate in (*(name for name in counts["stopped_by"] if name not in known), *known):
         count = counts["stopped_by"].get(gate, 0)
         left -= count

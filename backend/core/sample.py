@@ -25,7 +25,7 @@ Opinion = Literal["pass", "needs_fix", "partially_correct"]
 Split = Literal["train", "test"]
 
 # Raised when the same annotations would give other samples: every dataset is then made anew.
-SAMPLE_VERSION = 3
+SAMPLE_VERSION = 4
 
 _TOLD_CHARS = 4000  # of each stream of a program, in a conversation: its first and its last half
 _PROGRAM = {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]}

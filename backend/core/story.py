@@ -36,6 +36,9 @@ def _annotation(record: Record, options: Options) -> Iterator[str]:
         changed = f"corrected in {', '.join(record['changed'])}" if record["changed"] else "accepted"
         yield f"  draft by {by.get('draft_version', 'unknown')}{score}: {changed}"
     yield f"  it says {record['target']}"
+    if "run" in by:
+        left = ", ".join(file["path"] for file in record.get("output_files", ())) or "no file"
+        yield f"  its code was run by {by['run_by']} (run {by['run']}): it left {left}"
     yield f"  passed {', '.join(record['gates'])}"
     if "review" in record:
         review = record["review"]

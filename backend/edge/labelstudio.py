@@ -354,12 +354,20 @@ class LabelStudio:
         yield from self._pages(project, [_SUBMITTED], _FULL)
         yield from self._pages(project, [_NOT_SUBMITTED, _SKIPPED], _FULL)
 
-    def tasks_by_id(self, project: Project, ids: Collection[int]) -> Iterator[dict[str, Json]]:
-        """List some tasks: id, data and times. Reading them so has no draft made, as opening them would."""
+    def tasks_by_id(
+        self, project: Project, ids: Collection[int], *, full: bool = False
+    ) -> Iterator[dict[str, Json]]:
+        """List some tasks: id, data and times. Reading them so has no draft made, as opening them would.
+
+        Args:
+            project: The project.
+            ids: The tasks; those that there are not are left out.
+            full: With annotations and predictions, results included.
+        """
         if not ids:
             return
         among = _filter("id", "in", "Number", {"min": min(ids), "max": max(ids)})
-        for task in self._pages(project, [among], _BRIEF):
+        for task in self._pages(project, [among], _FULL if full else _BRIEF):
             if task["id"] in ids:
                 yield task
 

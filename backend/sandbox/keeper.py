@@ -476,7 +476,8 @@ def _renumber(standard: tuple[int, int, int], setup: int) -> int:
 
 
 def _name(job: Job, number: int) -> str:
-    return f"script{number if len(job.scripts) > 1 else ''}{SUFFIXES[job.scripts[number - 1].language]}"
+    # What follows a script does not change its name: tracebacks and warnings hold it.
+    return f"script{number if number > 1 else ''}{SUFFIXES[job.scripts[number - 1].language]}"
 
 
 def _judge(step: Step, name: str, limits: Limits) -> _End:

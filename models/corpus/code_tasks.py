@@ -133,6 +133,16 @@ def write_demo(folder: Path, count: int, seed: int) -> list[CodeTask]:
     return tasks
 
 
+def only_gb18030(draw: Draw) -> str:
+    """Draw two characters whose bytes in GB 18030 are no UTF-8, as one pair in some thousand is."""
+    while True:
+        text = draw.characters(2, 2)
+        try:
+            text.encode("gb18030").decode()
+        except UnicodeDecodeError:
+            return text
+
+
 def _of(family: Family) -> tuple[Kind, ...]:
     return tuple(kind for kind in KINDS if kind.family == family)
 
@@ -363,7 +373,7 @@ class _Drawing:
     def _spoilt_late(self, sheet: Sheet, place: int) -> tuple[tuple[Row, ...], tuple[Sheet, ...]]:
         """Write Chinese in another encoding behind more plain ASCII than a preview reads."""
         rows = [[*row, "x" * 40] for row in sheet.rows]
-        late = self.draw.characters(2, 2)
+        late = only_gb18030(self.draw)
         for row in rows[-40::8]:
             row[place] = late
         spoilt = replace(sheet, columns=(*sheet.columns, "memo"), rows=tuple(rows))

@@ -1,9 +1,11 @@
-"""A code task in Label Studio's real page: filled in with output and chart, edited, run again, submitted.
+"""A code task in Label Studio's real page: filled in with output and chart, edited, run, submitted, exported.
 
 The fake vLLM answers here; sandbox and Open Interpreter are the real ones.
 """
 
 import hashlib
+import json
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -20,6 +22,7 @@ from scripts import servers
 from tests.conftest import LabelStudioServer, installed
 from tests.fake_sandbox import python
 from tests.fake_vllm import Body, FakeVllm, fake_vllm
+from tests.verbs import environment, run
 
 ROOT = Path(__file__).parents[2]
 CASES = Cases(ROOT / "label_config")
@@ -54,6 +57,7 @@ class Drafting:
 
     url: str
     fake: FakeVllm
+    settings: dict[str, str]
 
 
 @pytest.fixture
@@ -85,11 +89,11 @@ def drafting(label_studio: LabelStudioServer, tmp_path: Path) -> Iterator[Drafti
             servers.environment("sandbox")
             servers.environment("open-interpreter")
             with servers.start_backend(settings, port=port, log=tmp_path / "backend.log") as server:
-                yield Drafting(server.url, fake)
+                yield Drafting(server.url, fake, settings)
 
 
-def test_code_is_seen_with_its_chart_edited_run_again_and_submitted(
-    page: Page, label_studio: LabelStudioServer, drafting: Drafting
+def test_code_is_seen_with_its_chart_edited_run_again_submitted_and_exported(
+    page: Page, label_studio: LabelStudioServer, drafting: Drafting, tmp_path: Path
 ) -> None:
     data = {
         **NO_RUN,
@@ -143,7 +147,7 @@ def test_code_is_seen_with_its_chart_edited_run_again_and_submitted(
         # Label Studio reads a task's data when it opens the task.
         assert page.locator(f"img[src*='{fresh.rpartition('/')[2]}']").count() == 0
 
-        page.get_by_text("needs_fix").first.click()
+        page.get_by_text(re.compile("^pass")).first.click()
         with page.expect_response(
             lambda got: "/annotations" in got.url and got.request.method == "POST"
         ) as submitted:
@@ -151,4 +155,14 @@ def test_code_is_seen_with_its_chart_edited_run_again_and_submitted(
         assert submitted.value.status == 201
         (task,) = studio.tasks(project, full=True)
     value = CASE.labelling.from_regions(task["annotations"][0]["result"], Task(task["id"], task["data"]))
-    assert value == {"code": EDITED, "verdict": "needs_fix"}
+    assert value == {"code": EDITED, "verdict": "pass"}
+
+    env = environment(label_studio, tmp_path, **drafting.settings)
+    status, _, told = run(env, "sync", "--project", project.id, "--out", tmp_path / "dataset")
+    assert status == 0, told
+    (sample,) = map(json.loads, (tmp_path / "dataset" / "samples.jsonl").read_text("utf-8").splitlines())
+    assert (sample["code"], sample["stdout"]) == (EDITED, "sum: 150\n")
+    assert (sample["metadata"]["run"], sample["metadata"]["run_by"]) == (shown["data"][RUN_KEY], "human")
+    assert [file["path"] for file in sample["output_files"]] == ["chart.png"]
+    assert sample["gates"][-1] == "spot_checked"
+    assert sample["notes"] == []

@@ -1,7 +1,6 @@
 """import_tasks of code tasks, the verb itself: files are referenced, bad rows told, nothing comes twice."""
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import Any
 import pytest
 
 from backend.core.runs import NO_RUN, inputs_of
-from scripts.servers import ROOT
 from tests.fake_label_studio import FakeLabelStudio, fake_label_studio
-from tests.verbs import run
+from tests.verbs import run_here
 
 CONFIG = """<View>
   <Text name="instruction" value="$instruction"/>
@@ -36,7 +34,7 @@ class Office:
     def bring(self, rows: list[dict[str, Any]], *options: object) -> tuple[int, str, str]:
         file = self.root.parent / "rows.jsonl"
         file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
-        return run(self.env, "import_tasks", "--project", 1, file, *options)
+        return run_here(self.env, "import_tasks", "--project", 1, file, *options)
 
 
 @pytest.fixture
@@ -46,8 +44,6 @@ def office(tmp_path: Path) -> Iterator[Office]:
     (root / "销售.csv").write_text("城市,销售额\n北京,12\n上海,8\n", encoding="gb18030")
     with fake_label_studio(CONFIG, 0, lambda _: {}) as studio:
         env = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("LABEL_STUDIO_")},
-            "PYTHONPATH": str(ROOT),
             "LABEL_STUDIO_URL": studio.url,
             "LABEL_STUDIO_API_KEY": "a-token",
             "INPUT_ROOT": str(root),
@@ -112,7 +108,7 @@ def test_bad_rows_are_told_with_their_line_and_the_others_imported(office: Offic
 def test_a_csv_of_rows_needs_only_what_people_write(office: Office) -> None:
     file = office.root.parent / "rows.csv"
     file.write_text("instruction,inputs,output_files\n画图,销售.csv,图.png;表.csv\n", encoding="utf-8")
-    code, _, err = run(office.env, "import_tasks", "--project", 1, file)
+    code, _, err = run_here(office.env, "import_tasks", "--project", 1, file)
     assert code == 0, err
     (data,) = office.studio.imported.values()
     assert data["output_files"] == ["图.png", "表.csv"]

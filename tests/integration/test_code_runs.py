@@ -96,7 +96,7 @@ def mended(
 
     run = bench.runner.draft("Sum", [SALES], outputs, Script(first), ask_again, limit_s=120)
     assert bench.store.runs[run.key] == run
-    assert [path.name for path in (bench.home / "runs").glob("run-*")] == []
+    assert [path.name for path in (bench.home / "runs").glob("*-run-*")] == []
     return [attempt.outcome for attempt in run.attempts], told
 
 
@@ -214,5 +214,6 @@ def test_a_sandbox_that_cannot_start_is_not_tried_for_every_task(tmp_path: Path)
 
 def test_folders_of_processes_that_are_gone_are_removed(tmp_path: Path) -> None:
     (tmp_path / "sandbox-999999999-x").mkdir()
+    (tmp_path / "sandbox-999999999-run-x").mkdir()
     mine, other = fresh_folder(tmp_path), fresh_folder(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([mine, other])

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -221,13 +222,21 @@ def test_two_syncs_of_one_folder_do_not_mix(studio: LabelStudio, project: Projec
         except SetupError as error:
             told.append(error)
 
-    def tell() -> None:
-        if not told:
-            thread = threading.Thread(target=second)
-            thread.start()
-            thread.join()
+    class Watching:
+        def advance(self, count: int = 1) -> None:
+            if not told:
+                thread = threading.Thread(target=second)
+                thread.start()
+                thread.join()
 
-    sync(studio, CASES, tmp_path / "d", [project.id], wanted_case="complaint", tell=tell)
+    sync(
+        studio,
+        CASES,
+        tmp_path / "d",
+        [project.id],
+        wanted_case="complaint",
+        meter=lambda *_: nullcontext(Watching()),
+    )
     assert "Another sync" in str(told[0])
 
 

@@ -66,7 +66,7 @@ def test_a_chain_ends_at_its_first_failure(place: Field) -> None:
     job = Job((Script("exit 3", "shell"), Script("print('never')")))
     attempt = place.run_job(job)
     assert attempt.outcome == "failed"
-    assert attempt.reason == "script1.sh ended with exit status 3."
+    assert attempt.reason == "script.sh ended with exit status 3."
     assert len(attempt.steps) == 1
 
 

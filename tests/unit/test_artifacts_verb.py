@@ -1,9 +1,6 @@
 """Runs are shown from the store alone, and one counts as used wherever its code stands."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,17 +9,14 @@ from backend.core.execution import Script
 from backend.core.runs import run_key, run_to_json
 from backend.edge.artifacts import Artifacts
 from scripts.artifacts import runs_of
-from scripts.servers import ROOT
 from tests.code_runs import SALES, attempt, run
+from tests.verbs import run_here
 
 INPUTS = [{"name": SALES.name, "path": SALES.path, "size_bytes": SALES.size_bytes, "sha256": SALES.sha256}]
 
 
 def artifacts(folder: Path, *arguments: str) -> tuple[int, str, str]:
-    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "ARTIFACTS_URL": str(folder)}
-    command = [sys.executable, "-P", "-m", "scripts.artifacts", *arguments]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
-    return done.returncode, done.stdout, done.stderr
+    return run_here({"ARTIFACTS_URL": str(folder)}, "artifacts", *arguments)
 
 
 def test_a_run_is_shown_as_it_was_kept(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The corpus of code tasks: what it draws, and that its prompts are those of the backend."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ from backend.runner import _TOLD_CHARS
 from models.corpus.code_checks import mistakes
 from models.corpus.code_failures import TOLD_CHARS, answered, conversations, failure
 from models.corpus.code_kinds import FAMILIES, KINDS
-from models.corpus.code_tasks import SYSTEM, generate, target, user_text, write_demo
-from models.corpus.words import Split, alphabet, word_files, word_list
+from models.corpus.code_tasks import SYSTEM, generate, only_gb18030, target, user_text, write_demo
+from models.corpus.words import Draw, Split, alphabet, word_files, word_list
 from scripts import servers
 from scripts.inputs import CodeTasks
 from scripts.rows import read_rows
@@ -130,3 +131,11 @@ def test_demo_tasks_are_imported_with_their_files_and_have_checks(tmp_path: Path
         data = importing.fill(row)
         assert render(CASE, Task(1, data), "compact")[1].content == user_text(task)
         assert mistakes(task, tmp_path, ""), "nothing was run yet"
+
+
+def test_what_is_written_in_gb18030_alone_cannot_be_read_as_utf8() -> None:
+    assert "台脾".encode("gb18030").decode()  # such pairs are drawn now and then
+    draw = Draw("train", random.Random(1))
+    for _ in range(20_000):
+        with pytest.raises(UnicodeDecodeError):
+            only_gb18030(draw).encode("gb18030").decode()

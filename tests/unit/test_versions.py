@@ -1,9 +1,6 @@
 """What a prediction was made with can be looked up later, from the ledger alone."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from backend.edge.vllm import VllmModel
 from backend.predict import Drafter
 from scripts.servers import ROOT
 from tests.fake_vllm import fake_vllm
+from tests.verbs import run_here
 
 CASES = Cases(ROOT / "label_config")
 CASE = CASES.get("complaint")
@@ -25,10 +23,7 @@ WARM = CASES.find(CASES.config("complaint"), "complaint", Overrides("只摘录�
 
 
 def versions(ledger: str, *arguments: object) -> tuple[int, str, str]:
-    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "LEDGER_URL": ledger}
-    command = [sys.executable, "-P", "-m", "scripts.versions", *map(str, arguments)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
-    return done.returncode, done.stdout, done.stderr
+    return run_here({"LEDGER_URL": ledger}, "versions", *arguments)
 
 
 @pytest.fixture(scope="module")
