@@ -3,7 +3,8 @@
 #   docker build --target label-studio -t draftloop/label-studio .
 #   docker build --target vllm-cpu -t draftloop/vllm-cpu .
 #   docker build --target sandbox -t draftloop/sandbox .
-# What they write goes to /data and /tmp. scripts/test --containers builds all four.
+# What they write goes to /data and /tmp. scripts/test --containers builds all four, runs docker-compose.yml and attacks
+# the sandbox in its container.
 
 FROM debian:bookworm-slim AS python
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin \
@@ -14,14 +15,45 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin \
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates python3 python3-venv \
     && rm -rf /var/lib/apt/lists/*
-RUN groupadd --gid 10001 draftloop \
-    && useradd --uid 10001 --gid 10001 --home-dir /data --no-create-home --shell /usr/sbin/nologin draftloop \
-    && install --directory --owner draftloop --group draftloop --mode 0700 /data
+# One for each server: the kernel counts a user's processes in all containers together, and code has a limit on them.
+RUN for user in draftloop:10001 label-studio:10002 vllm:10003; do \
+        groupadd --gid "${user#*:}" "${user%:*}" \
+        && useradd --uid "${user#*:}" --gid "${user#*:}" --home-dir /data --no-create-home --shell /usr/sbin/nologin \
+            "${user%:*}" || exit 1; \
+    done
 ENV HOME=/data
 WORKDIR /srv
 
+# ---------------------------------------------------------------- what generated code runs in
+# What code may import besides: requirements/sandbox-extra.txt.
+FROM python AS code
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ffmpeg fonts-noto-cjk libseccomp2 nodejs \
+    && rm -rf /var/lib/apt/lists/*
+COPY scripts/setup scripts/
+COPY requirements/sandbox.txt requirements/sandbox-extra.txt requirements/
+RUN export DRAFTLOOP_HOME=/opt/draftloop \
+    && scripts/setup sandbox \
+    && ln -s "$(scripts/setup --print sandbox)" /opt/sandbox \
+    && rm -rf /opt/draftloop/log \
+    && install --directory --owner 10001 --group 10001 --mode 0700 /data
+
+# ---------------------------------------------------------------- the sandbox by itself; no server, no port
+# scripts/sandbox_container starts it.
+FROM code AS sandbox
+COPY backend/__init__.py backend/errors.py backend/
+COPY backend/core/__init__.py backend/core/execution.py backend/core/
+COPY backend/sandbox backend/sandbox
+ENV PATH=/opt/sandbox/bin:/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin \
+    PYTHONPATH=/srv PYTHONHASHSEED=0 LANG=C.UTF-8 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+USER 10001:10001
+WORKDIR /
+CMD ["python", "-P", "-s", "-m", "backend.sandbox", "--folder", "/data/sandbox"]
+
 # ---------------------------------------------------------------- the backend, and the verbs that work on it
-FROM python AS backend
+# It runs code that a human asks for, in a sandbox beside it. Open Interpreter, with which drafts are run unasked, is
+# not in it.
+FROM code AS backend
 COPY requirements/backend.txt requirements/s3.txt requirements/
 RUN python3 -m venv /opt/venv \
     && pip install --no-deps --requirement requirements/backend.txt --requirement requirements/s3.txt
@@ -29,7 +61,12 @@ RUN pip check
 COPY backend backend
 COPY scripts scripts
 COPY label_config label_config
-ENV PYTHONPATH=/srv CACHE_URL=sqlite:////data/cache.sqlite3 LEDGER_URL=sqlite:////data/draftloop.sqlite3
+ENV PYTHONPATH=/srv \
+    CACHE_URL=sqlite:////data/cache.sqlite3 \
+    LEDGER_URL=sqlite:////data/draftloop.sqlite3 \
+    EXECUTION=ask \
+    SANDBOX_FOLDER=/data/sandbox \
+    SANDBOX_PYTHON=/opt/sandbox/bin/python
 USER 10001:10001
 WORKDIR /data
 VOLUME /data
@@ -44,7 +81,8 @@ FROM python AS label-studio
 COPY requirements/label-studio.txt requirements/
 RUN python3 -m venv /opt/venv \
     && pip install --no-deps --requirement requirements/label-studio.txt
-RUN pip check
+RUN pip check \
+    && install --directory --owner 10002 --group 10002 --mode 0700 /data
 # Empty, not absent, where absent means its maker's Sentry.
 ENV LABEL_STUDIO_COLLECT_ANALYTICS=false \
     LABEL_STUDIO_FEATURE_FLAGS_OFFLINE=true \
@@ -52,7 +90,7 @@ ENV LABEL_STUDIO_COLLECT_ANALYTICS=false \
     LABEL_STUDIO_LATEST_VERSION_CHECK=false \
     LABEL_STUDIO_SENTRY_DSN="" \
     LABEL_STUDIO_BASE_DATA_DIR=/data
-USER 10001:10001
+USER 10002:10002
 WORKDIR /data
 VOLUME /data
 EXPOSE 8080
@@ -84,29 +122,9 @@ ENV DO_NOT_TRACK=1 \
     VLLM_CPU_KVCACHE_SPACE=1 \
     TORCH_COMPILE_DISABLE=1 \
     HOME=/tmp
-USER 10001:10001
+USER 10003:10003
 WORKDIR /tmp
 EXPOSE 8000
 HEALTHCHECK --interval=15s --timeout=5s --start-period=240s \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
 ENTRYPOINT ["vllm", "serve"]
-
-# ---------------------------------------------------------------- where generated code runs; no server, no port
-# scripts/sandbox_container starts it. What code may import besides: requirements/sandbox-extra.txt.
-FROM python AS sandbox
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends ffmpeg fonts-noto-cjk libseccomp2 nodejs \
-    && rm -rf /var/lib/apt/lists/*
-COPY scripts/setup scripts/
-COPY requirements/sandbox.txt requirements/sandbox-extra.txt requirements/
-RUN export DRAFTLOOP_HOME=/opt/draftloop \
-    && scripts/setup sandbox \
-    && ln -s "$(scripts/setup --print sandbox)" /opt/venv \
-    && rm -rf /opt/draftloop/log
-COPY backend/__init__.py backend/errors.py backend/
-COPY backend/core/__init__.py backend/core/execution.py backend/core/
-COPY backend/sandbox backend/sandbox
-ENV PYTHONPATH=/srv PYTHONHASHSEED=0 LANG=C.UTF-8 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
-USER 10001:10001
-WORKDIR /
-CMD ["python", "-P", "-s", "-m", "backend.sandbox", "--folder", "/data/sandbox"]

@@ -6,7 +6,6 @@ that fails is a value; a sandbox or a loop that fails is an error. Nothing that 
 what the store keeps.
 """
 
-import os
 import tempfile
 import threading
 import time
@@ -22,6 +21,7 @@ from backend.core.execution import Attempt, Job, Limits, OutputFile, SandboxRepo
 from backend.core.prompting import Message
 from backend.core.runs import InputFile, Origin, Run, missing_outputs, run_key
 from backend.edge.interpreter import Answer
+from backend.edge.sandbox import own_prefix
 from backend.errors import ServiceError, SetupError, TaskError
 
 _log = structlog.get_logger("backend")
@@ -312,7 +312,7 @@ class Runner:
                 self._folder.mkdir(mode=0o711, parents=True, exist_ok=True)
             # Named as a sandbox's folder: what a kill leaves goes when the next sandbox starts there.
             outputs = tempfile.TemporaryDirectory(
-                prefix=f"sandbox-{os.getpid()}-run-", dir=self._folder, ignore_cleanup_errors=True
+                prefix=f"{own_prefix()}run-", dir=self._folder, ignore_cleanup_errors=True
             )
         except OSError as error:
             raise ServiceError(

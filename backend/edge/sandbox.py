@@ -278,15 +278,30 @@ def fresh_folder(base: Path) -> Path:
     try:
         base.mkdir(mode=0o711, parents=True, exist_ok=True)
         for old in base.glob(f"{_FOLDER}*"):
-            owner = old.name.removeprefix(_FOLDER).partition("-")[0]
-            if owner.isdigit() and not Path("/proc", owner).exists():
+            pid, started, *_ = (*old.name.removeprefix(_FOLDER).split("-"), "")
+            if pid.isdigit() and started != _started(pid):
                 shutil.rmtree(old, ignore_errors=True)
-        return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=base))
+        return Path(tempfile.mkdtemp(prefix=own_prefix(), dir=base))
     except OSError as error:
         raise SetupError(
             f"The sandbox's folder {base} cannot be used: {error.strerror}.",
             hint="Set SANDBOX_FOLDER to another.",
         ) from error
+
+
+def own_prefix() -> str:
+    """Give what this process's folders are called at first; `fresh_folder` removes them when it is gone."""
+    pid = str(os.getpid())
+    return f"{_FOLDER}{pid}-{_started(pid)}-"
+
+
+def _started(pid: str) -> str:
+    """Say when a process started, which tells it from a later one of its number, as containers have them."""
+    try:
+        text = Path("/proc", pid, "stat").read_text(errors="replace")
+    except OSError:
+        return ""
+    return text[text.rindex(")") + 2 :].split()[19]
 
 
 def installed_python(environment: str) -> Path:

@@ -31,6 +31,7 @@ _CPUS = ("/sys/devices/system/cpu",)
 # V8 reserves address space that it does not use; data is what counts.
 _ADDRESS_SPACE_BYTES = 4096 * MIB
 _OPEN_FILES, _BROWSER_OPEN_FILES = 256, 4096
+_LOCKED_BYTES = 64 << 10  # for libgcrypt, without which every ffmpeg warns of insecure memory
 RUNNER = str(Path(__file__).with_name("runner.py"))
 
 
@@ -101,7 +102,7 @@ def rlimits(limits: Limits, profile: Profile = "plain") -> dict[int, int]:
         resource.RLIMIT_FSIZE: limits.file_bytes,
         resource.RLIMIT_NOFILE: _OPEN_FILES,
         resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_MEMLOCK: _LOCKED_BYTES,
         resource.RLIMIT_MSGQUEUE: 0,
     }
     if profile == "browser":  # it reserves terabytes of address space

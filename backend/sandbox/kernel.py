@@ -26,7 +26,9 @@ def _call(number: int, what: str, *arguments: object) -> int:
 # ---------------------------------------------------------------- prctl and capabilities
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 22, 36, 38
 _CAPABILITY_VERSION_3 = 0x20080522
-CAP_SYS_ADMIN, CAP_SETUID, CAP_SETGID = 21, 7, 6
+CAP_SYS_ADMIN = 21
+# include/uapi/linux/capability.h: what root needs to give files and processes to others, and to end them.
+OTHER_USERS = {"CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "KILL": 5, "SETGID": 6, "SETUID": 7}
 
 
 def prctl(option: int, argument: int) -> None:

@@ -17,6 +17,7 @@ import socket
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -77,6 +78,10 @@ def main() -> None:
     except SetupError as error:
         _say({"refused": error.message, "hint": error.hint})
         sys.exit(1)
+    except OSError as error:
+        traceback.print_exc()
+        _say({"refused": f"The sandbox could not start: {error}.", "hint": "Its log says where."})
+        sys.exit(1)
 
 
 def _options() -> Options:
@@ -119,10 +124,13 @@ def _pool(options: Options) -> tuple[list[int], IO[str]]:
     """Take users that no other sandbox of this machine has; none where this is not root."""
     if os.geteuid() != 0:
         return [], Path(os.devnull).open()
-    if "pool-uid" in options.without or not kernel.has_capabilities(kernel.CAP_SETUID, kernel.CAP_SETGID):
+    missing = [name for name, one in kernel.OTHER_USERS.items() if not kernel.has_capabilities(one)]
+    if missing or "pool-uid" in options.without:
+        reason = f"it lacks the capabilities {', '.join(missing)}" if missing else "the layer was left out"
         raise SetupError(
-            "The sandbox is root and may not become another user: root has no limit on processes.",
-            hint="Run it as a user, or leave it the capabilities SETUID, SETGID, CHOWN, KILL, DAC_OVERRIDE.",
+            "The sandbox is root, which has no limit on processes, and cannot give runs to other users: "
+            f"{reason}.",
+            hint=f"Run it as a plain user, or as root with {', '.join(kernel.OTHER_USERS)}.",
         )
     for block in range(_BLOCKS):
         first = _FIRST_UID + block * _UIDS
@@ -203,7 +211,8 @@ class _Server:
         if not self._landlock_abi and "landlock" in layers:
             raise SetupError(
                 "This kernel has no Landlock, so code cannot be kept from files.",
-                hint="It needs Linux 5.13 or later with 'landlock' in its lsm= list.",
+                hint="It needs Linux 5.13 or later with 'landlock' in its lsm= list; in a container also "
+                "an engine whose seccomp profile lets it through.",
             )
         if options.browser and not {"namespaces", "landlock", "seccomp"} <= layers:
             raise SetupError(
@@ -327,7 +336,11 @@ class _Server:
         for child in set(processes.dead_children(os.getpid())) - {pid for pid, _ in self._keepers.values()}:
             os.waitpid(child, 0)
         for folder in (self._folder / "jobs").glob(f"{pid}-*"):
-            keeper.clear(str(folder))
+            try:
+                keeper.clear(str(folder))
+            except OSError as error:  # the others' jobs go on
+                print(f"{folder} could not be removed: {error}", file=sys.stderr, flush=True)
+                return False
         return uid is None or processes.threads_of(uid) == 0
 
     def _strangers(self) -> list[processes.Process]:

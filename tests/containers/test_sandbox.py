@@ -3,14 +3,16 @@
 The container is started as scripts/sandbox_container does it, so what holds here holds there.
 """
 
+import json
 import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from backend.core.execution import Job, Script
+from backend.core.execution import Job, Script, report_from_json
 from backend.edge.sandbox import SandboxProcess
 from scripts import servers
 from tests.conftest import missing
@@ -78,8 +80,47 @@ def test_the_container_itself_is_unprivileged(place: Field) -> None:
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     assert fields["NoNewPrivs"] == "1"
     kept = int(fields["CapEff"], 16).bit_count()
-    assert kept == (5 if place.mode == "container-root" else 0)
+    assert kept == (6 if place.mode == "container-root" else 0)
     assert int(fields["Uid"].split()[0]) == OWNERS[place.mode]
+
+
+def first_words(podman: Podman, options: str, folder: str) -> dict[str, Any]:
+    """Start a sandbox in a container that is an engine's default but for the options; it ends at once."""
+    command = ["podman", "run", "--rm", "--interactive", "--network", "none", *options.split()]
+    command += ["draftloop/sandbox", "python", "-P", "-s", "-m", "backend.sandbox", "--folder", folder]
+    said: dict[str, Any] = json.loads(podman.run(*command, check=False))
+    return said
+
+
+@pytest.mark.parametrize("user", OWNERS.values())
+def test_an_engines_default_container_will_do(podman: Podman, user: int) -> None:
+    report = report_from_json(first_words(podman, f"--user {user}", "/tmp/sandbox")["report"])
+    assert {"landlock", "seccomp", "rlimits"} <= set(report.layers)
+    assert ("pool-uid" in report.layers) == (user == 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "folder", "words"),
+    [
+        (
+            "--user 0 --cap-drop ALL --cap-add CHOWN --cap-add SETUID",
+            "/tmp/sandbox",
+            "cannot give runs to other users: it lacks the capabilities DAC_OVERRIDE, FOWNER, KILL, SETGID.",
+        ),
+        ("--security-opt seccomp={profile}", "/tmp/sandbox", "This kernel has no Landlock"),
+        ("--read-only", "/data/sandbox", "folder /data/sandbox cannot be used: Read-only file system."),
+    ],
+)
+def test_what_is_missing_is_named_and_nothing_runs(
+    podman: Podman, tmp_path: Path, options: str, folder: str, words: str
+) -> None:
+    profile = tmp_path / "no-landlock.json"
+    calls = ["landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"]
+    denied = {"names": calls, "action": "SCMP_ACT_ERRNO"}
+    profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [denied]}))
+    said = first_words(podman, options.format(profile=profile), folder)
+    assert words in said["refused"]
+    assert said["hint"] or "folder" in words
 
 
 def test_all_three_languages_and_charts_run_in_it(place: Field) -> None:

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from jsonschema import Draft7Validator
 
+from backend.core.runs import RUN_CHARTS_KEY, RUN_KEY
 from backend.edge.labelstudio import LabelStudio
 from models.corpus import generate
 from scripts import servers
@@ -29,6 +30,42 @@ HERE = Path(__file__).parent
 NAME = "draftloop-test"
 SERVICES = ("database", "label-studio", "vllm-cpu", "backend-cpu")
 TASKS = 12
+TABLE = "城市,金额\n北京,120\n上海,30\n"
+CHART = """
+import matplotlib.pyplot as plt
+import pandas as pd
+
+sales = pd.read_csv("input/sales.csv")
+print("sum:", sales["金额"].sum())
+sales.plot.bar(x="城市", y="金额", title="各城市销售额")
+plt.savefig("chart.png")
+"""
+# The backend has keys in its environment, its ledger in /data, and Label Studio within reach; so has whatever
+# runs beside it uncontained, as the same user.
+ATTACK = """
+import os, socket
+
+def reach(host, port):
+    socket.create_connection((host, port), 5)
+
+for words, attempt in {
+    "read the environment": lambda: open("/proc/1/environ", "rb").read(),
+    "read the ledger": lambda: open("/data/draftloop.sqlite3", "rb").read(),
+    "write to the ledger": lambda: open("/data/draftloop.sqlite3", "ab").close(),
+    "list the data": lambda: os.listdir("/data"),
+    "read the program": lambda: open("/srv/backend/app.py").read(),
+    "list the cases": lambda: os.listdir("/cases"),
+    "list other inputs": lambda: os.listdir("/inputs"),
+    "signal the backend": lambda: os.kill(1, 0),
+    "reach Label Studio": lambda: reach("label-studio", 8080),
+    "reach the backend": lambda: reach("127.0.0.1", 9090),
+}.items():
+    try:
+        attempt()
+        print("possible to", words)
+    except OSError:
+        print("denied to", words)
+"""
 COMPOSE: dict[str, Any] = yaml.safe_load((servers.ROOT / "docker-compose.yml").read_text("utf-8"))
 READY = (
     "import urllib.request as u;print(u.urlopen('http://127.0.0.1:9090/ready', timeout=30).read().decode())"
@@ -50,6 +87,30 @@ class Stack:
         """Run one of the scripts inside the backend's container, as docker-compose.yml says."""
         command = ("python", "-m", f"scripts.{name}", *arguments)
         return self.podman.execute(self.container("backend-cpu"), *command, limit_s=300)
+
+    def api(self, method: str, path: str, **more: Any) -> Any:
+        """Call Label Studio's API as its page does."""
+        headers = {"Authorization": f"Token {self.token}"}
+        answer = httpx.request(
+            method, f"{self.url}{path}", headers=headers, trust_env=False, timeout=120, **more
+        )
+        assert answer.is_success, answer.text[:2000]
+        return answer.json()
+
+    def run_code(self, project_id: int, task_id: int, code: str) -> str:
+        """Press Shift+Enter in the box of the code; gives what the box below it then says."""
+        (connected,) = self.api("GET", "/api/ml", params={"project": project_id})
+        written = {
+            "from_name": "code",
+            "to_name": "instruction",
+            "type": "textarea",
+            "value": {"text": [code]},
+        }
+        asked = {"task": task_id, "context": {"result": [written]}}
+        answer = self.api("POST", f"/api/ml/{connected['id']}/interactive-annotating", json=asked)
+        (region,) = answer["data"]["result"]
+        assert region["from_name"] == "console"
+        return "".join(region["value"]["text"])
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +144,10 @@ def stack(podman: Podman, images: None, tmp_path_factory: pytest.TempPathFactory
     }
     with installed():
         verb = servers.environment("containers") / "bin" / "podman-compose"
+    inputs = tmp_path_factory.mktemp("inputs")
+    (inputs / "sales.csv").write_text(TABLE, "utf-8")
+    inputs.chmod(0o755)
+    settings["INPUT_FOLDER"] = str(inputs)
     environment = tmp_path_factory.mktemp("compose") / "env"
     environment.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
     compose = [str(verb), "--project-name", NAME, "--env-file", str(environment), "--profile", "cpu"]
@@ -144,6 +209,12 @@ def test_each_service_is_an_unprivileged_user_on_a_root_that_it_cannot_write(
     assert tried.count("Read-only file system") == 3, tried
 
 
+def test_no_two_services_are_one_user(stack: Stack) -> None:
+    """The kernel would count the processes of one against the limit of code in the other."""
+    users = {stack.podman.execute(stack.container(service), "id", "-u") for service in SERVICES}
+    assert len(users) == len(SERVICES)
+
+
 def test_only_label_studio_is_published(stack: Stack) -> None:
     for service in SERVICES:
         ports = stack.podman.inspect(stack.container(service))["NetworkSettings"]["Ports"] or {}
@@ -196,6 +267,40 @@ def test_a_project_is_drafted_corrected_and_synced_through_the_containers(stack:
     logs = stack.podman.logs(backend)
     assert '"event": "draft"' in logs
     assert not any(row["text"][:12] in logs for row in rows)
+
+
+def test_code_runs_contained_in_the_backends_container_when_an_annotator_asks(stack: Stack) -> None:
+    said = stack.verb(
+        "setup_project", "--case", "code_analysis", "--backend-url", "http://backend.internal:9090"
+    )
+    project_id = int(said.split("project   ")[1].split()[0])
+    backend = stack.container("backend-cpu")
+    row = {"instruction": "画出各城市的销售额", "inputs": ["sales.csv"], "output_files": ["chart.png"]}
+    stack.podman.execute(backend, "sh", "-c", "cat > /data/code.jsonl", stdin=json.dumps(row))
+    stack.verb("import_tasks", "--project", str(project_id), "/data/code.jsonl")
+    with LabelStudio(stack.url, stack.token) as label_studio:
+        project = label_studio.project(project_id)
+        (task,) = label_studio.tasks(project)
+
+        told = stack.run_code(project_id, task["id"], CHART)
+        assert "exit status 0" in told
+        assert "sum: 150" in told
+        (shown,) = label_studio.tasks(project, full=True)
+        (chart,) = shown["data"][RUN_CHARTS_KEY]
+        key = shown["data"][RUN_KEY]
+    headers = {"Authorization": f"Token {stack.token}"}
+    picture = httpx.get(urljoin(stack.url, chart), headers=headers, trust_env=False, timeout=30)
+    assert picture.content.startswith(b"\x89PNG")
+    assert key in stack.verb("artifacts", "show", key)
+
+    uncontained = stack.podman.execute(backend, "python", "-c", ATTACK)
+    assert (uncontained.count("possible to"), uncontained.count("denied to")) == (10, 0), uncontained
+    told = stack.run_code(project_id, task["id"], ATTACK)
+    assert "exit status 0" in told
+    assert (told.count("possible to"), told.count("denied to")) == (0, 10), told
+    folders = stack.podman.execute(backend, "ls", "/data/sandbox").split()
+    assert len(folders) == 1, folders
+    assert stack.podman.execute(backend, "ls", f"/data/sandbox/{folders[0]}/jobs") == ""
 
 
 def test_the_page_is_served(stack: Stack) -> None:

@@ -213,7 +213,8 @@ def test_a_sandbox_that_cannot_start_is_not_tried_for_every_task(tmp_path: Path)
 
 
 def test_folders_of_processes_that_are_gone_are_removed(tmp_path: Path) -> None:
-    (tmp_path / "sandbox-999999999-x").mkdir()
-    (tmp_path / "sandbox-999999999-run-x").mkdir()
+    (tmp_path / "sandbox-999999999-1-x").mkdir()
+    (tmp_path / "sandbox-999999999-1-run-x").mkdir()
+    (tmp_path / f"sandbox-{os.getpid()}-1-x").mkdir()  # of an earlier process, in a container that was killed
     mine, other = fresh_folder(tmp_path), fresh_folder(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([mine, other])

@@ -201,10 +201,10 @@ def test_folders_as_deep_as_they_get_are_removed(place: Field) -> None:
     assert attempt.files == ()
 
 
-def test_a_folder_closed_to_its_own_user_is_removed(place: Field) -> None:
-    code = (
-        "import os\nos.makedirs('a/b')\nopen('a/b/c', 'w').write('x')\nos.chmod('a/b', 0)\nos.chmod('a', 0)"
-    )
+@pytest.mark.parametrize("mode", ["0", "0o1000", "0o1777", "0o3777"])
+def test_a_folder_that_is_closed_or_sticky_is_removed(place: Field, mode: str) -> None:
+    code = "import os\nos.makedirs('a/b')\nopen('a/b/c', 'w').write('x')\nos.mkfifo('a/d')\n"
+    code += f"os.chmod('a/b', {mode})\nos.chmod('a', {mode})"
     attempt = place.run(code)
     assert attempt.outcome in {"ok", "killed"}
 
@@ -268,7 +268,13 @@ for path in glob.glob("/proc/[0-9]*/environ") + ["/proc/self/environ", "/proc/1/
     ],
 )  # fmt: skip
 def test_the_kernels_files_cannot_be_opened(place: Field, path: str) -> None:
-    denied(place, f"os.listdir({path!r}) if os.path.isdir({path!r}) else open({path!r}, 'r+b')")
+    code = f"""
+if os.path.isdir({path!r}):
+    os.listdir({path!r})
+elif os.fstat(open({path!r}, "r+b").fileno()).st_rdev == os.stat("/dev/null").st_rdev:
+    raise OSError(13, "the container's engine covers it with /dev/null")
+"""
+    denied(place, code)
 
 
 def test_another_tasks_folder_cannot_be_read_or_written(place: Field) -> None:

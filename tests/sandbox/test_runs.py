@@ -276,10 +276,16 @@ def test_it_runs_nothing_where_it_cannot_contain_it(layer: Layer) -> None:
         "landlock": "code could read another file",
         "seccomp": "open a unix socket",
         "rlimits": "exceed resource limit",
-        "pool-uid": "may not become another user",
+        "pool-uid": "cannot give runs to other users: the layer was left out",
     }
     with pytest.raises(SetupError, match=words[layer]), started("root", without=[layer]):
         pass
+
+
+def test_what_the_system_denies_at_the_start_is_told_in_words() -> None:
+    python = python_of_sandbox()
+    with fresh_home(None) as home, pytest.raises(SetupError, match="could not start: AF_UNIX path too long"):
+        SandboxProcess(python, home / ("d" * 120))
 
 
 def test_an_environment_that_is_not_there_is_named(tmp_path: Path) -> None:
