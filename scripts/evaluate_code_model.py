@@ -42,6 +42,7 @@ _TURNS = 3
 _IN_FLIGHT = 8
 
 Messages = list[dict[str, str]]
+# Gets the task and the conversation, gives the answer's text; InvalidValue where the server refuses them.
 Ask = Callable[[CodeTask, Messages], str]
 # Runs a program for a task and says what came of it, and what is wrong with its files.
 Run = Callable[[CodeTask, str], tuple[Attempt, list[str]]]
@@ -90,6 +91,8 @@ def main(
                 },
             }
             reply = client.post("chat/completions", json=body)
+            if reply.status_code == 400:  # most often the traceback does not fit into the model's context
+                raise InvalidValue(f"vLLM refuses it: {reply.text[:200]}")
             reply.raise_for_status()
             return str(reply.json()["choices"][0]["message"]["content"])
 
@@ -157,11 +160,11 @@ def _try(task: CodeTask, ask: Ask, run: Run) -> Tried:
     codes: list[str] = []
     ran, said = False, ""
     while len(codes) < _TURNS:
-        answer = ask(task, messages)
         try:
+            answer = ask(task, messages)
             code = _code(answer)
-        except InvalidValue:
-            return Tried(task, ran, right=False, turns=len(codes) + 1, said=f"no answer: {answer[-200:]}")
+        except InvalidValue as error:
+            return Tried(task, ran, right=False, turns=len(codes) + 1, said=f"no answer: {error}")
         if code in codes:
             break
         codes.append(code)
@@ -181,7 +184,7 @@ def _code(answer: str) -> str:
     try:
         return str(json.loads(answer)["code"])
     except (ValueError, KeyError, TypeError) as error:
-        raise InvalidValue("The answer holds no code.") from error
+        raise InvalidValue(f"The answer holds no code: {answer[-200:]}") from error
 
 
 def figures(tried: Sequence[Tried]) -> dict[str, Any]:

@@ -76,21 +76,22 @@ def plain_errors(again: str) -> Iterator[None]:
     """
     # A service manager's stop is a Ctrl-C: what was started is stopped.
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    others = set(threading.enumerate())  # this thread, and those of a program that the verb runs in
     try:
         yield
     except DraftloopError as error:
         err.print(f"[red]error:[/red] {escape(str(error))}")
         if not isinstance(error, SetupError):
             err.print(escape(again))
-        _leave(1)
+        _leave(1, others)
     except KeyboardInterrupt:
         err.print(escape(f"Stopped. {again}"))
-        _leave(130)
+        _leave(130, others)
 
 
-def _leave(code: int) -> NoReturn:
-    """Exit at once, also while threads still wait for a server: every verb survives even kill -9."""
-    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+def _leave(code: int, others: set[threading.Thread]) -> NoReturn:
+    """Exit at once, also while the verb's threads wait for a server: every verb survives even kill -9."""
+    if any(not thread.daemon for thread in threading.enumerate() if thread not in others):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

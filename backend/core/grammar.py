@@ -95,7 +95,7 @@ class _Writer:
 
 def _escaped(text: str) -> list[str]:
     """Give the characters of a text as they stand in a JSON string: an escape is never cut in two."""
-    return [_json(character)[1:-1] for character in text]
+    return [one if one >= " " and one not in '"\\' else _json(one)[1:-1] for one in text]
 
 
 def _json(part: Mapping[str, Any] | list[str] | str) -> str:

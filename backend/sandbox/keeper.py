@@ -259,7 +259,9 @@ class _Run:
         if not any(Path(real).is_relative_to(root) for root in self._place.inputs):
             raise TaskError(
                 f"Input {name!r} at {path} is not under an input folder of the sandbox.",
-                hint=f"It reads {', '.join(self._place.inputs) or 'none'}.",
+                hint=f"It reads {', '.join(self._place.inputs)}."
+                if self._place.inputs
+                else "It was started without one: INPUT_ROOT must be there before the backend starts.",
             )
         try:
             kind = os.stat(real)

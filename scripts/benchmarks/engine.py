@@ -41,11 +41,12 @@ _ids = count(1)  # a task asked again within seconds would wait for its first an
 class Sizes:
     """How much is sent: enough that a run takes seconds, so little that all of it ends in minutes.
 
+    Four times the width at the widest: the first ones of a run end together, and their cost comes at once.
     `tasks` of one run, by how many of them are asked at once; `in_turn` tasks asked one after the other;
     `alone` calls of one task each, per side; `fresh` tasks for the prefix cache.
     """
 
-    tasks: Mapping[int, int] = field(default_factory=lambda: {1: 24, 8: 64, 32: 128, 64: 128})
+    tasks: Mapping[int, int] = field(default_factory=lambda: {1: 24, 8: 64, 32: 256, 64: 256})
     in_turn: int = 32
     alone: int = 60
     fresh: int = 64

@@ -1,6 +1,7 @@
 """What a prediction was made with can be looked up later, from the ledger alone."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,17 @@ def test_a_wrong_ledger_is_told_and_not_made(tmp_path: Path) -> None:
     assert "There is no ledger at" in err
     assert "LEDGER_URL" in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_does_not_end_a_program_that_has_threads_of_its_own(tmp_path: Path) -> None:
+    ends = threading.Event()
+    waiting = threading.Thread(target=ends.wait, daemon=False)
+    waiting.start()
+    try:
+        assert versions(f"sqlite:///{tmp_path}/nowhere.sqlite3")[0] == 1
+    finally:
+        ends.set()
+        waiting.join()
 
 
 def test_help_shows_examples() -> None:

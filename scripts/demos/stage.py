@@ -1,0 +1,84 @@
+"""What the parts of the demo share: where things are, settings, steps that are told and timed."""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+from backend.edge.labelstudio import LabelStudio, Project
+from backend.errors import ServiceError
+from scripts.terminal import err
+
+USER = "admin@example.com"
+SEED = 20_260_101  # of the generated tasks: every run shows the same ones
+CORRECTED_SHARE = 0.4
+
+
+@dataclass
+class Demo:
+    """What the steps share: where things are, how long they took."""
+
+    folder: Path
+    seconds: dict[str, float] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Say a step, time it, and add up what has the same name."""
+        started = time.monotonic()
+        err.print(f"[bold]{name}[/bold]")
+        yield
+        took = time.monotonic() - started
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + took, 1)
+        err.print(f"  {took:.1f} s")
+
+    def within(self, environment: Mapping[str, str]) -> Self:
+        """Give the same demo with other settings for its verbs."""
+        return replace(self, environment=dict(environment))
+
+    def verb(self, name: str, *arguments: str | Path | int) -> None:
+        """Run one of the scripts as a user would.
+
+        Raises:
+            ServiceError: It did not end with 0.
+        """
+        shown = " ".join(str(argument) for argument in arguments)
+        err.print(f"  $ scripts/{name} {shown}", markup=False)
+        command = [sys.executable, "-P", "-m", f"scripts.{name}", *map(str, arguments)]
+        done = subprocess.run(
+            command, env={**os.environ, **self.environment}, stdout=subprocess.PIPE, text=True, check=False
+        )
+        if done.returncode:
+            raise ServiceError(
+                f"scripts/{name} {shown} ended with {done.returncode}.", hint="Its words are above."
+            )
+
+    def login(self) -> dict[str, str]:
+        """Make a password and a token for this demo once, readable by its owner alone."""
+        path = self.folder / "login.json"
+        if not path.exists():
+            made = {"user": USER, "password": secrets.token_urlsafe(12), "token": secrets.token_hex(20)}
+            path.touch(mode=0o600)
+            path.write_text(json.dumps(made))
+        found: dict[str, str] = json.loads(path.read_text())
+        return found
+
+    def set_up(self, label_studio: LabelStudio, title: str, case: str, backend_url: str) -> Project:
+        """Make a project as an admin does, or find the one that an earlier run made.
+
+        Raises:
+            ServiceError: It did not come about.
+        """
+        with self.step("set up projects"):
+            self.verb("setup_project", "--case", case, "--title", title, "--backend-url", backend_url)
+            project = label_studio.find_project(title)
+        if project is None:
+            raise ServiceError(f"The project '{title}' is not there.", hint="Look at label-studio.log.")
+        return project
