@@ -99,7 +99,7 @@ def sync(  # noqa: PLR0913  # what is read and decided, and who does the work
         changes: Options that are decided anew; the folder remembers the others.
         reruns: Runs submitted code again; needed where a case has code.
         meter: Makes what shows how far it is.
-        each: Does what is done for each task and each sample by itself.
+        each: Does what is done for every task and sample by itself; runs code too, where `reruns` says so.
     Returns:
         What was done; nothing is written where nothing changed.
     Raises:
@@ -140,13 +140,17 @@ def sync(  # noqa: PLR0913  # what is read and decided, and who does the work
                     cursor=cursor,
                 )
                 reading.read(project, case, old)
-        programs = len(reading.code)
+        programs, ran = len(reading.code), 0
         if programs:
             if reruns is None:
                 raise SetupError("There is code, and nothing that runs it again.", hint="Give `reruns`.")
+            if reruns.there is not None and options.rerun:
+                with meter("running code again elsewhere", programs) as running:
+                    ran = reading.run_code_there(reruns.there, running)
             doing = "running code again" if options.rerun else "looking for runs of code"
             with meter(doing, programs) as running:
                 reading.run_code(reruns, running)
+            ran += reruns.ran
         if before.tokenizer != after.tokenizer:
             reading.count_again()
         checks = _checks(label_studio, options)
@@ -159,7 +163,6 @@ def sync(  # noqa: PLR0913  # what is read and decided, and who does the work
             briefs = (row.brief for row in after.rows.values() if row.brief is not None)
             settled = settle(briefs, options, _splits(before, after.rows), reading.texts, checks)
             written, counts = write(folder, lines, after, settled, each)
-    ran = reruns.ran if reruns is not None else 0
     return Report(reading.looked_at, new, changed, gone, written, counts, programs, ran)
 
 
@@ -211,6 +214,14 @@ class _Reading:
                     self.code[one.record.row.annotation] = (self.lines.add(one.code), case)
             self.looked_at += 1
             self.meter.advance()
+
+    def run_code_there(self, there: Callable[[Work], int], meter: Meter) -> int:
+        """Have the code run where the work is done, into the store that all share; gives how many ran."""
+        ran = 0
+        for count in self.each(there, self._submitted()):
+            ran += count
+            meter.advance()
+        return ran
 
     def run_code(self, reruns: Reruns, meter: Meter) -> None:
         """Pass the samples with code through the gates of code tasks."""

@@ -19,7 +19,7 @@ Formats: FORMATS.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -40,16 +40,21 @@ cli = app()
 WORDS = (__doc__ or "").replace("FORMATS", ", ".join(form.name for form in FORMATS))
 
 
-@contextmanager
-def spread(engine: str, address: str) -> Iterator[Each]:
-    """Give what does the work for each task and sample: this process, or Ray's."""
+def spread(engine: str, address: str) -> AbstractContextManager[Each]:
+    """Give what does the work for each task and sample: this process, or Ray's.
+
+    Raises:
+        SetupError: There is no such engine, or it has no address.
+    """
     if engine not in ("local", "ray"):
         raise SetupError(f"There is no engine '{engine}'.", hint="There are: local, ray.")
     if address and engine != "ray":
         raise SetupError("Ray's address is of no use to this engine.", hint="Add --engine ray.")
-    if engine == "local":
-        yield map
-        return
+    return nullcontext(map) if engine == "local" else _rays(address)
+
+
+@contextmanager
+def _rays(address: str) -> Iterator[Each]:
     err.print(f"connecting to Ray at {address}" if address else "starting Ray on this machine")
     with RayData(address) as rays:
         err.print(f"Ray: {rays.cpus} processes")
@@ -140,10 +145,11 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
             "reviews": reviews,
             "rerun": rerun,
         }
+        spreading = spread(engine, ray_address)
         settings = Settings()
         label_studio = connect(settings, url, api_key)
         cases = Cases(settings.store.cases_dir)
-        with spread(engine, ray_address) as each:
+        with spreading as each:
             report = sync(
                 label_studio,
                 cases,
@@ -151,7 +157,7 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
                 project or [],
                 wanted_case=case or None,
                 changes={name: part for name, part in changes.items() if part is not None},
-                reruns=make_reruns(settings),
+                reruns=make_reruns(settings, elsewhere=engine == "ray"),
                 meter=Meter,
                 each=each,
             )

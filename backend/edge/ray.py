@@ -11,6 +11,7 @@ and no result: its blocks are done again by others.
 import logging
 import os
 import pickle
+import shutil
 import signal
 import socket
 import tempfile
@@ -84,9 +85,12 @@ class RayData:
         try:
             if address:
                 _reach(address)  # Ray itself waits for minutes
-                # Every machine works with this code, whatever it has of its own.
-                code = {"py_modules": [str(Path(backend.__file__).parent)]}
-                ray.init(address=address, runtime_env=code, **quiet)
+                # Every machine works with this code, whatever it has of its own. As `py_modules` it would
+                # come after a folder there that has the path of the one in which we were started.
+                folder = self._ends.enter_context(tempfile.TemporaryDirectory(prefix="ray-"))
+                ours = Path(backend.__file__).parent
+                shutil.copytree(ours, Path(folder, ours.name), ignore=shutil.ignore_patterns("__pycache__"))
+                ray.init(address=address, runtime_env={"working_dir": folder}, **quiet)
             else:
                 # Logs and what does not fit into memory lie here, and go with us.
                 folder = self._ends.enter_context(tempfile.TemporaryDirectory(prefix="ray-"))

@@ -1,6 +1,5 @@
 """sync over Ray Data: the bytes of the single-machine way, whatever dies on the way."""
 
-import hashlib
 import os
 import shutil
 import signal
@@ -9,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,17 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
+from backend.app import RunsThere, _reruns
 from backend.core import formats
 from backend.core.formats import FORMATS
+from backend.core.labelling import STATUS_KEY, Labelling, Task
+from backend.core.runs import NO_RUN
 from backend.edge.cases import Cases
 from backend.edge.labelstudio import LabelStudio
 from backend.edge.ray import RayData
 from backend.errors import ServiceError, SetupError, Unreachable
 from backend.records import Each
+from backend.settings import ExecutionSettings
 from backend.sync import Report, sync
 from scripts.servers import ROOT
 from tests.fake_label_studio import fake_label_studio
@@ -44,7 +48,7 @@ OPTIONS = {
 
 def data(number: int) -> dict[str, str]:
     """Complaints; every 50th repeats the one before, every 40th is too long."""
-    seed = hashlib.sha256(str(number - (number % 50 == 0)).encode()).hexdigest()
+    seed = sha256(str(number - (number % 50 == 0)).encode()).hexdigest()
     words = f"我叫张{number}😀,电话 138{number:08},{seed}{'很' * 400 * (number % 40 == 0)},快递还没到!"
     return {"text": words, "draft_status": ""}
 
@@ -149,6 +153,20 @@ class DiesOnce:
         return self.function(item)
 
 
+@contextmanager
+def machines(number: int = 2) -> Iterator[Cluster]:
+    """Start what Ray takes for machines: processes apart, each with a store and workers of its own."""
+    small = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+    try:
+        for _ in range(number - 1):
+            cluster.add_node(**small)
+        cluster.wait_for_nodes()
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
 # ---------------------------------------------------------------------------------- tests
 
 
@@ -175,41 +193,39 @@ def test_the_dataset_is_the_same_byte_for_byte_also_where_a_process_dies(
     def each(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         flag = tmp_path / type(function).__name__
         flag.mkdir()
-        yield from rays(DiesOnce(function, flag), items)
-        assert (flag / "died").exists()
+        done = 0
+        for made in rays(DiesOnce(function, flag), items):
+            done += 1
+            yield made
+        assert (flag / "died").exists() == (done > 0)
+        deaths.append(done)
 
+    deaths: list[int] = []
     with RayData(cpus=2) as rays, project() as studio:
         synced(studio, tmp_path / "d", each)
+    assert len([done for done in deaths if done > 0]) == 2, "while judging and while finishing"
     assert content(tmp_path / "d") == single
 
 
 def test_the_dataset_is_the_same_where_one_of_two_machines_dies(
     single: dict[str, bytes], tmp_path: Path
 ) -> None:
-    small = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
-    try:
-        other = cluster.add_node(**small)
-        cluster.wait_for_nodes()
-        machines = 2
+    with machines() as cluster:
+        left = cluster.list_all_nodes()
 
         def each(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
             yield from rays(function, struck(items))
 
         def struck(items: Iterable[Any]) -> Iterator[Any]:
-            nonlocal machines
             for number, item in enumerate(items):
-                if number == 1500 and machines == 2:
+                if number == 1500 and len(left) == 2:
                     assert rays.cpus == 2
-                    cluster.remove_node(other, allow_graceful=False)
-                    machines = 1
+                    cluster.remove_node(left.pop(), allow_graceful=False)
                 yield item
 
         with RayData(cluster.address) as rays, project() as studio:
             synced(studio, tmp_path / "d", each)
-        assert machines == 1
-    finally:
-        cluster.shutdown()
+        assert len(left) == 1
     assert content(tmp_path / "d") == single
 
 
@@ -262,14 +278,70 @@ def processes(folder: Path) -> list[str]:
 
 
 def test_a_machine_works_with_the_code_that_was_sent() -> None:
-    node = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
-    try:
-        with RayData(cluster.address) as rays:
-            (path,) = set(rays(code_of, range(3)))
-        assert not path.is_relative_to(ROOT)
-    finally:
-        cluster.shutdown()
+    with machines(1) as cluster, RayData(cluster.address) as rays:
+        (path,) = set(rays(code_of, range(3)))
+    assert not path.is_relative_to(ROOT)
+
+
+def test_code_is_run_again_on_the_machines_and_counts_here_as_if_it_had_run_here(tmp_path: Path) -> None:
+    table = b"a,b\n1,2\n"
+    inputs = [
+        {"name": "t.csv", "path": "t.csv", "size_bytes": len(table), "sha256": sha256(table).hexdigest()}
+    ]
+    wanted = {"inputs": inputs, "output_files": ["out.txt"]}
+    labelling = CASES.get("code_analysis").labelling
+    config = CASES.config("code_analysis")
+    with scratch() as folder, fake_label_studio(config, 12, lambda n: code_data(n) | wanted) as fake:
+        (folder / "inputs").mkdir()
+        (folder / "inputs" / "t.csv").write_bytes(table)
+        fake.annotations = lambda number: code_annotations(labelling, number)
+        execution = ExecutionSettings.model_validate(
+            {"input_root": folder / "inputs", "sandbox_folder": folder / "runs"}
+        )
+        url = str(folder / "artifacts")
+
+        def told(name: str, each: Each, there: RunsThere | None) -> tuple[Report, int]:
+            reruns = _reruns(url, execution, 2, there)
+            report = sync(
+                studio, CASES, tmp_path / name, [1], wanted_case="code_analysis", reruns=reruns, each=each
+            )
+            return report, reruns.ran
+
+        with LabelStudio(fake.url, "a-token") as studio:
+            with machines() as cluster, RayData(cluster.address) as rays:
+                report, ran_here = told("there", rays, RunsThere(url, execution))
+            assert (report.programs, report.ran, ran_here) == (12, 12, 0)
+            assert report.counts["stopped_by"] == {"code_runs": 3, "files_exist": 3}
+            report, ran_here = told("here", map, None)
+            assert (report.programs, ran_here) == (12, 0), "what was found there counts here"
+    assert content(tmp_path / "there") == content(tmp_path / "here")
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Give a folder that the sandbox's own users may enter."""
+    with tempfile.TemporaryDirectory(prefix="ray-code-", dir="/var/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def code_data(number: int) -> dict[str, Any]:
+    asked = {
+        "instruction": f"Task {number}: add them up.",
+        "input_preview": "",
+        "input_schema": "t.csv: a, b",
+    }
+    return {**NO_RUN, **asked, STATUS_KEY: ""}
+
+
+def code_annotations(labelling: Labelling, number: int) -> list[dict[str, Any]]:
+    """Programs, each another: two of four are good, one fails, one leaves nothing."""
+    ends = ('open("out.txt", "w").write(str(total))', "raise SystemExit(3)", "pass")
+    code = f'total = sum(map(int, open("input/t.csv").read().split()[1].split(","))) + {number}\n'
+    value = {"code": code + ends[max(0, number % 4 - 1)], "verdict": "pass"}
+    regions = labelling.to_regions(value, Task(number, code_data(number))).regions
+    times = {"created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-01T00:00:01Z"}
+    return [{"id": number, "result": list(regions), "was_cancelled": False, "completed_by": 1, **times}]
 
 
 def test_an_engine_that_there_is_not_is_said(tmp_path: Path) -> None:
