@@ -33,7 +33,7 @@ from backend.jobs import Jobs, starter
 from backend.predict import Cache, Drafter, Neighbours
 from backend.protocol import Server
 from backend.publish import Publisher
-from backend.reruns import Reruns
+from backend.reruns import Reruns, Work
 from backend.runner import Execution, Runner, Store
 from backend.settings import (
     ROOT,
@@ -233,15 +233,56 @@ def make_execution(settings: ExecutionSettings, store: Store) -> Execution | Non
     return Execution(runner, settings.execution)
 
 
-def make_reruns(settings: Settings) -> Reruns:
+def make_reruns(settings: Settings, *, elsewhere: bool = False) -> Reruns:
     """Make what runs submitted code again; the sandbox is started when there is some.
 
+    Args:
+        settings: Where runs are kept, and how code is run.
+        elsewhere: Have it run in other processes first. They share the store of artifacts and the folder of
+            inputs, and have the sandbox's Python at the same path.
     Raises:
         SetupError: The address of the artifacts is wrong.
     """
-    artifacts = Artifacts(settings.store.artifacts_url)
-    execution = make_execution(settings.execution, artifacts)
-    return Reruns(artifacts, execution.runner if execution else None, _at_once(settings.execution))
+    url, execution = settings.store.artifacts_url, settings.execution
+    there = RunsThere(url, execution) if elsewhere and execution.execution != "off" else None
+    return _reruns(url, execution, _at_once(execution), there)
+
+
+class RunsThere:
+    """Passes programs through their gates in the process that it is pickled to, one at a time.
+
+    What it needs is made there, once. What it finds is in the store: whoever asks next finds it there.
+    """
+
+    def __init__(self, artifacts_url: str, execution: ExecutionSettings) -> None:
+        """Take what is the same everywhere: absolute paths."""
+        self._url = artifacts_url if "://" in artifacts_url else str(Path(artifacts_url).absolute())
+        paths = {
+            name: getattr(execution, name) for name in ("input_root", "sandbox_folder", "sandbox_python")
+        }
+        absolute = {name: path.absolute() for name, path in paths.items() if path is not None}
+        self._execution = execution.model_copy(update=absolute)
+        self._made: Reruns | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave behind what was made here; name the Python of here, where none was chosen."""
+        python = self._execution.sandbox_python or installed_python("sandbox")
+        return RunsThere, (self._url, self._execution.model_copy(update={"sandbox_python": python}))
+
+    def __call__(self, work: Work) -> int:
+        """Run what has to be run for a sample; gives how many programs that were."""
+        if self._made is None:
+            self._made = _reruns(self._url, self._execution, 1)
+        return self._made.fill(work)
+
+
+def _reruns(
+    artifacts_url: str, execution: ExecutionSettings, jobs: int, there: RunsThere | None = None
+) -> Reruns:
+    artifacts = Artifacts(artifacts_url)
+    execution = execution.model_copy(update={"execution_jobs": jobs})
+    made = make_execution(execution, artifacts)
+    return Reruns(artifacts, made.runner if made else None, jobs, there)
 
 
 def make_publisher(settings: Settings, artifacts: Artifacts, label_studio: LabelStudio | None) -> Publisher:

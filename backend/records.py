@@ -14,13 +14,17 @@ Knows the folder's files and its manifest. Does not know Label Studio, nor how b
 """
 
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+import orjson
 
 from backend.core.codegates import can_be_run
 from backend.core.companions import COMPANIONS, Written
-from backend.core.corpus import Options, Settled, as_judged
+from backend.core.corpus import Held, Options, Settled, as_judged
 from backend.core.dataset import Rejected, group_of
 from backend.core.formats import FORMATS, Format
 from backend.core.report import report_page
@@ -28,7 +32,7 @@ from backend.core.sample import SAMPLE_VERSION, Brief, Record, Sample, Split, ca
 from backend.core.story import story
 from backend.core.tally import Counts, Tally
 from backend.edge.folder import Files, Lines, Place, is_intact, lines_of, manifest_of
-from backend.edge.rowfiles import KINDS, Kind, RowFile
+from backend.edge.rowfiles import KINDS, Kind, RowFile, line_of
 from backend.errors import SetupError
 
 _SCHEMA = Path(__file__).parent / "core" / "sample.schema.json"
@@ -63,6 +67,28 @@ class Row:
 
 
 Rows = dict[int, Row]  # by annotation
+
+
+class Recorded(NamedTuple):
+    """A record as it was judged alone: the line to write down, and all of its row but the place."""
+
+    line: bytes
+    row: Row
+
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+class Each(Protocol):
+    """Something that does a piece of work for many, here or elsewhere, and gives the results in order.
+
+    `map` is one. Others pickle function, items and results.
+    """
+
+    def __call__(self, function: Callable[[Given], Made], items: Iterable[Given], /) -> Iterator[Made]:
+        """Give what the function makes of each item."""
+        ...
 
 
 @dataclass
@@ -130,7 +156,9 @@ def load(folder: Path, lines: Lines) -> State:
     return state
 
 
-def write(folder: Path, lines: Lines, after: State, settled: Settled) -> tuple[tuple[str, ...], Record]:
+def write(
+    folder: Path, lines: Lines, after: State, settled: Settled, each: Each = map
+) -> tuple[tuple[str, ...], Record]:
     """Write all files of a dataset, the manifest last; gives the names of what differed, and the counts.
 
     Raises:
@@ -145,33 +173,23 @@ def write(folder: Path, lines: Lines, after: State, settled: Settled) -> tuple[t
     tally, by_project = Tally(), defaultdict[int, Counts](Counts)
     with Files(folder) as files:
         samples, held, rejected = (files.open(name) for name in _RECORDS)
-        forms = [
-            _FormFiles(form, split, kind, files)
-            for form in FORMATS
-            if form.name in options.formats
-            for split in _SPLITS
-        ]
+        wanted = tuple(form for form in FORMATS if form.name in options.formats)
+        forms = [_FormFiles(form, split, kind, files) for form in wanted for split in _SPLITS]
         ordered = sorted(after.rows.values(), key=lambda row: (row.task, row.annotation))
-        for _, rows in groupby(ordered, key=lambda row: row.task):
+        left = ((lines.line(row.place), settled.alone(row.annotation)) for row in ordered)
+        for _, told in groupby(each(_Finish(wanted), left), key=lambda finished: finished.record.task):
             several = []
-            for row in rows:
-                if row.brief is None:
-                    refused = Rejected.from_record(lines.get(row.place))
-                    rejected.write(_line(refused.record()))
-                    tally.rejected(refused)
-                    by_project[row.project].add(refused)
+            for record, reason, line, rows in told:
+                by_project[record.project].add(record, reason)
+                if isinstance(record, Rejected):
+                    rejected.write(line)
+                    tally.rejected(record)
                     continue
-                sample = settled.finished(sample_at(lines, row))
-                reason = settled.held.get(row.annotation)
-                if reason is None:
-                    samples.write(_line(sample.record()))
-                    for form in forms:
-                        form.add(sample)
-                else:
-                    held.write(_line(sample.record() | {"held": reason._asdict()}))
-                tally.sample(sample, reason)
-                by_project[row.project].add(sample, reason)
-                several.append(sample)
+                (samples if reason is None else held).write(line)
+                for form in forms:
+                    form.add(record, rows)
+                tally.sample(record, reason)
+                several.append(record)
             tally.overlap(several)
         counts = tally.counts.record()
         for form in forms:
@@ -203,20 +221,47 @@ def write(folder: Path, lines: Lines, after: State, settled: Settled) -> tuple[t
         return files.store(manifest), counts
 
 
+class _Finished(NamedTuple):
+    """A record as it is written: the reason if it is held, its line, and its lines in each format."""
+
+    record: Sample | Rejected
+    held: Held | None
+    line: bytes
+    rows: dict[str, list[bytes]]
+
+
+@dataclass(frozen=True)
+class _Finish:
+    """Makes of a record as it was judged alone, and of what became of it, all that is written."""
+
+    forms: tuple[Format, ...]
+
+    def __call__(self, item: tuple[bytes, Settled]) -> _Finished:
+        line, settled = item
+        record = orjson.loads(line)
+        if "gates" not in record:
+            return _Finished(Rejected.from_record(record), None, line, {})
+        sample = settled.finished(as_judged(Sample.from_record(record)))
+        held = settled.held.get(sample.annotation)
+        if held is not None:
+            return _Finished(sample, held, _line(sample.record() | {"held": held._asdict()}), {})
+        rows = {form.name: [line_of(row) for row in form.rows(sample)] for form in self.forms}
+        return _Finished(sample, None, _line(sample.record()), rows)
+
+
 class _FormFiles:
     """The file of one format and split; one without a row is there too."""
 
     def __init__(self, form: Format, split: Split, kind: Kind, files: Files) -> None:
         self.name, self.split, self.count = form.name, split, 0
-        self._form = form
         name = Written(form.name, kind.ending, {}).file(split)
         self._rows: RowFile = kind.writer(files.open(name))
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: Sample, rows: Mapping[str, Sequence[bytes]]) -> None:
         """Write the sample's rows, if it belongs here."""
         if sample.split == self.split:
-            for row in self._form.rows(sample):
-                self._rows.write(row)
+            for line in rows.get(self.name, ()):
+                self._rows.write(line)
                 self.count += 1
 
     def close(self) -> None:
@@ -228,10 +273,16 @@ def _line(record: Record) -> bytes:
     return f"{canonical(record)}\n".encode()
 
 
-def put(lines: Lines, judged: Sample | Rejected) -> Row:
-    """Write down a record as it was judged alone; gives where it lies."""
+def recorded(judged: Sample | Rejected) -> Recorded:
+    """Make a record of what was judged alone."""
     record = judged.record()
-    return _row(lines.add(_line(record)), record, Brief.of(judged) if isinstance(judged, Sample) else None)
+    brief = Brief.of(judged) if isinstance(judged, Sample) else None
+    return Recorded(_line(record), _row(Place(0, 0, 0), record, brief))
+
+
+def put(lines: Lines, found: Recorded) -> Row:
+    """Write down a record as it was judged alone; gives where it lies."""
+    return replace(found.row, place=lines.add(found.line))
 
 
 def _row(place: Place, record: Record, brief: Brief | None) -> Row:
@@ -239,9 +290,9 @@ def _row(place: Place, record: Record, brief: Brief | None) -> Row:
     return Row(record["project"], record["task"], record["annotation"], own, place, brief)
 
 
-def sample_at(lines: Lines, row: Row) -> Sample:
-    """Read a sample as it was judged alone."""
-    return as_judged(Sample.from_record(lines.get(row.place)))
+def judged_in(line: bytes) -> Sample:
+    """Read a sample's line back, as it was judged alone."""
+    return as_judged(Sample.from_record(orjson.loads(line)))
 
 
 # ---------------------------------------------------------------------------------- read by itself

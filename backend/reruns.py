@@ -2,13 +2,14 @@
 
 Knows which runs are known of a program, and that what was found once need not be found again. Does not know
 what is judged (`core.codegates`), how code is contained (`runner`) or Label Studio. What it found lies in the
-store of artifacts, under the hash of code, inputs, limits and sandbox: a sync that was killed goes on there.
+store of artifacts, under the hash of code, inputs, limits and sandbox: a sync that was killed goes on there,
+and what other machines found there counts as if it had been found here.
 """
 
 import hashlib
 import math
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -35,17 +36,22 @@ Work = tuple[Sample, CodeTask]
 class Reruns:
     """Runs submitted programs again. Safe to call from several threads."""
 
-    def __init__(self, store: Store, runner: Runner | None, jobs: int) -> None:
+    def __init__(
+        self, store: Store, runner: Runner | None, jobs: int, there: Callable[[Work], int] | None = None
+    ) -> None:
         """Prepare; nothing is started yet.
 
         Args:
             store: Keeps runs and their files.
             runner: Runs code; None where that is switched off.
             jobs: How many run at once.
+            there: Passes a sample through its gates in another process, whose store is this one too, and
+                says how many programs it ran; it is pickled. Else nothing runs elsewhere.
         """
         self._store = store
         self._runner = runner
         self._jobs = jobs
+        self.there = there
         # The same program twice at once is one program: the second finds what the first found.
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
         self._counting = threading.Lock()
@@ -82,6 +88,12 @@ class Reruns:
         finally:
             # Whoever wants out does not wait for what runs: the sandbox ends with this process.
             pool.shutdown(wait=not running, cancel_futures=True)
+
+    def fill(self, work: Work) -> int:
+        """Pass a sample through its gates for what that leaves in the store; gives how many programs ran."""
+        before = self.ran
+        self._judged(*work, rerun=True, mask="")
+        return self.ran - before
 
     def _judged(self, sample: Sample, task: CodeTask, *, rerun: bool, mask: str) -> Sample | Rejected:
         key = run_key(task.scripts, task.inputs)

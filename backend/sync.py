@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from backend.core.codegates import submitted
 from backend.core.corpus import Options, settle
@@ -29,7 +29,7 @@ from backend.edge.folder import Lines, Place, locked, store_manifest
 from backend.edge.labelstudio import LabelStudio, Project
 from backend.edge.tokens import Tokens
 from backend.errors import SetupError, TaskError
-from backend.records import Row, Rows, Source, State, load, put, sample_at, write
+from backend.records import Each, Recorded, Row, Rows, Source, State, judged_in, load, put, recorded, write
 from backend.reruns import Reruns, Work
 
 # Label Studio stamps a change before it commits it: a slow commit appears behind the newest stamp.
@@ -76,7 +76,7 @@ class Report:
     ran: int = 0
 
 
-def sync(
+def sync(  # noqa: PLR0913  # what is read and decided, and who does the work
     label_studio: LabelStudio,
     cases: Cases,
     folder: Path,
@@ -86,6 +86,7 @@ def sync(
     changes: Mapping[str, Any] | None = None,
     reruns: Reruns | None = None,
     meter: Metering = _unwatched,
+    each: Each = map,
 ) -> Report:
     """Bring a dataset folder up to date with its projects.
 
@@ -98,6 +99,7 @@ def sync(
         changes: Options that are decided anew; the folder remembers the others.
         reruns: Runs submitted code again; needed where a case has code.
         meter: Makes what shows how far it is.
+        each: Does what is done for every task and sample by itself; runs code too, where `reruns` says so.
     Returns:
         What was done; nothing is written where nothing changed.
     Raises:
@@ -114,7 +116,7 @@ def sync(
             raise SetupError(f"{folder} has no project yet.", hint="Say which with --project ID.")
         old_digests = {annotation: row.digest for annotation, row in before.rows.items()}
         # The same table goes on: two of them would take memory.
-        reading = _Reading(label_studio, options, counter, lines, before.rows, before.unrun)
+        reading = _Reading(label_studio, options, counter, lines, before.rows, before.unrun, each)
         after = State(options=options, rows=reading.rows, tokenizer=counter.fingerprint if counter else None)
         with meter("reading tasks", None) as reading.meter:
             for project_id in ids:
@@ -138,13 +140,17 @@ def sync(
                     cursor=cursor,
                 )
                 reading.read(project, case, old)
-        programs = len(reading.code)
+        programs, ran = len(reading.code), 0
         if programs:
             if reruns is None:
                 raise SetupError("There is code, and nothing that runs it again.", hint="Give `reruns`.")
+            if reruns.there is not None and options.rerun:
+                with meter("running code again elsewhere", programs) as running:
+                    ran = reading.run_code_there(reruns.there, running)
             doing = "running code again" if options.rerun else "looking for runs of code"
             with meter(doing, programs) as running:
                 reading.run_code(reruns, running)
+            ran += reruns.ran
         if before.tokenizer != after.tokenizer:
             reading.count_again()
         checks = _checks(label_studio, options)
@@ -156,8 +162,7 @@ def sync(
         else:
             briefs = (row.brief for row in after.rows.values() if row.brief is not None)
             settled = settle(briefs, options, _splits(before, after.rows), reading.texts, checks)
-            written, counts = write(folder, lines, after, settled)
-    ran = reruns.ran if reruns is not None else 0
+            written, counts = write(folder, lines, after, settled, each)
     return Report(reading.looked_at, new, changed, gone, written, counts, programs, ran)
 
 
@@ -175,6 +180,7 @@ class _Reading:
     lines: Lines
     rows: Rows
     unrun: set[int]
+    each: Each
     meter: Meter = field(default_factory=_Unwatched)
     looked_at: int = 0
     code: dict[int, tuple[Place, Case]] = field(default_factory=dict)
@@ -196,30 +202,32 @@ class _Reading:
         self._take(project, case, self.label_studio.annotated_tasks(project))
 
     def _take(self, project: Project, case: Case, listed: Iterable[Mapping[str, Any]]) -> None:
-        options = self.options
         known: dict[int, list[int]] = {}
         for row in self._of(project):
             known.setdefault(row.task, []).append(row.annotation)
-        for task in listed:
-            for annotation_id in known.pop(task["id"], []):
+        for task, found in self.each(_Judge(project.id, case, self.options, self.counter), listed):
+            for annotation_id in known.pop(task, []):
                 self._drop(annotation_id)
-            for annotation in annotations_of(task, project.id):
-                judged = judge(
-                    annotation, case, group_by=options.group_by, mask=options.mask, region=options.region
-                )
-                if isinstance(judged, Sample) and submitted(annotation, case) is not None:
-                    self.code[annotation.id] = (self.lines.add(_line(annotation)), case)
-                    self.rows[annotation.id] = put(self.lines, judged)
-                else:
-                    self.add(judged)
+            for one in found:
+                self._put(one.record)
+                if one.code is not None:
+                    self.code[one.record.row.annotation] = (self.lines.add(one.code), case)
             self.looked_at += 1
             self.meter.advance()
+
+    def run_code_there(self, there: Callable[[Work], int], meter: Meter) -> int:
+        """Have the code run where the work is done, into the store that all share; gives how many ran."""
+        ran = 0
+        for count in self.each(there, self._submitted()):
+            ran += count
+            meter.advance()
+        return ran
 
     def run_code(self, reruns: Reruns, meter: Meter) -> None:
         """Pass the samples with code through the gates of code tasks."""
         mask = self.options.region if self.options.mask else ""
         for judged in reruns.judged(self._submitted(), rerun=self.options.rerun, mask=mask):
-            self.add(judged)
+            self._put(_counted(judged, self.counter))
             meter.advance()
         self.code.clear()
 
@@ -227,23 +235,21 @@ class _Reading:
         for annotation_id, (place, case) in self.code.items():
             task = submitted(_annotation(self.lines.get(place)), case)
             if task is not None:
-                yield sample_at(self.lines, self.rows[annotation_id]), task
+                yield judged_in(self.lines.line(self.rows[annotation_id].place)), task
 
     def _drop(self, annotation: int) -> None:
         del self.rows[annotation]
         self.code.pop(annotation, None)
         self.unrun.discard(annotation)
 
-    def add(self, judged: Sample | Rejected) -> None:
-        """Write down what was judged, samples with their length."""
-        done = counted(judged, self.counter) if isinstance(judged, Sample) else judged
-        self.rows[judged.annotation] = put(self.lines, done)
-
     def count_again(self) -> None:
-        """Count the tokens of every sample with the tokenizer of now; some are counted already."""
-        for row in list(self.rows.values()):
-            if row.brief is not None:
-                self.add(sample_at(self.lines, row))
+        """Count the tokens of samples that were there before with the tokenizer of now."""
+        old = [row for row in self.rows.values() if row.brief is not None and not row.place.is_new]
+        for record in self.each(_CountAgain(self.counter), (self.lines.line(row.place) for row in old)):
+            self._put(record)
+
+    def _put(self, record: Recorded) -> None:
+        self.rows[record.row.annotation] = put(self.lines, record)
 
     def texts(self, briefs: Sequence[Brief]) -> Iterator[str]:
         """Give what annotators read of samples."""
@@ -252,6 +258,49 @@ class _Reading:
 
     def _of(self, project: Project) -> Iterator[Row]:
         return (row for row in self.rows.values() if row.project == project.id)
+
+
+class _Judged(NamedTuple):
+    """The record of an annotation; and, where its code has to pass its gates yet, the annotation's line."""
+
+    record: Recorded
+    code: bytes | None
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Judges the annotations of a task, as Label Studio lists it; gives its number and what came of them."""
+
+    project: int
+    case: Case
+    options: Options
+    counter: Tokens | None
+
+    def __call__(self, task: Mapping[str, Any]) -> tuple[int, list[_Judged]]:
+        return task["id"], [self._judged(annotation) for annotation in annotations_of(task, self.project)]
+
+    def _judged(self, annotation: Annotation) -> _Judged:
+        options = self.options
+        judged = judge(
+            annotation, self.case, group_by=options.group_by, mask=options.mask, region=options.region
+        )
+        if isinstance(judged, Sample) and submitted(annotation, self.case) is not None:
+            return _Judged(recorded(judged), _line(annotation))
+        return _Judged(_counted(judged, self.counter), None)
+
+
+@dataclass(frozen=True)
+class _CountAgain:
+    """Makes of a sample's line the record with the length in tokens as it is counted now."""
+
+    counter: Tokens | None
+
+    def __call__(self, line: bytes) -> Recorded:
+        return _counted(judged_in(line), self.counter)
+
+
+def _counted(judged: Sample | Rejected, counter: Tokens | None) -> Recorded:
+    return recorded(counted(judged, counter) if isinstance(judged, Sample) else judged)
 
 
 def counted(sample: Sample, counter: Tokens | None) -> Sample:

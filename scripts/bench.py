@@ -4,11 +4,12 @@
              one call alone; the prefix cache; tasks in turn through the plain OpenAI client
     memory   peak of prelabel at 1,000 and 100,000 tasks
     tasks    import and sync against the SDK's own calls
+    sync     a first sync of a large project, and one with nothing new, against all other ways to read it
     scores   whether a draft's score tells that it is right, on held-out generated tasks
     sandbox  a start, a plot and re-runs in the sandbox against a subprocess for each
 
 Everything is real but what `memory` stands on (fakes that hold nothing per task). Close other programs
-first: a busy machine makes figures, not errors. All of it takes about 25 minutes on 2 cores.
+first: a busy machine makes figures, not errors. All of it takes about 45 minutes on 2 cores.
 
     scripts/bench --out bench
     scripts/bench --out bench --only engine --pairs 3
@@ -22,17 +23,25 @@ import tempfile
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from backend.errors import SetupError
 from scripts import servers
-from scripts.benchmarks import engine, memory, plot, sandbox, scores, tasks
+from scripts.benchmarks import engine, memory, plot, sandbox, scores, sync, tasks
 from scripts.terminal import Verb, app, err, out, plain_errors
 
 cli = app()
 Measured = tuple[dict[str, float], dict[str, Any]]
+
+
+class Sizes(NamedTuple):
+    """How much is measured."""
+
+    pairs: int
+    large: int
+    synced: int
 
 
 class Subject(StrEnum):
@@ -41,6 +50,7 @@ class Subject(StrEnum):
     ENGINE = "engine"
     MEMORY = "memory"
     TASKS = "tasks"
+    SYNC = "sync"
     SCORES = "scores"
     SANDBOX = "sandbox"
 
@@ -51,6 +61,7 @@ def main(
     only: Annotated[list[Subject] | None, typer.Option(help="Only this subject; may be repeated.")] = None,
     pairs: Annotated[int, typer.Option(min=1, help="Interleaved pairs; the median counts.")] = 5,
     large: Annotated[int, typer.Option(min=1000, help="Tasks of the large memory run.")] = 100_000,
+    tasks_synced: Annotated[int, typer.Option("--tasks", min=10, help="Tasks of the large sync.")] = 25_000,
 ) -> None:
     """Run the verb."""
     with plain_errors("Run the same command again; subjects measured before stay in bench.json."):
@@ -60,7 +71,7 @@ def main(
         for subject in only or Subject:
             scratch = Path(tempfile.mkdtemp(prefix="draftloop-bench-"))
             try:
-                figures, samples = _MEASURES[subject](scratch, pairs, large)
+                figures, samples = _MEASURES[subject](scratch, Sizes(pairs, large, tasks_synced))
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
             kept |= {name: round(figure, 4) for name, figure in figures.items()}
@@ -80,39 +91,40 @@ def _say(words: str) -> None:
     err.print(words, highlight=False)
 
 
-def _engine(scratch: Path, pairs: int, large: int) -> Measured:
-    del large
+def _engine(scratch: Path, sizes: Sizes) -> Measured:
     model = servers.ROOT / "models" / engine.MODEL
     with servers.start_vllm(model, served_name=engine.MODEL) as vllm:
-        return engine.measure(scratch, vllm.url, pairs, _say)
+        return engine.measure(scratch, vllm.url, sizes.pairs, _say)
 
 
-def _scores(scratch: Path, pairs: int, large: int) -> Measured:
-    del scratch, pairs, large
+def _scores(scratch: Path, sizes: Sizes) -> Measured:
+    del scratch, sizes
     model = servers.ROOT / "models" / engine.MODEL
     with servers.start_vllm(model, served_name=engine.MODEL) as vllm:
         return scores.measure(vllm.url, engine.MODEL, 300, _say)
 
 
-def _memory(scratch: Path, pairs: int, large: int) -> Measured:
-    del pairs
-    return memory.measure(scratch, {"1k": 1000, "100k": large}, _say)
+def _memory(scratch: Path, sizes: Sizes) -> Measured:
+    return memory.measure(scratch, {"1k": 1000, "100k": sizes.large}, _say)
 
 
-def _tasks(scratch: Path, pairs: int, large: int) -> Measured:
-    del large
-    return tasks.measure(scratch, min(pairs, 3), 10_000, 5_000, _say)
+def _tasks(scratch: Path, sizes: Sizes) -> Measured:
+    return tasks.measure(scratch, min(sizes.pairs, 3), 10_000, 5_000, _say)
 
 
-def _sandbox(scratch: Path, pairs: int, large: int) -> Measured:
-    del large
-    return sandbox.measure(scratch, pairs, _say)
+def _sync(scratch: Path, sizes: Sizes) -> Measured:
+    return sync.measure(scratch, sizes.synced, min(sizes.pairs, 2), _say)
 
 
-_MEASURES: dict[Subject, Callable[[Path, int, int], Measured]] = {
+def _sandbox(scratch: Path, sizes: Sizes) -> Measured:
+    return sandbox.measure(scratch, sizes.pairs, _say)
+
+
+_MEASURES: dict[Subject, Callable[[Path, Sizes], Measured]] = {
     Subject.ENGINE: _engine,
     Subject.MEMORY: _memory,
     Subject.TASKS: _tasks,
+    Subject.SYNC: _sync,
     Subject.SCORES: _scores,
     Subject.SANDBOX: _sandbox,
 }

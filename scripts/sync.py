@@ -13,10 +13,13 @@ completes it.
     scripts/sync --out dataset/ --spot-check 0.05 --max-error 0.1
     scripts/sync --out dataset/ --no-rerun
     scripts/sync --out dataset/ --explain 1234
+    scripts/sync --out dataset/ --engine ray
 
 Formats: FORMATS.
 """
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -26,13 +29,36 @@ from rich.markup import escape
 from backend.app import make_reruns
 from backend.core.formats import FORMATS
 from backend.edge.cases import Cases
-from backend.records import explain
+from backend.edge.ray import RayData
+from backend.errors import SetupError
+from backend.records import Each, explain
 from backend.settings import Settings
 from backend.sync import sync
-from scripts.terminal import ApiKeyOption, Meter, UrlOption, Verb, app, connect, out, plain_errors
+from scripts.terminal import ApiKeyOption, Meter, UrlOption, Verb, app, connect, err, out, plain_errors
 
 cli = app()
 WORDS = (__doc__ or "").replace("FORMATS", ", ".join(form.name for form in FORMATS))
+
+
+def spread(engine: str, address: str) -> AbstractContextManager[Each]:
+    """Give what does the work for each task and sample: this process, or Ray's.
+
+    Raises:
+        SetupError: There is no such engine, or it has no address.
+    """
+    if engine not in ("local", "ray"):
+        raise SetupError(f"There is no engine '{engine}'.", hint="There are: local, ray.")
+    if address and engine != "ray":
+        raise SetupError("Ray's address is of no use to this engine.", hint="Add --engine ray.")
+    return nullcontext(map) if engine == "local" else _rays(address)
+
+
+@contextmanager
+def _rays(address: str) -> Iterator[Each]:
+    err.print(f"connecting to Ray at {address}" if address else "starting Ray on this machine")
+    with RayData(address) as rays:
+        err.print(f"Ray: {rays.cpus} processes")
+        yield rays
 
 
 @cli.command(cls=Verb, help=WORDS)
@@ -90,6 +116,12 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
         int | None,
         typer.Option("--explain", help="Only tell, from the folder, what became of this task."),
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="local: one process. ray: all cores, or a cluster's; the same bytes.")
+    ] = "local",
+    ray_address: Annotated[
+        str, typer.Option(help="Ray cluster, host:port; without, Ray is started on this machine and stopped.")
+    ] = "",
     url: UrlOption = "",
     api_key: ApiKeyOption = "",
 ) -> None:
@@ -113,19 +145,22 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
             "reviews": reviews,
             "rerun": rerun,
         }
+        spreading = spread(engine, ray_address)
         settings = Settings()
         label_studio = connect(settings, url, api_key)
         cases = Cases(settings.store.cases_dir)
-        report = sync(
-            label_studio,
-            cases,
-            out_folder,
-            project or [],
-            wanted_case=case or None,
-            changes={name: part for name, part in changes.items() if part is not None},
-            reruns=make_reruns(settings),
-            meter=Meter,
-        )
+        with spreading as each:
+            report = sync(
+                label_studio,
+                cases,
+                out_folder,
+                project or [],
+                wanted_case=case or None,
+                changes={name: part for name, part in changes.items() if part is not None},
+                reruns=make_reruns(settings, elsewhere=engine == "ray"),
+                meter=Meter,
+                each=each,
+            )
         counts = report.counts
         if not (report.new or report.changed or report.gone):
             out.print(f"nothing new ({report.looked_at} tasks looked at)")

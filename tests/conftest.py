@@ -270,7 +270,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by their folder."""
     for item in items:
         kind = item.path.relative_to(Path(__file__).parent).parts[0]
-        if kind in ("sandbox", "integration", "trainers", "flywheel", "browser", "containers"):
+        if kind in ("sandbox", "integration", "trainers", "ray", "flywheel", "browser", "containers"):
             item.add_marker(kind)
 
 

@@ -12,7 +12,7 @@ from backend.core.sample import Sample
 from backend.edge.cases import Cases
 from backend.edge.folder import Lines
 from backend.edge.tokens import Tokens
-from backend.records import Source, State, put
+from backend.records import Source, State, put, recorded
 from backend.records import write as write_dataset
 from backend.sync import counted
 from models.corpus import INSTRUCTIONS, Split, generate
@@ -75,7 +75,7 @@ def store(folder: Path, samples: Sequence[Sample], *, files: str = "jsonl") -> P
     source = Source("Project", "2026-01-01T00:00:00Z", samples[0].case, "0" * 16, "0" * 16, None)
     folder.mkdir(parents=True)
     with Lines(folder) as lines:
-        rows = {sample.annotation: put(lines, sample) for sample in samples}
+        rows = {sample.annotation: put(lines, recorded(sample)) for sample in samples}
         state = State({samples[0].project: source}, options=options, rows=rows)
         write_dataset(folder, lines, state, Settled(splits, {}))
     return folder

@@ -19,7 +19,7 @@ from backend.edge.cases import Cases
 from backend.edge.folder import Lines
 from backend.edge.labelstudio import LabelStudio, Project
 from backend.edge.ledger import Ledger
-from backend.records import State, put, write
+from backend.records import State, put, recorded, write
 from models.corpus import Generated, generate
 from scripts import servers
 from tests.adapters import pointed_at
@@ -46,7 +46,7 @@ def of_truths(folder: Path, *cases: tuple[Case, Iterable[Generated]], project: i
     folder.mkdir(parents=True)
     splits: dict[int, Split] = {sample.annotation: "test" for sample in samples}
     with Lines(folder) as lines:
-        rows = {sample.annotation: put(lines, sample) for sample in samples}
+        rows = {sample.annotation: put(lines, recorded(sample)) for sample in samples}
         write(folder, lines, State(rows=rows), Settled(splits, {}))
     return folder
 

@@ -1,11 +1,14 @@
 """Run the scripts as an admin would, against the Label Studio of the tests."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from importlib import import_module
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import NoReturn
 
 from typer.testing import CliRunner
 
@@ -65,6 +68,24 @@ def run_here(env: Mapping[str, str], verb: str, *arguments: object) -> tuple[int
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.stdout, result.stderr
+
+
+# Its children have all of this imported already: what is killed within moments should be at work by then.
+_WARM = multiprocessing.get_context("forkserver")
+_WARM.set_forkserver_preload(["tests.verbs", "scripts.sync"])
+
+
+def start_warm(env: Mapping[str, str], verb: str, *arguments: object) -> ForkServerProcess:
+    """Start a verb in a process that need not import it; its exit code is that of the verb."""
+    process = _WARM.Process(target=_warm, args=(dict(env), verb, *arguments))
+    process.start()
+    return process
+
+
+def _warm(env: dict[str, str], verb: str, *arguments: object) -> NoReturn:
+    code, _, err = run_here(env, verb, *arguments)
+    sys.stderr.write(err)
+    sys.exit(code)
 
 
 def kill(process: subprocess.Popen[str]) -> None:

@@ -20,7 +20,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from backend.core.formats import DEFAULT_FORMATS, FORMATS
 from backend.core.nearness import Nearness, nearness
@@ -29,6 +29,8 @@ from backend.core.spotcheck import ENOUGH, WAITS, Check, Stratum, drawn, latest_
 from backend.errors import SetupError
 
 TEST_PCT = 10
+
+_Part = TypeVar("_Part")
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,14 @@ class Settled:
     held: Mapping[int, Held]
     reviews: Mapping[int, Review] = field(default_factory=dict)
     strata: tuple[Stratum, ...] = ()
+
+    def alone(self, annotation: int) -> "Settled":
+        """Give what became of one sample, to be taken elsewhere."""
+
+        def of(parts: Mapping[int, _Part]) -> Mapping[int, _Part]:
+            return {annotation: parts[annotation]} if annotation in parts else {}
+
+        return Settled(of(self.splits), of(self.held), of(self.reviews))
 
     def finished(self, sample: Sample) -> Sample:
         """Give a sample with its split, the gates that it passed here, and its review."""

@@ -190,6 +190,10 @@ class Case:
         """The case's checks, compiled."""
         return Rules(self.labelling)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What is compiled cannot be pickled; it is compiled anew where it is asked for.
+        return {name: part for name, part in self.__dict__.items() if name != "rules"}
+
     def grammar(self, task: Task) -> str | None:
         """Give the grammar that lets quotes be nothing but pieces of the task's text; None without quotes.
 

@@ -28,11 +28,11 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1f2328; max-width: 62rem; m
   padding: 0 1rem }
 h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem }
 p { margin: .4rem 0 } .sum { font-size: 1.1rem } .quiet { color: #59636e }
-table { border-collapse: collapse; width: 100%; margin: .5rem 0 } caption { text-align: left; color: #59636e }
-th, td { text-align: left; vertical-align: top; padding: .25rem .8rem .25rem 0;
+table { border-collapse: collapse; margin: .5rem 0 } caption { text-align: left; color: #59636e }
+th, td { text-align: left; vertical-align: top; padding: .25rem 1.2rem .25rem 0;
   border-bottom: 1px solid #d1d9e0 }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-td { overflow-wrap: anywhere } td:first-child { white-space: nowrap }
+td:last-child { overflow-wrap: anywhere } td .quiet { white-space: nowrap }
 svg { display: block; margin: .3rem 0; max-width: 100% }
 svg text { font: 11px system-ui, sans-serif; fill: #59636e } rect { fill: #4c78a8 } rect.b { fill: #b8c4d0 }
 ul.first { border-left: 4px solid #bc4c00; padding: .3rem 0 .3rem 1.6rem; margin: .5rem 0 }
@@ -142,12 +142,12 @@ def _gates(tally: Tally) -> Iterator[str]:
     for gate in (*(name for name in counts["stopped_by"] if name not in known), *known):
         count = counts["stopped_by"].get(gate, 0)
         left -= count
-        examples = "; ".join(
-            f"task {task}, annotation {annotation}: {_cut(reason)}"
+        examples = "<br>".join(
+            escape(f"task {task}, annotation {annotation}: {_cut(reason)}")
             for task, annotation, reason in tally.examples.get(gate, ())
         )
         rows.append([gate, count, left, examples])
-    yield _table(["gate", "stopped", "left", "for example"], rows, numbers={1, 2})
+    yield _table(["gate", "stopped", "left", "for example"], rows, numbers={1, 2}, html={3})
     if counts["noted_by"]:
         noted = [[gate, count] for gate, count in counts["noted_by"].items()]
         yield _table(["noted, not stopped", "samples"], noted, numbers={1})
@@ -204,8 +204,8 @@ def _lengths(tally: Tally, options: Options) -> Iterator[str]:
     if not tally.lengths:
         yield _p("There is no sample.")
         return
-    limit = f"; longer than {options.max_tokens} are held" if tally.unit == "tokens" else ""
-    yield _p(f"Samples by length in {tally.unit}, up to{limit}:")
+    limit = f"; what is longer than {options.max_tokens} is held" if tally.unit == "tokens" else ""
+    yield _p(f"Samples by length, up to so many {tally.unit}{limit}:")
     yield _bars([(str(end), count, count) for end, count in sorted(tally.lengths.items())])
     rows: list[list[Cell]] = [
         [name, count] for name, count in sorted(tally.writings.items(), key=lambda item: (-item[1], item[0]))

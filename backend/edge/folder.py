@@ -104,6 +104,11 @@ class Place(NamedTuple):
     start: int
     size_bytes: int
 
+    @property
+    def is_new(self) -> bool:
+        """Tell whether the line is none of the folder's own."""
+        return self.file == 0
+
 
 class Lines:
     """JSON lines that lie on disk and are found by their place: a folder's own, and new ones.
@@ -165,17 +170,24 @@ class Lines:
         except OSError as error:
             raise _failed(self._folder, "read", error) from error
 
-    def get(self, place: Place) -> dict[str, Any]:
-        """Read a line again.
+    def line(self, place: Place) -> bytes:
+        """Read a line again, as it lies there.
 
         Raises:
             ServiceError: It cannot be read.
         """
         try:
-            line = os.pread(self._files[place.file].fileno(), place.size_bytes, place.start)
+            return os.pread(self._files[place.file].fileno(), place.size_bytes, place.start)
         except OSError as error:
             raise _failed(self._folder, "read", error) from error
-        found: dict[str, Any] = orjson.loads(line)
+
+    def get(self, place: Place) -> dict[str, Any]:
+        """Read a line again, as JSON.
+
+        Raises:
+            ServiceError: It cannot be read.
+        """
+        found: dict[str, Any] = orjson.loads(self.line(place))
         return found
 
 

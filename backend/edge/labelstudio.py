@@ -12,6 +12,7 @@ import base64
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Self, TypeVar
@@ -337,7 +338,7 @@ class LabelStudio:
         unbegun: bool = False,
         full: bool = False,
     ) -> Iterator[dict[str, Json]]:
-        """List tasks by rising id, page by page; memory holds one page.
+        """List tasks by rising id, page by page; memory holds two pages.
 
         Args:
             project: The project.
@@ -397,16 +398,25 @@ class LabelStudio:
     def _pages(self, project: Project, filters: Filters, fields: Fields) -> Iterator[dict[str, Json]]:
         """List page by page; a page starts after the last id of the one before.
 
-        So a task that comes or goes meanwhile moves no other task across a page's edge.
+        So a task that comes or goes meanwhile moves no other task across a page's edge. While a page is
+        worked on, the next one is on its way.
         """
-        last = 0
-        while True:
-            after = _filter("id", "greater", "Number", last)
-            page = self._page(project, [*filters, after], fields)["tasks"]
+
+        def after(last: int) -> list[dict[str, Json]]:
+            beyond = _filter("id", "greater", "Number", last)
+            found: list[dict[str, Json]] = self._page(project, [*filters, beyond], fields)["tasks"]
+            return found
+
+        reader = ThreadPoolExecutor(1, "page")
+        try:
+            page = after(0)
+            while len(page) == _PAGE:
+                coming = reader.submit(after, page[-1]["id"])
+                yield from page
+                page = coming.result()
             yield from page
-            if len(page) < _PAGE:
-                return
-            last = page[-1]["id"]
+        finally:
+            reader.shutdown(wait=False, cancel_futures=True)
 
     def _total(self, project: Project, filters: Filters, **how: str) -> int:
         return int(self._page(project, filters, {"include": "id", "page_size": 1}, **how)["total"])
@@ -568,10 +578,7 @@ class LabelStudio:
             reply = self._http.request(
                 path, method=method, params=query, content=body or None, headers=kind, request_options=limit
             )
-            try:
-                answer = json.loads(reply.content)  # orjson refuses the half characters that SQLite keeps
-            except ValueError:
-                answer = reply.text
+            answer = _answer(reply)
             if not reply.is_success or isinstance(answer, str):
                 raise ApiError(status_code=reply.status_code, body=answer)
             return answer
@@ -641,6 +648,16 @@ def _sentences(body: Json) -> Iterator[str]:
             yield from _sentences(part)
     else:
         yield str(body)
+
+
+def _answer(reply: httpx.Response) -> Json:
+    """Read what an answer says; text where it is no JSON."""
+    for read in (orjson.loads, json.loads):  # orjson refuses the half characters that SQLite keeps
+        try:
+            return read(reply.content)
+        except ValueError:
+            continue
+    return reply.text
 
 
 def _json(body: Json) -> bytes:
@@ -719,7 +736,13 @@ _UNBEGUN = (
     _filter("draft_exists", "equal", "Boolean", value=False),  # of any user
 )
 _BRIEF = {"include": "id,data,created_at,updated_at"}
-_FULL = {"fields": "all"}
+# Names count for tasks and for what hangs on them alike. What is not named is not looked up: drafts, for
+# one, take a query for each task.
+_FULL = {
+    "fields": "all",
+    "include": "id,data,created_at,updated_at,annotations,predictions,result,completed_by,was_cancelled,"
+    "ground_truth,lead_time,parent_prediction",
+}
 
 
 def _lacking(version: str) -> dict[str, Json]:

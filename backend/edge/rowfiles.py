@@ -24,8 +24,8 @@ _BATCH = 1000  # rows of a Parquet row group
 class RowFile(Protocol):
     """A file of rows that is being written."""
 
-    def write(self, row: Row) -> None:
-        """Append a row."""
+    def write(self, line: bytes) -> None:
+        """Append a row, as `line_of` gives it."""
         ...
 
     def close(self) -> None:
@@ -40,9 +40,9 @@ class Jsonl:
         """Begin without a row."""
         self._stream = stream
 
-    def write(self, row: Row) -> None:
+    def write(self, line: bytes) -> None:
         """Append a row."""
-        self._stream.write(_line(row))
+        self._stream.write(line)
 
     def close(self) -> None:
         """Nothing is left."""
@@ -56,9 +56,9 @@ class Zstd:
         self._below = pa.PythonFile(stream, mode="w")
         self._stream = pa.CompressedOutputStream(self._below, "zstd")
 
-    def write(self, row: Row) -> None:
+    def write(self, line: bytes) -> None:
         """Append a row."""
-        self._stream.write(_line(row))
+        self._stream.write(line)
 
     def close(self) -> None:
         """End the frame."""
@@ -76,9 +76,9 @@ class Parquet:
         self._stream = stream
         self._rows: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close
 
-    def write(self, row: Row) -> None:
+    def write(self, line: bytes) -> None:
         """Append a row."""
-        self._rows.write(_line(row))
+        self._rows.write(line)
 
     def close(self) -> None:
         """Write the table."""
@@ -100,7 +100,8 @@ class Parquet:
             yield batch
 
 
-def _line(row: Row) -> bytes:
+def line_of(row: Row) -> bytes:
+    """Give a row as the line that files are made of."""
     return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
 
 

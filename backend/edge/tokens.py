@@ -6,10 +6,11 @@ The only file that imports tokenizers. Renders as Transformers does, without Tra
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
@@ -36,20 +37,27 @@ class Tokens:
         """
         try:
             content = (folder / "tokenizer.json").read_bytes()
-            template = _template(folder)
+            self._source = _template(folder)
             self._tokenizer = Tokenizer.from_str(content.decode())
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SetupError(
                 f"{folder} holds no tokenizer with a chat template ({str(error)[:120]}).",
                 hint="Name a model's folder with tokenizer.json and chat_template.jinja.",
             ) from error
-        self.fingerprint = hashlib.sha256(content + template.encode()).hexdigest()[:16]
+        self.fingerprint = hashlib.sha256(content + self._source.encode()).hexdigest()[:16]
+
+    @cached_property
+    def _template(self) -> Template:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
-        self._template = environment.from_string(template)
+        return environment.from_string(self._source)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is compiled cannot be pickled; it is compiled anew where it is asked for.
+        return {name: part for name, part in self.__dict__.items() if name != "_template"}
 
     def count(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> int:
         """Count a whole conversation, the answer and what ends it included.

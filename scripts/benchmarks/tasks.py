@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from backend.edge.cases import Cases
 from models.corpus import generate
 from scripts import servers
 
-_TOKEN = "bench-token"  # noqa: S105  of a server that lives as long as this run
+TOKEN = "bench-token"  # noqa: S105  of a server that lives as long as this run
 _CASE = "sentiment"
 
 Tell = Callable[[str], None]
@@ -47,7 +48,7 @@ def measure(
         ServerError: Label Studio does not start.
         subprocess.CalledProcessError: A command failed.
     """
-    with servers.start_label_studio(folder / "studio", token=_TOKEN, password=_TOKEN) as server:
+    with servers.start_label_studio(folder / "studio", token=TOKEN, password=TOKEN) as server:
         bench = _Bench(folder, server.url, tell)
         imports = [bench.import_pair(tasks, pair) for pair in range(pairs)]
         project = bench.project(annotated)
@@ -74,7 +75,7 @@ class _Bench:
         self._names = count(1)
         self._config = Cases(servers.ROOT / "label_config").config(_CASE)
         client = httpx.Client(timeout=900, follow_redirects=True, trust_env=False)
-        self._sdk = Sdk(base_url=url, api_key=_TOKEN, httpx_client=client, timeout=900)
+        self._sdk = Sdk(base_url=url, api_key=TOKEN, httpx_client=client, timeout=900)
 
     def project(self, annotated: int = 0) -> int:
         """Make a project, with annotated tasks if any are wanted."""
@@ -140,16 +141,40 @@ class _Bench:
         return found
 
     def _verb(self, name: str, arguments: Sequence[str]) -> None:
-        environment = {
-            **os.environ,
-            "LABEL_STUDIO_URL": self._url,
-            "LABEL_STUDIO_API_KEY": _TOKEN,
-            "LEDGER_URL": f"sqlite:///{self._folder}/ledger.sqlite3",
-        }
-        command = [str(servers.ROOT / "scripts" / name), *arguments]
-        subprocess.run(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=True
-        )
+        run_verb(name, arguments, self._url, self._folder)
+
+
+@dataclass(frozen=True)
+class Used:
+    """What a command took: time, and its peak of resident memory in MiB."""
+
+    wall_s: float
+    peak_mb: float
+
+
+def run_verb(name: str, arguments: Sequence[str], url: str, folder: Path) -> Used:
+    """Run a command on the bench's Label Studio.
+
+    Raises:
+        subprocess.CalledProcessError: It failed.
+    """
+    environment = {
+        **os.environ,
+        "LABEL_STUDIO_URL": url,
+        "LABEL_STUDIO_API_KEY": TOKEN,
+        "LEDGER_URL": f"sqlite:///{folder}/ledger.sqlite3",
+    }
+    command = [str(servers.ROOT / "scripts" / name), *arguments]
+    started = time.perf_counter()
+    with (folder / f"{name}.log").open("w+b") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall_s = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            log.seek(0)
+            raise subprocess.CalledProcessError(process.returncode, command, stderr=log.read())
+    return Used(wall_s, usage.ru_maxrss / 1024)  # Linux counts KiB
 
 
 def _order(sides: dict[str, Callable[..., None]], pair: int) -> list[tuple[str, Callable[..., None]]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.benchmarks import engine, memory, plot, sandbox, scores
+from scripts.benchmarks import engine, memory, plot, sandbox, scores, sync
 from tests.conftest import ModelServer, installed
 
 FIGURES = {
@@ -61,6 +61,18 @@ def test_scores_are_judged_and_drawn(vllm: ModelServer, tmp_path: Path) -> None:
     assert all(len(judged) == 6 for judged in samples["whole"].values())
     scores.draw(samples, tmp_path / "scores.png")
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.integration
+def test_a_sync_is_measured_against_every_other_way_to_read_the_project(tmp_path: Path) -> None:
+    told: list[str] = []
+    with installed():
+        figures, samples = sync.measure(tmp_path, 110, 1, told.append, settled_s=0)
+    assert set(figures) == {
+        *("sync_110_vs_sdk_listing", "sync_110_vs_fastest", "sync_110_peak_mb", "sync_nothing_new_s")
+    }
+    assert all(figure > 0 for figure in figures.values())
+    assert {"pages of 500", "export", "snapshot", "sdk listing", "ours"} <= samples["seconds"].keys()
 
 
 def test_auroc_is_the_share_of_pairs_in_order() -> None:

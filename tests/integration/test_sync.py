@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import random
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from backend.errors import SetupError
 from backend.records import explain
 from backend.sync import Report, sync
 from tests.conftest import LabelStudioServer
-from tests.verbs import environment, kill, run, start
+from tests.verbs import environment, kill, run, start, start_warm
 
 FOLDER = Path(__file__).parents[2] / "label_config"
 CASES = Cases(FOLDER)
@@ -262,6 +264,62 @@ def test_killed_at_any_moment_and_run_again_it_gives_the_same_bytes(
     assert code == 0, err
     assert "nothing new" in out
     assert times(tmp_path / "d") == before
+
+
+def test_killed_at_ten_random_moments_and_run_again_it_gives_the_same_bytes(
+    label_studio: LabelStudioServer, studio: LabelStudio, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Of 300 tasks, of 5,000 with --scale: `kill -9`, wherever it happens to be."""
+    project = studio.create_project(f"killed {time.time_ns()}", CASES.config("complaint"))
+    fill(label_studio, project, 5000 if request.config.getoption("--scale") else 300)
+    env = environment(label_studio, tmp_path)
+    forms = ("--format", "messages", "--format", "llama-factory", "--parquet", "--spot-check", 0.05)
+
+    def started(name: str) -> ForkServerProcess:
+        at = ("--project", project.id, "--case", "complaint", "--out", tmp_path / name)
+        return start_warm(env, "sync", *at, *forms)
+
+    def content(name: str) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+
+    start_warm(env, "sync", "--help").join()
+    began = time.monotonic()
+    process = started("fresh")
+    while not (tmp_path / "fresh").exists():
+        time.sleep(0.001)
+    first = time.monotonic() - began
+    process.join()
+    last = time.monotonic() - began
+    assert process.exitcode == 0
+    assert {"held.jsonl", "messages.parquet"} < content("fresh").keys()
+
+    chance = random.Random(5)
+    unfinished = 0
+    for _ in range(10):
+        process = started("d")
+        time.sleep(chance.uniform(first, last))
+        unfinished += process.is_alive()
+        process.kill()
+        process.join()
+    assert unfinished, "the moments lie within its run"
+    process = started("d")
+    process.join()
+    assert process.exitcode == 0
+    assert content("d") == content("fresh")
+
+
+def fill(label_studio: LabelStudioServer, project: Project, tasks: int) -> None:
+    """Import annotated tasks, every tenth skipped."""
+    for begin in range(0, tasks, 1000):
+        texts = {n: f"我叫张三{n}😀,{n * 7919}号快递还没到!" for n in range(begin, min(begin + 1000, tasks))}
+        rows: list[Any] = [
+            {
+                "data": {"text": text, "draft_status": ""},
+                "annotations": [{"result": regions(text), "was_cancelled": n % 10 == 0}],
+            }
+            for n, text in texts.items()
+        ]
+        label_studio.sdk.projects.import_tasks(id=project.id, request=rows)
 
 
 def test_the_folder_remembers_what_was_decided_and_tells_the_story_of_a_task(

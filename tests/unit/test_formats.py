@@ -17,7 +17,7 @@ from backend.core.companions import COMPANIONS, Written
 from backend.core.formats import DEFAULT_FORMATS, FORMATS, answers
 from backend.core.sample import Sample, conversation
 from backend.edge.folder import Aside
-from backend.edge.rowfiles import KINDS, Kind
+from backend.edge.rowfiles import KINDS, Kind, line_of
 from tests.samples import samples, written_out
 
 BY_NAME = {form.name: form for form in FORMATS}
@@ -143,7 +143,7 @@ def content(kind: Kind, found: list[dict[str, Any]]) -> bytes:
         with Aside(path) as stream:
             file = kind.writer(stream)
             for row in found:
-                file.write(row)
+                file.write(line_of(row))
             file.close()
         return path.read_bytes()
 

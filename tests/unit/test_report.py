@@ -33,7 +33,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
         self.tags[tag] += 1
-        if tag not in ("meta", "rect"):
+        if tag not in ("br", "meta", "rect"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:

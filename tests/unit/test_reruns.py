@@ -16,7 +16,7 @@ from backend.edge.cases import Cases
 from backend.edge.labelstudio import LabelStudio
 from backend.errors import ServiceError, SetupError
 from backend.records import explain
-from backend.reruns import Reruns
+from backend.reruns import Reruns, Work
 from backend.review import stopped_by
 from backend.runner import Runner
 from backend.sync import Report, sync
@@ -54,7 +54,14 @@ class Bench:
         """Run code as the page does for a human."""
         self.runner().rerun([python(code)], [], origin="human")
 
-    def sync(self, name: str = "d", *, runner: bool = True, **changes: Any) -> Report:
+    def sync(
+        self,
+        name: str = "d",
+        *,
+        runner: bool = True,
+        there: Callable[[Work], int] | None = None,
+        **changes: Any,
+    ) -> Report:
         with self._label_studio() as studio:
             return sync(
                 studio,
@@ -63,7 +70,7 @@ class Bench:
                 [1],
                 wanted_case="code_analysis",
                 changes=changes,
-                reruns=Reruns(self.store, self.runner() if runner else None, jobs=2),
+                reruns=Reruns(self.store, self.runner() if runner else None, jobs=2, there=there),
             )
 
     @contextmanager
@@ -282,3 +289,19 @@ def test_a_failed_run_of_the_page_gives_way_to_one_that_ends_well(bench: Callabl
     assert one.store.runs[key].ok
     one.sync("fresh")
     assert one.content("fresh") == one.content("d")
+
+
+def test_what_was_run_elsewhere_into_the_same_store_is_not_run_here(bench: Callable[..., Bench]) -> None:
+    one = bench(EDITED, "# exit 3", DRAFTED, declared=("n.txt",))
+    elsewhere = replace(one, sandbox=FakeSandbox())
+    there = Reruns(one.store, elsewhere.runner(), jobs=1)
+    report = one.sync(there=there.fill)
+    assert (report.programs, report.ran) == (3, 3)
+    assert (len(elsewhere.sandbox.jobs), one.sandbox.jobs) == (3, [])
+    assert report.counts["stopped_by"] == {"code_runs": 1}
+    one.sync("alone")
+    assert one.content("alone") == one.content("d")
+
+    unrun = replace(one, store=FakeStore())
+    assert unrun.sync("unrun", there=there.fill, rerun=False).ran == 0
+    assert unrun.store.runs == {}

@@ -3,9 +3,12 @@
 import gc
 import hashlib
 import json
+import pickle
 import tracemalloc
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ import pytest
 from backend.edge.cases import Cases
 from backend.edge.folder import Lines, is_intact, manifest_of
 from backend.edge.labelstudio import LabelStudio
+from backend.edge.ray import RayData
+from backend.errors import SetupError
 from backend.records import explain
 from backend.sync import Report, sync
 from scripts.servers import ROOT
@@ -139,9 +144,48 @@ def test_memory_holds_less_than_two_kilobytes_of_each_sample(tmp_path: Path) -> 
     assert per_sample < 2048, f"{per_sample:.0f} bytes"
 
 
+def test_work_that_was_pickled_gives_the_same_bytes(tmp_path: Path) -> None:
+    """What an engine that works elsewhere does, without one."""
+
+    def elsewhere(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            work = pickle.loads(pickle.dumps((function, item)))
+            yield pickle.loads(pickle.dumps(work[0](work[1])))
+
+    def decided(folder: Path, **how: Any) -> dict[str, bytes]:
+        changes = {"tokenizer": str(ROOT / "models" / "tiny-qwen3"), "mask": True, "max_tokens": 90}
+        sync(studio, CASES, folder, [1], wanted_case="sentiment", changes=changes, **how)
+        return content(folder)
+
+    with project(8) as (_, studio):
+        synced(studio, tmp_path / "d")  # counts none, so that a later one counts again
+        assert decided(tmp_path / "d", each=elsewhere) == decided(tmp_path / "here")
+        assert decided(tmp_path / "elsewhere", each=elsewhere) == content(tmp_path / "here")
+
+
+def test_a_first_sync_counts_tokens_once(tmp_path: Path) -> None:
+    done: Counter[str] = Counter()
+
+    def watched(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            done[type(function).__name__] += 1
+            yield function(item)
+
+    changes = {"tokenizer": str(ROOT / "models" / "tiny-qwen3")}
+    with project(3) as (_, studio):
+        sync(studio, CASES, tmp_path / "d", [1], wanted_case="sentiment", changes=changes, each=watched)
+    assert done == {"_Judge": 3, "_Finish": 3}
+
+
 def test_the_story_of_a_task_is_told_from_the_folder(tmp_path: Path) -> None:
     with project(3) as (_, studio):
         synced(studio, tmp_path / "d")
     told = explain(tmp_path / "d", 2)
     assert told[0] == "Task 2 of project 1, case sentiment:"
     assert any("written without a draft" in line for line in told)
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed here")
+def test_without_ray_its_engine_says_how_to_get_it() -> None:
+    with pytest.raises(SetupError, match=r"not installed.*scripts/sync --engine ray runs in its own"):
+        RayData()
