@@ -79,8 +79,10 @@ def plain_errors(again: str) -> Iterator[None]:
     Args:
         again: What to do after an interruption.
     """
-    # A service manager's stop is a Ctrl-C: what was started is stopped.
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    # A service manager's stop is a Ctrl-C: what was started is stopped. What a shell runs in the background
+    # ignores Ctrl-C, but has to end all the same when it is told to.
+    handler = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGTERM, handler if callable(handler) else signal.default_int_handler)
     others = set(threading.enumerate())  # this thread, and those of a program that the verb runs in
     try:
         yield

@@ -193,7 +193,7 @@ def test_label_studio_goes_down_during_prelabel_and_sync_and_the_next_runs_compl
     )
     prelabel = ("prelabel", "--project", drafted.id, "--case", "complaint", "--out", tmp_path / "records")
     sync = ("sync", "--project", corrected.id, "--case", "sentiment", "--out", tmp_path / "dataset")
-    gate.hold_after(160)
+    gate.hold_after(230)  # a batch is stored once it has 200 drafts
     drafting = start(env, *prelabel)
     until(lambda: stored(studio, drafted)[1] >= 100)  # the first batch
     with gate_to(label_studio.url) as front:
