@@ -38,9 +38,11 @@ def main(
         demo = Demo((folder or home() / "demo").resolve())
         demo.folder.mkdir(parents=True, exist_ok=True)
         login = demo.login()
+        # They take longest, so they start beside each other and beside Label Studio.
+        engine, engine_for_code = (running.enter_context(one(demo)) for one in (texts.engine, code.engine))
         label_studio = start(demo, running, login)
-        backend_url = running.enter_context(texts.servers(demo, login["password"]))
-        with_code = running.enter_context(code.servers(demo))
+        backend_url = running.enter_context(texts.servers(demo, engine, login["password"]))
+        with_code = running.enter_context(code.servers(demo, engine_for_code))
         prepared = texts.prepare(demo, label_studio, backend_url)
         prepared_code = code.prepare(with_code, label_studio)
         if once:

@@ -86,6 +86,14 @@ class Server:
     log: Path
     process: subprocess.Popen[bytes] = field(repr=False)
 
+    def wait(self, limit_s: float = 300) -> None:
+        """Wait until it says that it is well; it is stopped where it does not.
+
+        Raises:
+            ServerError: It ended, or did not answer within the limit.
+        """
+        _wait_until_ready(self, lambda: 200 <= _get(f"{self.url}/health") < 300, limit_s)
+
     @property
     def pid(self) -> int:
         """Process id; also the id of the process group."""
@@ -144,7 +152,7 @@ def start_label_studio(
     arguments = ("--internal-host", host, "--port", str(port), "--enable-legacy-api-token", "--no-browser")
     command = (*_label_studio(data_dir, "start"), *arguments)
     server = _start("Label Studio", url, command, settings, log=data_dir / "label-studio.log")
-    _wait_until_ready(server, lambda: _get(f"{url}/health") == 200, limit_s=240)
+    server.wait(240)
     if _get(f"{url}/api/current-user/whoami", Authorization=f"Token {token}") != 200:
         server.stop()
         raise ServerError(
@@ -162,6 +170,7 @@ def start_vllm(
     extra: Sequence[str] = (),
     log: Path | None = None,
     lora_rank: int = 0,
+    wait: bool = True,
 ) -> Server:
     """Start vLLM on the CPU; `url` is its root, the API is below `/v1`.
 
@@ -172,6 +181,7 @@ def start_vllm(
         extra: More flags; they win over the usual ones.
         log: Where the log goes; a temporary file if not given.
         lora_rank: Have it take LoRA adapters up to this rank while it runs (8, 16, 32, ...); 0 is none.
+        wait: Until it answers; else `Server.wait` does, and other servers can start meanwhile.
     Raises:
         ServerError: There is no such model, it ended, or it did not answer within five minutes.
     """
@@ -201,7 +211,8 @@ def start_vllm(
         *(f"--dtype={_fast_dtype()}", *VLLM_FLAGS, *adapters, *extra),
     )
     server = _start("vLLM", f"http://{LOCALHOST}:{port}", command, settings, log=log)
-    _wait_until_ready(server, lambda: _get(f"{server.url}/health") == 200, limit_s=300)
+    if wait:
+        server.wait()
     return server
 
 
@@ -237,7 +248,7 @@ def start_backend(
     server = _start(
         "backend", f"http://{LOCALHOST}:{port}", command, {**settings, "PYTHONPATH": str(ROOT)}, log=log
     )
-    _wait_until_ready(server, lambda: 200 <= _get(f"{server.url}/health") < 300, limit_s=60)
+    server.wait(60)
     return server
 
 

@@ -20,7 +20,7 @@ from backend.errors import ServiceError, SetupError
 from models.corpus.code_checks import mistakes
 from models.corpus.code_tasks import FAMILIES, CodeTask, write_demo
 from scripts.demos.stage import CORRECTED_SHARE, SEED, Demo
-from scripts.servers import LOCALHOST, ROOT, free_port, start_backend, start_vllm
+from scripts.servers import LOCALHOST, ROOT, Server, free_port, start_backend, start_vllm
 
 MODEL = ROOT / "models" / "tiny-code"
 TITLE = "Code tasks"
@@ -53,39 +53,45 @@ class Seen:
         return self.run is not None and self.run.ok and not missing_outputs(self.run.last, self.known.outputs)
 
 
+def engine(demo: Demo) -> Server:
+    """Begin to start a second vLLM, with the model of code tasks; `servers` waits for it."""
+    log = demo.folder / "vllm-code.log"
+    return start_vllm(MODEL, served_name=MODEL.name, port=8001, log=log, wait=False)
+
+
 @contextmanager
-def servers(demo: Demo) -> Iterator[Demo]:
-    """Run a second vLLM with the model of code tasks, and a backend that runs code.
+def servers(demo: Demo, engine: Server) -> Iterator[Demo]:
+    """Wait for the second vLLM, and run a backend before it that runs code.
 
     Args:
         demo: With the settings of the other backend, which share Label Studio and the password.
+        engine: What `engine` gave.
     Yields:
         The demo with this part's settings.
     Raises:
         ServerError: One of them does not start.
     """
     with demo.step("start vLLM for code"):
-        engine = start_vllm(MODEL, served_name=MODEL.name, port=8001, log=demo.folder / "vllm-code.log")
-    with engine:
-        port = free_port(9091)
-        open_folder = _open_folder(demo.folder)
-        ours = demo.within(
-            {
-                **demo.environment,
-                "ARTIFACTS_URL": str(demo.folder / "artifacts"),
-                "BACKEND_PUBLIC_URL": f"http://{LOCALHOST}:{port}",
-                "EXECUTION": "auto",
-                "INPUT_ROOT": str(open_folder / "inputs"),
-                "MODEL_MAX_TOKENS": "600",  # its programs have 40 to 100; a loop would go on for minutes
-                "MODEL_NAME": MODEL.name,
-                "MODEL_URL": f"{engine.url}/v1",
-                "SANDBOX_FOLDER": str(open_folder / "runs"),
-            }
-        )
-        with demo.step("start the backend for code"):
-            backend = start_backend(ours.environment, port=port, log=demo.folder / "backend-code.log")
-        with backend:
-            yield ours
+        engine.wait()
+    port = free_port(9091)
+    open_folder = _open_folder(demo.folder)
+    ours = demo.within(
+        {
+            **demo.environment,
+            "ARTIFACTS_URL": str(demo.folder / "artifacts"),
+            "BACKEND_PUBLIC_URL": f"http://{LOCALHOST}:{port}",
+            "EXECUTION": "auto",
+            "INPUT_ROOT": str(open_folder / "inputs"),
+            "MODEL_MAX_TOKENS": "600",  # its programs have 40 to 100; a loop would go on for minutes
+            "MODEL_NAME": MODEL.name,
+            "MODEL_URL": f"{engine.url}/v1",
+            "SANDBOX_FOLDER": str(open_folder / "runs"),
+        }
+    )
+    with demo.step("start the backend for code"):
+        backend = start_backend(ours.environment, port=port, log=demo.folder / "backend-code.log")
+    with backend:
+        yield ours
 
 
 def prepare(demo: Demo, label_studio: LabelStudio) -> Prepared:

@@ -16,7 +16,7 @@ from backend.errors import ServiceError
 from models.corpus import Generated, generate
 from scripts.demos.stage import CORRECTED_SHARE, SEED, Demo
 from scripts.measures import field_exact_match, span_f1
-from scripts.servers import ROOT, start_backend, start_vllm
+from scripts.servers import ROOT, Server, start_backend, start_vllm
 
 MODEL = ROOT / "models" / "tiny-qwen3"
 # Title, case, tasks. The first few of each are drafted by Label Studio asking the backend.
@@ -37,12 +37,24 @@ class Prepared:
     truths: list[Generated]
 
 
+def engine(demo: Demo, lora_rank: int = 0) -> Server:
+    """Begin to start vLLM with the embedded model; `servers` waits for it.
+
+    Args:
+        demo: Keeps its log.
+        lora_rank: Of adapters that it takes while it runs; 0 is none.
+    """
+    log = demo.folder / "vllm.log"
+    return start_vllm(MODEL, served_name=MODEL.name, port=8000, log=log, lora_rank=lora_rank, wait=False)
+
+
 @contextmanager
-def servers(demo: Demo, password: str) -> Iterator[str]:
-    """Run vLLM with the embedded model, and a backend before it.
+def servers(demo: Demo, engine: Server, password: str) -> Iterator[str]:
+    """Wait for vLLM, and run a backend before it.
 
     Args:
         demo: Its environment gets the model's settings.
+        engine: What `engine` gave.
         password: Of the backend.
     Yields:
         The backend's address.
@@ -50,24 +62,23 @@ def servers(demo: Demo, password: str) -> Iterator[str]:
         ServerError: One of them does not start.
     """
     with demo.step("start vLLM"):
-        engine = start_vllm(MODEL, served_name=MODEL.name, port=8000, log=demo.folder / "vllm.log")
-    with engine:
-        demo.environment |= {
-            "MODEL_URL": f"{engine.url}/v1",
-            "MODEL_NAME": MODEL.name,
-            "MODEL_PROFILE": "compact",
-            "MODEL_TEMPERATURE": "0",
-            "BACKEND_USER": "label-studio",
-            "BACKEND_PASSWORD": password,
-            "CACHE_URL": f"sqlite:///{demo.folder / 'cache.sqlite3'}",
-            "LEDGER_URL": f"sqlite:///{demo.folder / 'ledger.sqlite3'}",
-        }
-        with demo.step("start the backend"):
-            backend = start_backend(
-                {**demo.environment, "EXECUTION": "off"}, port=9090, log=demo.folder / "backend.log"
-            )
-        with backend:
-            yield backend.url
+        engine.wait()
+    demo.environment |= {
+        "MODEL_URL": f"{engine.url}/v1",
+        "MODEL_NAME": MODEL.name,
+        "MODEL_PROFILE": "compact",
+        "MODEL_TEMPERATURE": "0",
+        "BACKEND_USER": "label-studio",
+        "BACKEND_PASSWORD": password,
+        "CACHE_URL": f"sqlite:///{demo.folder / 'cache.sqlite3'}",
+        "LEDGER_URL": f"sqlite:///{demo.folder / 'ledger.sqlite3'}",
+    }
+    with demo.step("start the backend"):
+        backend = start_backend(
+            {**demo.environment, "EXECUTION": "off"}, port=9090, log=demo.folder / "backend.log"
+        )
+    with backend:
+        yield backend.url
 
 
 def prepare(demo: Demo, label_studio: LabelStudio, backend_url: str) -> dict[str, Prepared]:
