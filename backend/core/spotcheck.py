@@ -2,7 +2,7 @@
 
 Knows the draw, the labelling config of the review project, and how its tasks are read back. Does not
 know Label Studio's API. The reviewer sees the question, the answer and what programs left: not who or
-what drafted it, nor who submitted it.
+what drafted it, nor who submitted it and what they thought of it.
 
 The draw is a function of project and annotation alone, so it stays while data grow; the first in that
 order of each stratum (case, annotator, band of the draft's score) is drawn in any case.
@@ -120,10 +120,12 @@ def order(sample: Sample) -> float:
 def shown(sample: Sample) -> dict[str, Any]:
     """Give the data of the review task: what a reviewer sees, and by what the verdict finds back."""
     question = [sample.instruction, *(f"{file['path']}" for file in sample.input_files)]
+    asked = json.loads(sample.target)  # of a model; the rest is the annotator's own verdict and comment
     answer = [
         "<br>".join(
             f"<b>{html.escape(name)}</b><br>{_PRE.format(html.escape(_words(part)))}"
             for name, part in sample.value.items()
+            if name in asked
         )
         or "<i>nothing</i>"
     ]
