@@ -31,11 +31,12 @@ p { margin: .4rem 0 } .sum { font-size: 1.1rem } .quiet { color: #59636e }
 table { border-collapse: collapse; margin: .5rem 0 } caption { text-align: left; color: #59636e }
 th, td { text-align: left; vertical-align: top; padding: .25rem 1.2rem .25rem 0;
   border-bottom: 1px solid #d1d9e0 }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums } td.n { white-space: nowrap }
 td:last-child { overflow-wrap: anywhere } td .quiet { white-space: nowrap }
 svg { display: block; margin: .3rem 0; max-width: 100% }
 svg text { font: 11px system-ui, sans-serif; fill: #59636e } rect { fill: #4c78a8 } rect.b { fill: #b8c4d0 }
 ul.first { border-left: 4px solid #bc4c00; padding: .3rem 0 .3rem 1.6rem; margin: .5rem 0 }
+@media (max-width: 48rem) { th, td { padding-right: .6rem } td .quiet { white-space: normal } }
 @media print { body { margin: 0; max-width: none; font-size: 10pt } h2, tr, svg { break-inside: avoid }
   h2 { break-after: avoid } }
 """
@@ -173,7 +174,7 @@ def _drafts(tally: Tally) -> Iterator[str]:
             for version, drafts in sorted(tally.versions.items(), key=lambda item: (_since(item[1]), item[0]))
         ]
         head = ["version of the draft", "judged", "accepted", "share (95 %)", "median time", "by day"]
-        yield _table(head, rows, numbers={1, 2}, html={5})
+        yield _table(head, rows, numbers={1, 2, 3, 4}, html={5})
     yield _p(f"Median time without a draft: {_seconds(tally.undrafted_s)}.")
     fields: list[list[Cell]] = [
         [
@@ -189,7 +190,7 @@ def _drafts(tally: Tally) -> Iterator[str]:
     ]
     if fields:
         head = ["case", "field", "drafted", "corrected", "share (95 %)", "kept of a corrected one"]
-        yield _table(head, fields, numbers={2, 3})
+        yield _table(head, fields, numbers={2, 3, 4, 5})
     if tally.deciles:
         bars = []
         for tenth in range(10):
@@ -237,7 +238,7 @@ def _people(tally: Tally) -> Iterator[str]:
         for human, person in sorted(tally.people.items(), key=lambda item: (item[0] is None, item[0] or 0))
     ]
     head = ["annotator", "samples", "held", "rejected", "drafts accepted", "corrected", "median time"]
-    yield _table(head, rows, numbers={1, 2, 3, 4, 5})
+    yield _table(head, rows, numbers={1, 2, 3, 4, 5, 6})
 
 
 def _agreement(tally: Tally) -> Iterator[str]:
@@ -277,7 +278,7 @@ def _spot_checks(strata: Sequence[Stratum], options: Options) -> Iterator[str]:
     rows.append(["all", total, drawn, checked, failed, f"{low:.0%} to {high:.0%}" if checked else "-"])
     yield _p(f"{options.spot_check:.0%} are drawn, and held until a second human has passed them.")
     head = ["stratum", "samples", "drawn", "checked", "wrong", "share of wrong ones (95 %)"]
-    yield _table(head, rows, numbers={1, 2, 3, 4})
+    yield _table(head, rows, numbers={1, 2, 3, 4, 5})
 
 
 # ---------------------------------------------------------------------------------- how it is written
