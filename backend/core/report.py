@@ -36,7 +36,7 @@ td:last-child { overflow-wrap: anywhere } td .quiet { white-space: nowrap }
 svg { display: block; margin: .3rem 0; max-width: 100% }
 svg text { font: 11px system-ui, sans-serif; fill: #59636e } rect { fill: #4c78a8 } rect.b { fill: #b8c4d0 }
 ul.first { border-left: 4px solid #bc4c00; padding: .3rem 0 .3rem 1.6rem; margin: .5rem 0 }
-@media (max-width: 48rem) { th, td { padding-right: .6rem } td .quiet { white-space: normal } }
+@media (max-width: 48rem) { th, td { padding-right: .6rem } }
 @media print { body { margin: 0; max-width: none; font-size: 10pt } h2, tr, svg { break-inside: avoid }
   h2 { break-after: avoid } }
 """
@@ -344,9 +344,10 @@ def _days(drafts: Drafts) -> str:
             tall = count / most * 24
             where = f'x="{place * 5}" y="{24 - tall:.1f}" width="4" height="{tall:.1f}"'
             parts.append(f"<rect{kind} {where}>{words}</rect>")
-    span = escape(days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}")
+    span = [escape(days[0])] if len(days) == 1 else [f"{escape(days[0])} to", escape(days[-1])]
+    below = " ".join(f'<span class="quiet">{part}</span>' for part in span)
     size = f'width="{len(days) * 5}" height="24" viewBox="0 0 {len(days) * 5} 24"'
-    return f'<svg role="img" {size}>{"".join(parts)}</svg><span class="quiet">{span}</span>'
+    return f'<svg role="img" {size}>{"".join(parts)}</svg>{below}'
 
 
 def _since(drafts: Drafts) -> str:

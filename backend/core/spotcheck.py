@@ -25,7 +25,7 @@ CONFIG = """\
 <View>
   <Style>
     .both { display: flex; gap: 2em; line-height: 1.6 } .one { flex: 1; min-width: 0 }
-    .both pre { white-space: pre-wrap; margin: 0 } .both .code { font-family: monospace; font-size: 90% }
+    .both pre { white-space: pre-wrap; margin: 0 } .both .code { font: 90%/1.6 monospace !important }
   </Style>
   <View className="both">
     <View className="one">

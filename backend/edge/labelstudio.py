@@ -51,6 +51,7 @@ _HIDDEN_IN_A_TASK = [
     for name in ("id", "completed_at", "cancelled_annotations", "total_predictions", "annotators")
 ]
 
+_REASON_PX = 380  # a sentence or two on the three lines that a tab shows of a task
 _PAGE = 500  # tasks a listing page: 0.2 s without, 0.6 s with annotations and predictions
 _IMPORT_TASKS = 2000
 _IMPORT_BYTES = 20_000_000  # Label Studio takes 250 MB a body; this keeps both sides' memory small
@@ -318,6 +319,7 @@ class LabelStudio:
             "target": "tasks",
             "ordering": ordering,
             "hiddenColumns": hidden,
+            "columnsWidth": {"tasks:data.draft_status": _REASON_PX},
         }
         data = ViewDataRequestRequest(**{**(view["data"] if view else fresh), "filters": filters})
         tab = {"project": project.id, "data": data}

@@ -22,10 +22,11 @@ Row = dict[str, Any]
 
 MODEL = Path(__file__).parents[2] / "models" / "tiny-qwen3"
 END = "<|im_end|>"
-# One process: what it starts for each core takes longer than these rows.
+# No process but this one: each that `datasets` would start imports everything anew, even the only one.
+PROCESSES = {"AXOLOTL_DATASET_NUM_PROC": "0"}
 BASE = """
 base_model: {model}
-dataset_num_proc: 1
+dataset_num_proc: 0
 dataloader_num_workers: 0
 dataset_prepared_path: {work}/prepared
 output_dir: {work}/out
@@ -164,6 +165,7 @@ LOOKS: Mapping[str, Callable[[Row, Row], None]] = {
 
 if __name__ == "__main__":
     source, room = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
+    os.environ.update(PROCESSES)
     os.chdir(source)  # the configs' paths are relative to it
     for wanted_name in LOOKS:
         check(source, room, wanted_name)
