@@ -30,7 +30,7 @@ from backend.edge.uploads import Uploads
 from backend.edge.vllm import VllmModel
 from backend.errors import DraftloopError, SetupError
 from backend.jobs import Jobs, starter
-from backend.predict import Cache, Drafter, Neighbours
+from backend.predict import Cache, Drafter, Examples, Neighbours
 from backend.protocol import Server
 from backend.publish import Publisher
 from backend.reruns import Reruns, Work
@@ -98,6 +98,7 @@ def make_server(settings: Settings) -> Server:
         make_cache(settings.store),
         make_neighbours(settings.store),
         execution,
+        make_examples(settings.store),
     )
     cases = Cases(settings.store.cases_dir)
     ledger = Ledger(settings.store.ledger_url)
@@ -188,6 +189,20 @@ def make_neighbours(settings: StoreSettings) -> Neighbours | None:
 
     reuse = settings.near_duplicates == "reuse"
     return SqliteNeighbours(settings.cache_url, max_rows=settings.cache_rows, reuse=reuse)
+
+
+def make_examples(settings: StoreSettings) -> Examples | None:
+    """Read the snapshot of corrections that prompts show, if one is wanted.
+
+    Raises:
+        SetupError: It is no snapshot, or not what it was.
+    """
+    if not settings.examples:
+        return None
+    # It brings numpy and the index: for those who want it.
+    from backend.edge.examples import Snapshot  # noqa: PLC0415
+
+    return Snapshot(Path(settings.examples), shown=settings.examples_shown)
 
 
 def make_execution(settings: ExecutionSettings, store: Store) -> Execution | None:
@@ -362,6 +377,7 @@ def make_drafter(
     cache: Cache | None = None,
     neighbours: Neighbours | None = None,
     execution: Execution | None = None,
+    examples: Examples | None = None,
 ) -> Drafter:
     """Make the drafter that asks a model as the settings say."""
     return Drafter(
@@ -375,6 +391,7 @@ def make_drafter(
         cache=cache,
         neighbours=neighbours,
         execution=execution,
+        examples=examples,
     )
 
 

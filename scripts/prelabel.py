@@ -21,6 +21,7 @@ from backend.app import (
     make_adapters,
     make_cache,
     make_drafter,
+    make_examples,
     make_execution,
     make_model,
     make_neighbours,
@@ -70,6 +71,7 @@ def main(
                 make_cache(settings.store),
                 make_neighbours(settings.store),
                 make_execution(settings.execution, artifacts),
+                make_examples(settings.store),
             )
             records = Records(out_file or Path(f"prelabel-{project}.jsonl"))
             publish = make_publisher(settings, artifacts, label_studio)

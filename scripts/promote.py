@@ -27,6 +27,7 @@ from backend.app import (
     make_adapters,
     make_cache,
     make_drafter,
+    make_examples,
     make_execution,
     make_model,
     make_neighbours,
@@ -93,7 +94,8 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
             who = f"{_user()} as {label_studio.check()}"
             artifacts = Artifacts(settings.store.artifacts_url)
             execution = make_execution(settings.execution, artifacts)
-            uncached = make_drafter(model, settings.model, execution=execution)
+            examples = make_examples(settings.store)
+            uncached = make_drafter(model, settings.model, execution=execution, examples=examples)
             cases = Cases(settings.store.cases_dir)
             flywheel = Flywheel(label_studio, cases, adapters, ledger, model, uncached)
             if run is not None:
@@ -115,7 +117,12 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
                 out.print(f"rolled back: {was} no longer drafts project {project}; {drafts} does")
             uncached.close()
             drafter = make_drafter(
-                model, settings.model, make_cache(settings.store), make_neighbours(settings.store), execution
+                model,
+                settings.model,
+                make_cache(settings.store),
+                make_neighbours(settings.store),
+                execution,
+                examples,
             )
             target = label_studio.project(project)
             case = flywheel.current(target)
