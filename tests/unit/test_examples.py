@@ -255,7 +255,8 @@ def test_what_is_no_snapshot_or_was_changed_is_refused_at_start(tmp_path: Path) 
     folder = freeze(tmp_path, SAMPLES, [ABOUT]).folder
 
     def settings(examples: object) -> StoreSettings:
-        return StoreSettings(examples=str(examples))
+        given: dict[str, Any] = {"examples": str(examples)}
+        return StoreSettings(**given)
 
     assert make_examples(settings("")) is None
     assert make_examples(settings(folder)) is not None
