@@ -76,6 +76,7 @@ def turn(demo: Demo, running: ExitStack, login: dict[str, str], *, once: bool) -
     """Go round the whole circle, tell it, and stay up unless it is to be done once."""
     engine = running.enter_context(texts.engine(demo, flywheel.LORA_RANK))
     label_studio = start(demo, running, login)
+    demo.environment["CASES_DIR"] = str(flywheel.cases(demo))
     backend_url = running.enter_context(texts.servers(demo, engine, login["password"]))
     prepared = flywheel.prepare(demo, label_studio, backend_url)
     found = flywheel.turn(demo, label_studio, prepared)

@@ -5,10 +5,7 @@ telephone calls, with dates and numbers that nobody asks for; and they have one 
 the order. `words/shifted_train` and `words/shifted_held_out` share no entry with each other, nor with any
 list that the model was trained or measured with.
 
-`CONFIG` is the labelling config of these tasks: that of the case `complaint` and one TextArea. A project gets
-it, and keeps the case, by
-
-    scripts/setup_project --case complaint --config models/corpus/shifted.xml --title "Orders"
+Their case is `orders`, in the folder of cases `CASES`: the one of `complaint` and a field more.
 """
 
 import random
@@ -18,7 +15,8 @@ from typing import Any
 from models.corpus.complaints import fill
 from models.corpus.words import LETTERS, Draw, Generated, Language, join, person_name
 
-CONFIG = Path(__file__).with_suffix(".xml")
+CASES = Path(__file__).with_name("cases")
+CASE = "orders"
 FIELDS = ("name", "address", "email", "question", "order_number")
 FOLDERS = {False: "shifted_train", True: "shifted_held_out"}
 

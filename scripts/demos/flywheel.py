@@ -29,7 +29,6 @@ from scripts.demos.texts import correct
 from scripts.servers import ROOT
 
 _TITLE = "Complaints of another kind"
-_CASE = "complaint"
 _TO_CORRECT, _LEFT = 450, 200  # tasks that are corrected; tasks of unseen templates that nobody begins
 # Title, case, tasks: what humans finished before.
 _FINISHED = (
@@ -45,7 +44,7 @@ _REFUSED = 3  # exit code of scripts/promote
 _AT_ONCE = 200  # tasks of an import
 _FIGURE, _ROWS = "exact_match", "messages.jsonl"
 PLOT = "flywheel.svg"
-UNSEEN = "complaint, unseen templates"
+UNSEEN = f"{shifted.CASE}, unseen templates"
 _STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #1f2328 } .case { font-weight: 600 }
 .before { fill: #b8c4d0 } .after { fill: #4c78a8 }
@@ -63,6 +62,16 @@ class Prepared:
     known: dict[str, Value]  # by text
     left: frozenset[str]  # texts of the tasks that nobody begins
     finished: tuple[Path, ...]
+
+
+def cases(demo: Demo) -> Path:
+    """Make a folder with the product's cases and the one of the new kind; give it."""
+    folder = demo.folder / "cases"
+    folder.mkdir(exist_ok=True)
+    for case in (*sorted((ROOT / "label_config").iterdir()), shifted.CASES / shifted.CASE):
+        (folder / case.name).unlink(missing_ok=True)
+        (folder / case.name).symlink_to(case)
+    return folder
 
 
 def prepare(demo: Demo, label_studio: LabelStudio, backend_url: str) -> Prepared:
@@ -84,17 +93,12 @@ def prepare(demo: Demo, label_studio: LabelStudio, backend_url: str) -> Prepared
     rows.write_bytes(
         b"".join(orjson.dumps(data, option=orjson.OPT_APPEND_NEWLINE) for data, _ in begun + left)
     )
-    with demo.step("set up projects"):
-        where = ("--case", _CASE, "--config", shifted.CONFIG, "--title", _TITLE, "--backend-url", backend_url)
-        demo.verb("setup_project", *where)
-        project = label_studio.find_project(_TITLE)
-    if project is None:
-        raise ServiceError(f"The project '{_TITLE}' is not there.", hint="Look at label-studio.log.")
+    project = demo.set_up(label_studio, _TITLE, shifted.CASE, backend_url)
     with demo.step("import tasks"):
         demo.verb("import_tasks", "--project", project.id, rows)
     with demo.step("draft in bulk"):
         demo.verb("prelabel", "--project", project.id, "--out", _records(demo))
-    case = Cases(ROOT / "label_config").find(project.label_config, _CASE)
+    case = Cases(shifted.CASES).get(shifted.CASE)
     known = {data["text"]: present(value) for data, value in begun + left}
     return Prepared(project, case, known, frozenset(data["text"] for data, _ in left), finished)
 

@@ -7,7 +7,6 @@ from backend.core.sample import present
 from backend.edge.cases import Cases
 from models.corpus import shifted
 from models.corpus.words import alphabet, word_files, word_list
-from scripts.servers import ROOT
 
 COUNT = 300
 SIDES = (False, True)
@@ -76,7 +75,7 @@ def test_every_field_stands_in_its_text_and_is_absent_at_times(held_out: bool) -
 
 @pytest.mark.parametrize("held_out", SIDES)
 def test_the_answers_are_what_the_case_takes_under_the_config(held_out: bool) -> None:
-    case = Cases(ROOT / "label_config").find(shifted.CONFIG.read_text(encoding="utf-8"), "complaint")
+    case = Cases(shifted.CASES).get(shifted.CASE)
     assert tuple(control.name for control in case.labelling.controls) == shifted.FIELDS
     assert case.labelling.shows_status
     for number, (data, truth) in enumerate(shifted.make(COUNT, 2, held_out=held_out)):
