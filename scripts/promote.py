@@ -17,6 +17,7 @@ Exit codes: 0 promoted (or rolled back), 1 not done, 2 wrong usage, 3 measured a
 import getpass
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,8 @@ from backend.app import (
     make_cache,
     make_drafter,
     make_execution,
+    make_larger,
+    make_larger_model,
     make_model,
     make_neighbours,
     make_publisher,
@@ -40,7 +43,7 @@ from backend.edge.ledger import Ledger
 from backend.flywheel import MARGIN, Decision, Flywheel
 from backend.settings import Settings
 from scripts.store import Records, Store, draft_project
-from scripts.terminal import ApiKeyOption, UrlOption, Verb, app, connect, err, out, plain_errors
+from scripts.terminal import ApiKeyOption, Measuring, UrlOption, Verb, app, connect, out, plain_errors
 
 cli = app()
 _AGAIN = "Run the same command again: it goes on where it stopped."
@@ -88,11 +91,13 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
         with (
             connect(settings, url, api_key) as label_studio,
             make_model(settings.model, adapters) as model,
+            make_larger_model(settings) or nullcontext() as larger,
             locked(adapters.folder, "promotion"),
         ):
             who = f"{_user()} as {label_studio.check()}"
             artifacts = Artifacts(settings.store.artifacts_url)
             execution = make_execution(settings.execution, artifacts)
+            caught = make_larger(larger, settings, execution)
             uncached = make_drafter(model, settings.model, execution=execution)
             cases = Cases(settings.store.cases_dir)
             flywheel = Flywheel(label_studio, cases, adapters, ledger, model, uncached)
@@ -104,7 +109,7 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
                     dataset=dataset,
                     guards=guard or (),
                     margin=margin / 100,
-                    tell=_Progress(),
+                    tell=Measuring(),
                 )
                 _tell(decision)
                 if not decision.promoted:
@@ -115,7 +120,12 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
                 out.print(f"rolled back: {was} no longer drafts project {project}; {drafts} does")
             uncached.close()
             drafter = make_drafter(
-                model, settings.model, make_cache(settings.store), make_neighbours(settings.store), execution
+                model,
+                settings.model,
+                make_cache(settings.store),
+                make_neighbours(settings.store),
+                execution,
+                caught,
             )
             target = label_studio.project(project)
             case = flywheel.current(target)
@@ -139,21 +149,6 @@ def _user() -> str:
         return getpass.getuser()
     except KeyError:  # of a container that has no name for it
         return str(os.getuid())
-
-
-class _Progress:
-    """Says what is being measured, and how far it is."""
-
-    def __init__(self) -> None:
-        self._done = 0
-
-    def __call__(self, doing: str, count: int) -> None:
-        """Take note of a part that is done; 0 begins something."""
-        self._done = self._done + count if count else 0
-        if not count:
-            err.print(f"measuring {escape(doing)}")
-        elif self._done % 100 == 0:
-            err.print(f"  {self._done} samples")
 
 
 def _tell(decision: Decision) -> None:
