@@ -122,7 +122,7 @@ class Drafter:
         neighbours: Neighbours | None = None,
         execution: Execution | None = None,
         larger: Larger | None = None,
-        patient: bool = True,  # with a server at which nobody answers, as long as there is time
+        patient: bool = True,  # with a server that fails, as long as there is time
     ) -> None:
         self._model = model
         self._cache = cache
@@ -364,8 +364,7 @@ class Drafter:
             return draft
         if draft.status == "ok" and draft.score >= self._larger.threshold:
             return replace(draft, cascade="kept")
-        left_s = max(0.0, ends - time.monotonic())
-        ends = time.monotonic() + min(self._timeout_s, _LARGER_SHARE * left_s)
+        ends -= (1 - _LARGER_SHARE) * max(0.0, ends - time.monotonic())
         theirs = self._larger.drafter.draft_one(_elsewhere(case), task, draft.version, ends, refinement)
         if theirs.status == "failed":
             _log.warning("not escalated", task=task.id, error=str(theirs.reasons[0]))
@@ -470,6 +469,8 @@ class Drafter:
         left_s = ends - time.monotonic()
         if left_s <= 0:
             raise ServiceError("No time was left before the deadline.", hint="Send fewer tasks at once.")
+        if not self._patient:
+            left_s = min(left_s, self._timeout_s)
         for attempt in Retrying(
             retry=retry_if_exception(self._worth_again),
             stop=stop_before_delay(left_s) | stop_when_event_set(self._closed),

@@ -1,4 +1,4 @@
-"""A cascade on two real vLLM: its threshold is chosen, and some of a project's tasks are escalated, not all."""
+"""A cascade on two real vLLM: a threshold is chosen; some of a project's tasks are escalated, not all."""
 
 import json
 import time

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from backend.app import make_larger, make_larger_model
 from backend.core.cascade import Pair, apart, at, bound, calibrated, choose, curve, least, one_each
 from backend.core.drafts import Draft
-from backend.core.labelling import Task
+from backend.core.labelling import Task, compile_labelling
 from backend.core.measures import Hits, Outcome
-from backend.core.prompting import Overrides
+from backend.core.prompting import Overrides, generic_case
 from backend.edge.cache import SqliteCache
 from backend.edge.cases import Cases
 from backend.edge.vllm import VllmModel
@@ -26,6 +26,7 @@ from backend.predict import Drafter, Larger
 from backend.settings import Settings, variables
 from scripts.store import record
 from tests.fake_vllm import Body, FakeVllm, fake_vllm
+from tests.families import FAMILIES
 
 CASES = Cases(Path(__file__).parents[2] / "label_config")
 FLIGHT = CASES.get("flight_booking")
@@ -267,6 +268,19 @@ def test_what_the_small_model_cannot_be_asked_the_larger_one_is(two: Two) -> Non
     two.small.fail = lambda _: 400  # as where a text is longer than its context
     found = two.drafts(SURE)
     assert [(draft.status, draft.model, draft.cascade) for draft in found] == [("ok", "larger", "escalated")]
+
+
+def test_options_that_a_task_brings_bind_the_larger_model_too(two: Two) -> None:
+    config, data = FAMILIES["options"]
+    case = generic_case(compile_labelling(config))
+    two.small.answer = two.larger.answer = None
+    drafter = two.make(1.0)
+    (found,) = drafter.draft(case, [Task(1, data)])
+    drafter.close()
+    assert (found.model, found.cascade) == ("larger", "escalated")
+    assert found.value is not None
+    assert found.value["flat"] == "x 1"
+    assert two.larger.asked[0]["structured_outputs"] == two.small.asked[0]["structured_outputs"]
 
 
 def test_an_adapter_of_the_project_is_the_small_model(two: Two) -> None:
