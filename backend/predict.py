@@ -3,31 +3,25 @@
 Knows the order of the steps and what is done when one fails. Does not know Label Studio's protocol or
 vLLM's. Every task gets exactly one draft; a bad one never costs the others theirs.
 
-    ok            decoded and passed every rule: prefilled, scored
-    invalid       decoded, failed its rules twice: prefilled all the same, score 0, reasons shown
-    undecodable   no value could be read, twice, or the task cannot be asked: empty, score 0, reasons shown
-    failed        the model server failed until the deadline: no prediction, the task is asked for again
-
 The code of a code task is run besides, and goes back to the model with what came of it as long as it does
 not end well: code that never does is `invalid`, with how it ended as the reason. So is code that could not
 be run.
 """
 
 import hashlib
-import html
 import json
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import orjson
 import structlog
 from tenacity import (
     Retrying,
-    retry_if_exception_type,
+    retry_if_exception,
     sleep_using_event,
     stop_before_delay,
     stop_when_event_set,
@@ -35,7 +29,7 @@ from tenacity import (
 )
 
 from backend.coding import Answered, Coding, run_reasons
-from backend.core.controls import Region
+from backend.core.drafts import Draft, escalated
 from backend.core.duplicates import Neighbour, carried
 from backend.core.labelling import Task, Value
 from backend.core.prompting import (
@@ -68,41 +62,11 @@ from backend.runner import Execution
 
 _log = structlog.get_logger("backend")
 
-Status = Literal["ok", "invalid", "undecodable", "failed"]
-
 # Raised when the flow itself changes what it would answer to the same case, model and task.
 _FLOW = 2
 _SEED = 0  # a draft is repeatable
 BATCH_LIMIT_S = 600.0  # of one task drafted in bulk or late: its model server may restart meanwhile
-
-
-@dataclass(frozen=True)
-class Draft:
-    """What came of one task: the value and its regions, or the reasons why there is none."""
-
-    task_id: int
-    status: Status
-    version: str
-    value: Value | None = None
-    regions: list[Region] = field(default_factory=list)
-    score: float = 0.0
-    field_scores: dict[str, float] = field(default_factory=dict)
-    reasons: tuple[Reason, ...] = ()
-    raw: str = ""
-    attempts: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    ms: float = 0.0
-    from_cache: bool = False
-    near_duplicate: Literal["", "example", "reused"] = ""  # what an earlier, similar task was good for
-    run: Run | None = None  # of a code task, where its code was run
-
-    def prediction(self) -> dict[str, Any] | None:
-        """Give the prediction that Label Studio stores; None where it should ask again later."""
-        if self.status == "failed":
-            return None
-        return {"result": self.regions, "score": self.score, "model_version": self.version}
+_LARGER_SHARE = 0.9  # of the time left that a larger model gets: the small one's draft is still in time then
 
 
 class Cache(Protocol):
@@ -147,6 +111,18 @@ class Examples(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Larger:
+    """Who drafts again what a small model is not sure of.
+
+    drafter     of the larger model, without a cache
+    threshold   drafts that score below it are drafted again, 0..1
+    """
+
+    drafter: "Drafter"
+    threshold: float
+
+
 class Drafter:
     """Drafts tasks with one model; keeps a pool of threads, one per request in flight."""
 
@@ -163,7 +139,9 @@ class Drafter:
         cache: Cache | None = None,
         neighbours: Neighbours | None = None,
         execution: Execution | None = None,
+        larger: Larger | None = None,
         examples: Examples | None = None,
+        patient: bool = True,  # with a server that fails, as long as there is time
     ) -> None:
         self._model = model
         self._cache = cache
@@ -175,6 +153,8 @@ class Drafter:
         self._max_tokens = max_tokens
         self._concurrency = concurrency
         self._timeout_s = timeout_s
+        self._larger = larger
+        self._patient = patient
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="draft")
         self._closed = threading.Event()
         self._coding = Coding(execution, self._closed)
@@ -220,6 +200,12 @@ class Drafter:
             told["overrides"] = case.overrides.told()
         if case.labelling.program is not None:
             told["execution"] = self._coding.parts()
+        if self._larger is not None:
+            theirs = self._larger.drafter.manifest(_elsewhere(case))
+            told["cascade"] = {
+                "threshold": self._larger.threshold,
+                **{key: theirs[key] for key in ("model", "profile", "prompt", "examples") if key in theirs},
+            }
         return told
 
     def version(self, case: Case) -> str:
@@ -261,7 +247,7 @@ class Drafter:
         """
         ends = time.monotonic() + limit_s
         version = self.version(case)
-        return [self._pool.submit(self._draft_one, case, task, version, ends, refinement) for task in tasks]
+        return [self._pool.submit(self.draft_one, case, task, version, ends, refinement) for task in tasks]
 
     def result(self, future: Future[Draft], task: Task, version: str) -> Draft:
         """Give what came of a future; one that is not done is cancelled and `failed`."""
@@ -292,7 +278,7 @@ class Drafter:
         running: dict[Future[Draft], Task] = {}
         for task in tasks:
             ends = time.monotonic() + BATCH_LIMIT_S
-            running[self._pool.submit(self._draft_one, case, task, version, ends)] = task
+            running[self._pool.submit(self.draft_one, case, task, version, ends)] = task
             # A few more than run at once, so that no thread waits for this loop.
             while len(running) >= self._concurrency * 2:
                 yield from self._finished(running, version)
@@ -302,6 +288,8 @@ class Drafter:
     def close(self) -> None:
         """Stop the threads: what is asked right now is waited for, nothing is tried again or begun."""
         self._closed.set()
+        if self._larger is not None:
+            self._larger.drafter.close()
         self._pool.shutdown(cancel_futures=True)
 
     def _finished(self, running: dict[Future[Draft], Task], version: str) -> Iterator[Draft]:
@@ -309,9 +297,18 @@ class Drafter:
         for future in done:
             yield self.result(future, running.pop(future), version)
 
-    def _draft_one(
+    def draft_one(
         self, case: Case, task: Task, version: str, ends: float, refinement: Refinement | None = None
     ) -> Draft:
+        """Draft a task in this thread.
+
+        Args:
+            case: The task's case.
+            task: What to draft.
+            version: Stands in the draft.
+            ends: The deadline, on the monotonic clock.
+            refinement: What an annotator wants changed.
+        """
         started = time.monotonic()
         try:
             case = case.for_task(task)
@@ -329,7 +326,8 @@ class Drafter:
             if near and neighbour and near.reuse:
                 value = carried(case, task, messages[-1].content, neighbour)
                 if value is not None:
-                    return _reused(case, task, version, value, neighbour, started)
+                    draft = _reused(case, task, version, value, neighbour, started)
+                    return replace(draft, model=self._model_of(case))
             grammar = case.grammar(task) if self._bind_quotes else None
             if neighbour is not None:
                 shown = (*shown, Shown(neighbour.question, neighbour.answer))
@@ -345,9 +343,15 @@ class Drafter:
         except (ServiceError, SetupError) as error:
             return _failed(task, version, str(error), started)
         except TaskError as error:
-            return Draft(
-                task.id, "undecodable", version, reasons=(Reason("engine", "", str(error)),), ms=_ms(started)
+            refused = Draft(
+                task.id,
+                "undecodable",
+                version,
+                reasons=(Reason("engine", "", str(error)),),
+                ms=_ms(started),
+                model=self._model_of(case),
             )
+            return self._sure(refused, case, task, ends, refinement)
         value, reasons, answers = found.value, found.reasons, found.answers
         kept = answers[-1]
         total = score(kept.text, kept.tokens)
@@ -368,11 +372,28 @@ class Drafter:
             ms=_ms(started),
             near_duplicate="example" if neighbour else "",
             run=found.run,
+            model=self._model_of(case),
         )
-        self._keep(key, draft)
-        if near and draft.status == "ok":
-            near.put(version, messages[-1].content, draft.raw, draft.score)
+        draft = self._sure(draft, case, task, ends, refinement)
+        if draft.cascade != "failed":
+            self._keep(key, draft)
+            if near and draft.status == "ok":
+                near.put(version, messages[-1].content, draft.raw, draft.score)
         return draft
+
+    def _sure(
+        self, draft: Draft, case: Case, task: Task, ends: float, refinement: Refinement | None
+    ) -> Draft:
+        """Have the larger model draft what this one is not sure of; its failure costs nothing but that."""
+        if self._larger is None:
+            return draft
+        if draft.status == "ok" and draft.score >= self._larger.threshold:
+            return replace(draft, cascade="kept")
+        ends -= (1 - _LARGER_SHARE) * max(0.0, ends - time.monotonic())
+        theirs = self._larger.drafter.draft_one(_elsewhere(case), task, draft.version, ends, refinement)
+        if theirs.status == "failed":
+            _log.warning("not escalated", task=task.id, error=str(theirs.reasons[0]))
+        return escalated(draft, theirs)
 
     def _known(self, case: Case, task: Task, version: str, key: str, ends: float) -> Draft | None:
         """Give the draft of an equal task from the cache; its code has run, or is run again."""
@@ -402,6 +423,7 @@ class Drafter:
             ms=_ms(started),
             from_cache=True,
             run=run,
+            model=kept.get("model") or self._model_of(case),
         )
 
     def _keep(self, key: str, draft: Draft) -> None:
@@ -410,6 +432,8 @@ class Drafter:
             kept = {"raw": draft.raw, "score": draft.score, "field_scores": draft.field_scores}
             if draft.run is not None:
                 kept["run"] = draft.run.key
+            if draft.cascade:
+                kept["model"] = draft.model
             self._cache.put(key, orjson.dumps(kept))
 
     def _answers(
@@ -485,8 +509,10 @@ class Drafter:
         left_s = ends - time.monotonic()
         if left_s <= 0:
             raise ServiceError("No time was left before the deadline.", hint="Send fewer tasks at once.")
+        if not self._patient:
+            left_s = min(left_s, self._timeout_s)
         for attempt in Retrying(
-            retry=retry_if_exception_type(ServiceError),
+            retry=retry_if_exception(self._worth_again),
             stop=stop_before_delay(left_s) | stop_when_event_set(self._closed),
             sleep=sleep_using_event(self._closed),
             wait=wait_random_exponential(multiplier=0.2, max=5),
@@ -503,6 +529,9 @@ class Drafter:
                 return answer
         raise AssertionError("tenacity either returns or raises")
 
+    def _worth_again(self, error: BaseException) -> bool:
+        return isinstance(error, ServiceError) and (self._patient or not isinstance(error, Unreachable))
+
     def _read(self, case: Case, task: Task, answer: Completion) -> tuple[Value | None, tuple[Reason, ...]]:
         try:
             value = case.labelling.decode(answer.text)
@@ -511,6 +540,11 @@ class Drafter:
             words = f"The answer was cut at {answer.completion_tokens} tokens." if cut else str(error)
             return None, (Reason("decode", "", words),)
         return value, case.rules.check(value, task)
+
+
+def _elsewhere(case: Case) -> Case:
+    """Give a case for the larger model, whose server knows neither adapters nor models of this one."""
+    return replace(case, overrides=case.overrides.elsewhere())
 
 
 def _reused(
@@ -535,26 +569,6 @@ def _cache_key(version: str, messages: Sequence[Message], case: Case) -> str:
     if case.labelling.dynamic:
         parts.append(case.labelling.decoding_schema)
     return hashlib.sha256(orjson.dumps(parts)).hexdigest()
-
-
-def status_html(reasons: Sequence[Reason], *, empty: bool = False) -> str:
-    """Say in the page why something needs a human; empty when there is nothing to say.
-
-    Args:
-        reasons: Why.
-        empty: Whether there is no draft at all.
-    """
-    if not reasons:
-        return ""
-    code_alone = all(reason.kind == "run" for reason in reasons)
-    title = "There is no draft" if empty else "The draft breaks its rules"
-    rows = "".join(f"<br>• {html.escape(str(reason), quote=False)}" for reason in reasons)
-    return f"<b>{'The code needs a human' if code_alone else title}</b>{rows}"
-
-
-def draft_status_html(draft: Draft) -> str:
-    """Say in the page why a draft needs a human; empty when there is nothing to say."""
-    return status_html(draft.reasons, empty=draft.status != "invalid")
 
 
 def _failed(task: Task, version: str, words: str, started: float | None = None) -> Draft:

@@ -17,6 +17,7 @@ Exit codes: 0 promoted (or rolled back), 1 not done, 2 wrong usage, 3 measured a
 import getpass
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +30,8 @@ from backend.app import (
     make_drafter,
     make_examples,
     make_execution,
+    make_larger,
+    make_larger_model,
     make_model,
     make_neighbours,
     make_publisher,
@@ -41,7 +44,7 @@ from backend.edge.ledger import Ledger
 from backend.flywheel import MARGIN, Decision, Flywheel
 from backend.settings import Settings
 from scripts.store import Records, Store, draft_project
-from scripts.terminal import ApiKeyOption, UrlOption, Verb, app, connect, err, out, plain_errors
+from scripts.terminal import ApiKeyOption, Measuring, UrlOption, Verb, app, connect, out, plain_errors
 
 cli = app()
 _AGAIN = "Run the same command again: it goes on where it stopped."
@@ -89,12 +92,14 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
         with (
             connect(settings, url, api_key) as label_studio,
             make_model(settings.model, adapters) as model,
+            make_larger_model(settings) or nullcontext() as larger,
             locked(adapters.folder, "promotion"),
         ):
             who = f"{_user()} as {label_studio.check()}"
             artifacts = Artifacts(settings.store.artifacts_url)
             execution = make_execution(settings.execution, artifacts)
             examples = make_examples(settings.store)
+            caught = make_larger(larger, settings, execution, examples)
             uncached = make_drafter(model, settings.model, execution=execution, examples=examples)
             cases = Cases(settings.store.cases_dir)
             flywheel = Flywheel(label_studio, cases, adapters, ledger, model, uncached)
@@ -106,7 +111,7 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
                     dataset=dataset,
                     guards=guard or (),
                     margin=margin / 100,
-                    tell=_Progress(),
+                    tell=Measuring(),
                 )
                 _tell(decision)
                 if not decision.promoted:
@@ -122,6 +127,7 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
                 make_cache(settings.store),
                 make_neighbours(settings.store),
                 execution,
+                caught,
                 examples,
             )
             target = label_studio.project(project)
@@ -146,21 +152,6 @@ def _user() -> str:
         return getpass.getuser()
     except KeyError:  # of a container that has no name for it
         return str(os.getuid())
-
-
-class _Progress:
-    """Says what is being measured, and how far it is."""
-
-    def __init__(self) -> None:
-        self._done = 0
-
-    def __call__(self, doing: str, count: int) -> None:
-        """Take note of a part that is done; 0 begins something."""
-        self._done = self._done + count if count else 0
-        if not count:
-            err.print(f"measuring {escape(doing)}")
-        elif self._done % 100 == 0:
-            err.print(f"  {self._done} samples")
 
 
 def _tell(decision: Decision) -> None:

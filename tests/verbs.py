@@ -21,6 +21,7 @@ def environment(server: LabelStudioServer, folder: Path, **more: str) -> dict[st
     ours = (
         "LABEL_STUDIO_",
         "MODEL_",
+        "CASCADE_",
         "BACKEND_",
         "LEDGER_",
         "CASES_",

@@ -168,6 +168,10 @@ class Overrides:
             return self
         return replace(self, model=promoted.model, profile=promoted.profile)
 
+    def elsewhere(self) -> "Overrides":
+        """Give what the project wants of a model of another server: all but the model."""
+        return replace(self, model="", profile="")
+
 
 NO_OVERRIDES = Overrides()
 

@@ -15,6 +15,7 @@ import matplotlib as mpl
 import numpy as np
 
 from backend.core.dataset import group_of
+from backend.core.drafts import Draft
 from backend.core.labelling import Task, Value
 from backend.core.measures import Outcome, compared, figures, gain
 from backend.core.prompting import Case
@@ -22,7 +23,7 @@ from backend.core.sample import Sample
 from backend.edge.cases import Cases
 from backend.edge.examples import Snapshot, freeze
 from backend.edge.vllm import VllmModel
-from backend.predict import Draft, Drafter
+from backend.predict import Drafter
 from models.corpus import generate
 from scripts import servers
 

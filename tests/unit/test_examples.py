@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from backend.app import make_examples
 from backend.core.dataset import group_of
+from backend.core.drafts import Draft
 from backend.core.labelling import Task, compile_labelling
 from backend.core.prompting import (
     Case,
@@ -38,7 +39,7 @@ from backend.edge.examples import Snapshot, freeze
 from backend.edge.folder import lines_of
 from backend.edge.vllm import VllmModel
 from backend.errors import ServiceError, SetupError, TaskError
-from backend.predict import Draft, Drafter
+from backend.predict import Drafter, Larger
 from backend.settings import StoreSettings
 from scripts.servers import ROOT
 from tests.datasets import corrected
@@ -409,6 +410,23 @@ def test_the_version_says_which_snapshot_and_how_many_and_other_cases_keep_their
     assert all_of_them[1][0] == all_of_them[4][0]
     assert [flight for _, flight in all_of_them][:4] == [all_of_them[0][1]] * 4
     assert all_of_them[4][1] != all_of_them[0][1]
+
+
+def test_a_larger_model_is_shown_them_too(fake: FakeVllm, tmp_path: Path) -> None:
+    examples = snapshot(tmp_path)
+    with VllmModel(fake.url, fake.name) as model:
+        versions = []
+        for shown in (None, examples):
+            larger = Larger(Drafter(model, profile="full", examples=shown), threshold=1.0)
+            drafter = Drafter(model, profile="compact", concurrency=1, examples=examples, larger=larger)
+            versions.append(drafter.version(CASE))
+            (draft,) = drafter.draft(CASE, [Task(1, {"text": NEW})])
+            drafter.close()
+    assert draft.status == "ok"
+    small, theirs = map(said, fake.asked[-2:])
+    assert len({*versions}) == 2
+    assert small[0] != theirs[0]
+    assert small[1:] == theirs[-len(small) + 1 :]
 
 
 def test_an_answer_is_cached_with_its_examples(fake: FakeVllm, tmp_path: Path) -> None:
