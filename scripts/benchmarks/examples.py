@@ -15,14 +15,15 @@ import matplotlib as mpl
 import numpy as np
 
 from backend.core.dataset import group_of
-from backend.core.drafts import Draft
-from backend.core.labelling import Task, Value
-from backend.core.measures import Outcome, compared, figures, gain
-from backend.core.prompting import Case
-from backend.core.sample import Sample
+from backend.core.labelling import Task
+from backend.core.measures import Outcome, figures, gain
+from backend.core.prompting import Case, Overrides
+from backend.core.sample import Sample, Split
 from backend.edge.cases import Cases
 from backend.edge.examples import Snapshot, freeze
 from backend.edge.vllm import VllmModel
+from backend.heldout import HeldOut, Measured, Row
+from backend.heldout import measure as drafts
 from backend.predict import Drafter
 from models.corpus import generate
 from scripts import servers
@@ -71,86 +72,68 @@ def measure(
     with VllmModel(f"{vllm}/v1", model) as client:
         for way in ((0, 0), *sizes.ways):
             name = f"examples_{way[0]}_of_{way[1]}" if way[0] else "examples_none"
-            drafted: list[tuple[Draft, Outcome]] = []
-            for draw_number in range(sizes.draws):
-                examples = _frozen(folder, case, way, draw_number)
+            drafted: list[Measured] = []
+            for number in range(sizes.draws):
+                examples = _frozen(folder, case, way, number)
                 drafter = Drafter(client, profile="compact", temperature=0, concurrency=16, examples=examples)
-                drafted += _drafted(drafter, case, sizes.tasks, draw_number)
+                drafted += drafts(drafter, _held(case, sizes.tasks, number), Overrides(), name, _silent)
                 drafter.close()
-            outcomes = [outcome for _, outcome in drafted]
+            outcomes = [found.outcome for found in drafted]
             about = figures(outcomes)
             samples[name] = {**about, "draws": _by_draw(outcomes, sizes.draws)}
             told[f"right_{name}"] = about["quality"]
             told[f"prompt_tokens_{name}"] = about["prompt_tokens"]
             told[f"cached_share_{name}"] = fmean(
-                draft.cached_tokens / max(1, draft.prompt_tokens) for draft, _ in drafted
+                found.draft.cached_tokens / max(1, found.draft.prompt_tokens) for found in drafted
             )
             told[f"ms_{name}"] = about["ms"]["mean"]
             if way[0]:
-                found = gain(without, outcomes, np.random.default_rng(0))
-                told |= {f"gain_{name}": found.mean}
-                told |= {f"gain_{name}_low": found.low, f"gain_{name}_high": found.high}
+                gained = gain(without, outcomes, np.random.default_rng(0))
+                told |= {f"gain_{name}": gained.mean}
+                told |= {f"gain_{name}_low": gained.low, f"gain_{name}_high": gained.high}
             else:
                 without = outcomes
             tell(f"{name}: {100 * about['quality']:.1f} % of the fields right")
     return told, samples
 
 
-def _frozen(folder: Path, case: Case, way: Way, draw: int) -> Snapshot | None:
+def _frozen(folder: Path, case: Case, way: Way, number: int) -> Snapshot | None:
     shown, corrections = way
     if not shown:
         return None
     folder.mkdir(exist_ok=True)
-    rows = generate(_CASE, "held_out", corrections, _CORRECTIONS_SEED + draw)
     about = {"path": "generated", "manifest_sha256": "", "group_by": ""}
-    samples = (_sample(case, number, row.text, _present(row.value)) for number, row in enumerate(rows))
+    samples = _samples(case, corrections, _CORRECTIONS_SEED + number, "train")
     return Snapshot(freeze(folder, samples, [about]).folder, shown=shown)
 
 
-def _sample(case: Case, number: int, text: str, value: Value) -> Sample:
-    return Sample(
-        project=1,
-        task=number,
-        annotation=number,
-        case=case.name,
-        verdict="written",
-        input={"text": text},
-        system=case.compact,
-        instruction=text,
-        value=value,
-        target=case.labelling.encode(value),
-        group=group_of({"text": text}),
-        split="train",
-        metadata={"config_hash": case.labelling.config_hash},
-    )
+def _held(case: Case, tasks: int, number: int) -> HeldOut:
+    samples = _samples(case, tasks, _TASKS_SEED + number, "test")
+    return HeldOut([Row(sample, case, Task(sample.task, dict(sample.input))) for sample in samples])
 
 
-def _drafted(drafter: Drafter, case: Case, tasks: int, draw: int) -> Iterator[tuple[Draft, Outcome]]:
-    known = list(generate(_CASE, "held_out", tasks, _TASKS_SEED + draw))
-    rows = [Task(number, {"text": one.text}) for number, one in enumerate(known, start=1)]
-    names = [control.name for control in case.labelling.controls]
-    for draft, one in zip(drafter.draft(case, rows, deadline_s=1200), known, strict=True):
-        right, hits = compared(names, draft.value, _present(one.value))
-        kinds = {reason.kind for reason in draft.reasons}
-        yield (
-            draft,
-            Outcome(
-                group=group_of({"text": one.text}),
-                right=right,
-                hits=hits,
-                schema_valid=draft.value is not None and "schema" not in kinds,
-                rule_valid=draft.status == "ok",
-                ran=None,
-                attempts=draft.attempts,
-                prompt_tokens=draft.prompt_tokens,
-                completion_tokens=draft.completion_tokens,
-                ms=draft.ms,
-            ),
+def _samples(case: Case, count: int, seed: int, split: Split) -> Iterator[Sample]:
+    for number, row in enumerate(generate(_CASE, "held_out", count, seed)):
+        value = {key: part for key, part in row.value.items() if part is not None}
+        yield Sample(
+            project=1,
+            task=number,
+            annotation=number,
+            case=case.name,
+            verdict="written",
+            input={"text": row.text},
+            system=case.compact,
+            instruction=row.text,
+            value=value,
+            target=case.labelling.encode(value),
+            group=group_of({"text": row.text}),
+            split=split,
+            metadata={"config_hash": case.labelling.config_hash},
         )
 
 
-def _present(value: Mapping[str, Any]) -> Value:
-    return {key: part for key, part in value.items() if part is not None}
+def _silent(doing: str, count: int) -> None:
+    del doing, count
 
 
 def _by_draw(outcomes: Sequence[Outcome], draws: int) -> list[float]:

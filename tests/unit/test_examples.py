@@ -42,7 +42,7 @@ from backend.errors import ServiceError, SetupError, TaskError
 from backend.predict import Drafter, Larger
 from backend.settings import StoreSettings
 from scripts.servers import ROOT
-from tests.datasets import corrected
+from tests.datasets import corrected, corrections, store
 from tests.fake_vllm import Body, FakeVllm, fake_vllm
 from tests.families import FAMILIES
 from tests.verbs import run_here
@@ -458,3 +458,30 @@ def test_the_verb_freezes_what_a_dataset_holds_for_training_once(tmp_path: Path)
     assert [*snapshots.iterdir()] == [folder]
     code, _, said = run_here({}, "freeze_examples", tmp_path, "--out", snapshots)
     assert (code, "holds no dataset that can be read" in said) == (1, True)
+
+
+def test_the_verb_measures_what_corrections_in_prompts_gain(fake: FakeVllm, tmp_path: Path) -> None:
+    config = {"config_hash": CASE.labelling.config_hash}
+    samples = [replace(entry, metadata=config) for entry in corrections("complaint", 200)]
+    dataset = store(tmp_path / "dataset", samples)
+    truths = {entry.instruction: entry.target for entry in samples}
+
+    def answer(body: Body) -> str:
+        text = body["messages"][-1]["content"]
+        right = CASE.labelling.decode(truths[text])
+        return CASE.labelling.encode(right if len(body["messages"]) == 6 else {**right, "question": text[:2]})
+
+    fake.answer = lambda body: answer(body) if body["messages"][-1]["content"] in truths else "{}"
+    env = {
+        "MODEL_URL": fake.url,
+        "MODEL_NAME": fake.name,
+        "MODEL_PROFILE": "compact",
+        "EXAMPLES_SHOWN": "2",
+        "ARTIFACTS_URL": str(tmp_path / "artifacts"),
+    }
+    code, told, said = run_here(env, "freeze_examples", dataset, "--out", tmp_path / "out", "--measure")
+    assert code == 0, said
+    lines = [" ".join(line.split()) for line in told.splitlines()]
+    assert f"complaint: 20 held-out samples of 20 texts in {dataset}" in lines
+    assert "question exact match 0.0 -> 100.0 F1 0.0 -> 100.0" in lines
+    assert "gain +25.00 points, 95 % interval +25.00 to +25.00" in lines
