@@ -224,16 +224,24 @@ def test_what_one_dataset_holds_out_comes_in_from_no_other(tmp_path: Path) -> No
         freeze(tmp_path, [SAMPLES[0], held], [ABOUT])
 
 
-def test_killed_while_it_writes_it_leaves_no_half_of_a_snapshot(tmp_path: Path) -> None:
+def frozen_where_files_hold_200_bytes(folder: Path, *, dies: bool) -> int:
+    """Freeze in a process whose files end soon: by its death at that byte, or by an error. Give its status."""
     child = os.fork()
-    if child == 0:  # the kernel ends it in the middle of a write
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
-        freeze(tmp_path, SAMPLES, [ABOUT])
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WTERMSIG(status) == signal.SIGXFSZ
+    if child == 0:
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL if dies else signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+            freeze(folder, SAMPLES, [ABOUT])
+        except ServiceError as error:
+            os._exit(7 if "cannot be written: File too large" in str(error) else 8)
+        finally:
+            os._exit(9)
+    return os.waitpid(child, 0)[1]
+
+
+def test_killed_while_it_writes_it_leaves_no_half_of_a_snapshot(tmp_path: Path) -> None:
+    assert os.WTERMSIG(frozen_where_files_hold_200_bytes(tmp_path, dies=True)) == signal.SIGXFSZ
     (left,) = tmp_path.iterdir()
     assert left.name.endswith(".part")
     written = freeze(tmp_path, SAMPLES, [ABOUT])
@@ -242,13 +250,7 @@ def test_killed_while_it_writes_it_leaves_no_half_of_a_snapshot(tmp_path: Path) 
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
-    try:
-        with pytest.raises(ServiceError, match="cannot be written: File too large"):
-            freeze(tmp_path, SAMPLES, [ABOUT])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.waitstatus_to_exitcode(frozen_where_files_hold_200_bytes(tmp_path, dies=False)) == 7
     assert not list(tmp_path.iterdir())
 
 
