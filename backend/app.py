@@ -30,7 +30,7 @@ from backend.edge.uploads import Uploads
 from backend.edge.vllm import VllmModel
 from backend.errors import DraftloopError, SetupError
 from backend.jobs import Jobs, starter
-from backend.predict import Cache, Drafter, Larger, Neighbours
+from backend.predict import Cache, Drafter, Examples, Larger, Neighbours
 from backend.protocol import Server
 from backend.publish import Publisher
 from backend.reruns import Reruns, Work
@@ -93,13 +93,15 @@ def make_server(settings: Settings) -> Server:
     larger = make_larger_model(settings)
     artifacts = Artifacts(settings.store.artifacts_url)
     execution = make_execution(settings.execution, artifacts)
+    examples = make_examples(settings.store)
     drafter = make_drafter(
         metrics.metered(model),
         settings.model,
         make_cache(settings.store),
         make_neighbours(settings.store),
         execution,
-        make_larger(larger and metrics.metered(larger), settings, execution),
+        make_larger(larger and metrics.metered(larger), settings, execution, examples),
+        examples,
     )
     cases = Cases(settings.store.cases_dir)
     ledger = Ledger(settings.store.ledger_url)
@@ -190,6 +192,20 @@ def make_neighbours(settings: StoreSettings) -> Neighbours | None:
 
     reuse = settings.near_duplicates == "reuse"
     return SqliteNeighbours(settings.cache_url, max_rows=settings.cache_rows, reuse=reuse)
+
+
+def make_examples(settings: StoreSettings) -> Examples | None:
+    """Read the snapshot of corrections that prompts show, if one is wanted.
+
+    Raises:
+        SetupError: It is no snapshot, or not what it was.
+    """
+    if not settings.examples:
+        return None
+    # It brings numpy and the index: for those who want it.
+    from backend.edge.examples import Snapshot  # noqa: PLC0415
+
+    return Snapshot(Path(settings.examples), shown=settings.examples_shown)
 
 
 def make_execution(settings: ExecutionSettings, store: Store) -> Execution | None:
@@ -371,13 +387,23 @@ def make_larger_model(settings: Settings) -> VllmModel | None:
     )
 
 
-def make_larger_drafter(model: Model, settings: Settings, execution: Execution | None = None) -> Drafter:
+def make_larger_drafter(
+    model: Model,
+    settings: Settings,
+    execution: Execution | None = None,
+    examples: Examples | None = None,
+) -> Drafter:
     """Make the drafter that asks a cascade's larger model."""
     theirs = settings.model.model_copy(update={"profile": settings.cascade.profile})
-    return make_drafter(model, theirs, execution=execution, patient=False)
+    return make_drafter(model, theirs, execution=execution, examples=examples, patient=False)
 
 
-def make_larger(model: Model | None, settings: Settings, execution: Execution | None = None) -> Larger | None:
+def make_larger(
+    model: Model | None,
+    settings: Settings,
+    execution: Execution | None = None,
+    examples: Examples | None = None,
+) -> Larger | None:
     """Say what the larger model drafts, where there is one.
 
     Raises:
@@ -390,7 +416,7 @@ def make_larger(model: Model | None, settings: Settings, execution: Execution | 
             f"CASCADE_NAME names '{model.name}', and CASCADE_THRESHOLD is not set.",
             hint="scripts/cascade chooses it for an error budget.",
         )
-    return Larger(make_larger_drafter(model, settings, execution), settings.cascade.threshold)
+    return Larger(make_larger_drafter(model, settings, execution, examples), settings.cascade.threshold)
 
 
 def make_drafter(
@@ -400,6 +426,7 @@ def make_drafter(
     neighbours: Neighbours | None = None,
     execution: Execution | None = None,
     larger: Larger | None = None,
+    examples: Examples | None = None,
     *,
     patient: bool = True,
 ) -> Drafter:
@@ -416,6 +443,7 @@ def make_drafter(
         neighbours=neighbours,
         execution=execution,
         larger=larger,
+        examples=examples,
         patient=patient,
     )
 

@@ -40,9 +40,11 @@ from backend.core.prompting import (
     Profile,
     Prompt,
     Refinement,
+    Shown,
     preamble,
     render,
     render_retry,
+    showing,
 )
 from backend.core.rules import Reason
 from backend.core.runs import Run
@@ -93,6 +95,22 @@ class Neighbours(Protocol):
         ...
 
 
+class Examples(Protocol):
+    """Finds corrections like a task in a frozen snapshot: the same ones for the same task."""
+
+    def told(self, case: Case) -> dict[str, Any]:
+        """Give what decides which ones a case's tasks get; empty where they get none."""
+        ...
+
+    def find(self, case: Case, task: Task, question: str) -> tuple[Shown, ...]:
+        """Give those most like a task, the most alike last.
+
+        Raises:
+            TaskError: The task lacks a key that the config shows.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Larger:
     """Who drafts again what a small model is not sure of.
@@ -122,11 +140,13 @@ class Drafter:
         neighbours: Neighbours | None = None,
         execution: Execution | None = None,
         larger: Larger | None = None,
+        examples: Examples | None = None,
         patient: bool = True,  # with a server that fails, as long as there is time
     ) -> None:
         self._model = model
         self._cache = cache
         self._neighbours = neighbours
+        self._examples = examples
         self._profile: Profile = profile
         self._bind_quotes = bind_quotes
         self._temperature = temperature
@@ -174,6 +194,8 @@ class Drafter:
             told["quotes"] = "bound"
         if self._neighbours is not None:
             told["near_duplicates"] = "reuse" if self._neighbours.reuse else "example"
+        if self._examples is not None and (examples := self._examples.told(case)):
+            told["examples"] = examples
         if case.overrides.told():
             told["overrides"] = case.overrides.told()
         if case.labelling.program is not None:
@@ -182,7 +204,7 @@ class Drafter:
             theirs = self._larger.drafter.manifest(_elsewhere(case))
             told["cascade"] = {
                 "threshold": self._larger.threshold,
-                **{key: theirs[key] for key in ("model", "profile", "prompt")},
+                **{key: theirs[key] for key in ("model", "profile", "prompt", "examples") if key in theirs},
             }
         return told
 
@@ -292,7 +314,8 @@ class Drafter:
             case = case.for_task(task)
             environment = self._coding.environment(case)
             messages = render(case, task, self._profile_of(case), refinement, environment=environment)
-            key = _cache_key(version, messages, case)
+            shown = self._shown(case, task, messages) if refinement is None else ()
+            key = _cache_key(version, showing(messages, shown), case)
             known = self._known(case, task, version, key, ends)
             if known is not None:
                 return known
@@ -306,7 +329,9 @@ class Drafter:
                     draft = _reused(case, task, version, value, neighbour, started)
                     return replace(draft, model=self._model_of(case))
             grammar = case.grammar(task) if self._bind_quotes else None
-            found = self._answers(case, task, messages, grammar, ends, neighbour)
+            if neighbour is not None:
+                shown = (*shown, Shown(neighbour.question, neighbour.answer))
+            found = self._answers(case, task, messages, grammar, ends, shown)
             found = self._coding.mended(
                 case,
                 task,
@@ -418,17 +443,10 @@ class Drafter:
         messages: tuple[Message, ...],
         grammar: str | None,
         ends: float,
-        neighbour: Neighbour | None = None,
+        shown: Sequence[Shown] = (),
     ) -> Answered:
         """Ask, and where the answer breaks its rules once more; the answer that is kept comes last."""
-        if neighbour is not None:
-            # After all that tasks share, so that the prefix cache still serves that.
-            shown = (Message("user", neighbour.question), Message("assistant", neighbour.answer))
-            try:
-                return self._answers(case, task, (*messages[:-1], *shown, messages[-1]), grammar, ends)
-            except TaskError:
-                pass  # most often the example does not fit into the model's context
-        first = self._ask(case, messages, grammar, ends)
+        messages, first = self._first(case, messages, grammar, ends, shown)
         value, reasons = self._read(case, task, first)
         if not reasons:
             return Answered(value, reasons, (first,))
@@ -443,6 +461,28 @@ class Drafter:
         if better or (value is None and second_value is None):
             return Answered(second_value, second_reasons, (first, second))
         return Answered(value, reasons, (second, first))
+
+    def _shown(self, case: Case, task: Task, messages: Sequence[Message]) -> tuple[Shown, ...]:
+        return self._examples.find(case, task, messages[-1].content) if self._examples else ()
+
+    def _first(
+        self,
+        case: Case,
+        messages: tuple[Message, ...],
+        grammar: str | None,
+        ends: float,
+        shown: Sequence[Shown],
+    ) -> tuple[tuple[Message, ...], Completion]:
+        """Ask for the first time, showing as much as there is room for; the least alike is left out first."""
+        for left_out in range(len(shown)):
+            asked = showing(messages, shown[left_out:])
+            try:
+                answer = self._ask(case, asked, grammar, ends)
+            except TaskError:
+                continue  # most often it is longer than the model's context
+            if answer.finish_reason != "length" or answer.completion_tokens >= self._max_tokens:
+                return asked, answer
+        return messages, self._ask(case, messages, grammar, ends)
 
     def rerun(self, case: Case, task: Task, value: Value, *, limit_s: float) -> Run | None:
         """Run exactly the code that a human has in the page; what ran already is not run again.

@@ -132,6 +132,14 @@ class StoreSettings(BaseSettings):
         Path("draftloop-adapters"),
         description="Registry of adapters, which scripts/promote makes; vLLM reads it at the same path.",
     )
+    examples: str = Field(
+        "",
+        description="Corrections that prompts show: a folder that scripts/freeze_examples wrote; empty shows "
+        "none.",
+    )
+    examples_shown: int = Field(
+        3, ge=1, le=50, description="How many of them a task is shown, those most like it."
+    )
 
 
 class FlywheelSettings(BaseSettings):
@@ -221,7 +229,7 @@ SECTIONS: tuple[type[BaseSettings], ...] = (
 )
 
 # Prefixes that are ours alone. LABEL_STUDIO_ is shared with Label Studio's own variables.
-_OWN_PREFIXES = ("MODEL_", "CASCADE_", "BACKEND_", "EXECUTION_", "FLYWHEEL_")
+_OWN_PREFIXES = ("MODEL_", "CASCADE_", "BACKEND_", "EXECUTION_", "FLYWHEEL_", "EXAMPLES_")
 
 
 def variables() -> list[tuple[str, str, str]]:

@@ -5,11 +5,12 @@
     memory   peak of prelabel at 1,000 and 100,000 tasks
     tasks    import and sync against the SDK's own calls
     sync     a first sync of a large project, and one with nothing new, against all other ways to read it
+    examples whether corrections in the prompt make drafts better, on held-out generated complaints
     scores   whether a draft's score tells that it is right, on held-out generated tasks
     sandbox  a start, a plot and re-runs in the sandbox against a subprocess for each
 
 Everything is real but what `memory` stands on (fakes that hold nothing per task). Close other programs
-first: a busy machine makes figures, not errors. All of it takes about 45 minutes on 2 cores.
+first: a busy machine makes figures, not errors. All of it takes about 50 minutes on 2 cores.
 
     scripts/bench --out bench
     scripts/bench --out bench --only engine --pairs 3
@@ -29,7 +30,7 @@ import typer
 
 from backend.errors import SetupError
 from scripts import servers
-from scripts.benchmarks import engine, memory, plot, sandbox, scores, sync, tasks
+from scripts.benchmarks import engine, examples, memory, plot, sandbox, scores, sync, tasks
 from scripts.terminal import Verb, app, err, out, plain_errors
 
 cli = app()
@@ -53,6 +54,7 @@ class Subject(StrEnum):
     SYNC = "sync"
     SCORES = "scores"
     SANDBOX = "sandbox"
+    EXAMPLES = "examples"
 
 
 @cli.command(cls=Verb, help=__doc__)
@@ -84,6 +86,8 @@ def main(
             plot.engine(kept["samples"]["engine"], out_folder / "engine.png")
         if "scores" in kept["samples"]:
             scores.draw(kept["samples"]["scores"], out_folder / "scores.png")
+        if "examples" in kept["samples"]:
+            examples.draw(kept["samples"]["examples"], out_folder / "examples.png")
         out.print(f"Next: look at {file} and the plots beside it")
 
 
@@ -102,6 +106,13 @@ def _scores(scratch: Path, sizes: Sizes) -> Measured:
     model = servers.ROOT / "models" / engine.MODEL
     with servers.start_vllm(model, served_name=engine.MODEL) as vllm:
         return scores.measure(vllm.url, engine.MODEL, 300, _say)
+
+
+def _examples(scratch: Path, sizes: Sizes) -> Measured:
+    del sizes
+    model = servers.ROOT / "models" / engine.MODEL
+    with servers.start_vllm(model, served_name=engine.MODEL) as vllm:
+        return examples.measure(scratch, vllm.url, engine.MODEL, _say)
 
 
 def _memory(scratch: Path, sizes: Sizes) -> Measured:
@@ -127,6 +138,7 @@ _MEASURES: dict[Subject, Callable[[Path, Sizes], Measured]] = {
     Subject.SYNC: _sync,
     Subject.SCORES: _scores,
     Subject.SANDBOX: _sandbox,
+    Subject.EXAMPLES: _examples,
 }
 
 

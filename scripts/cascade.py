@@ -29,6 +29,7 @@ from rich.markup import escape
 from backend.app import (
     make_adapters,
     make_drafter,
+    make_examples,
     make_execution,
     make_larger_drafter,
     make_larger_model,
@@ -85,8 +86,9 @@ def main(  # one for each option
         model.probe()
         larger.probe()
         execution = make_execution(settings.execution, Artifacts(settings.store.artifacts_url))
-        small = make_drafter(model, settings.model, execution=execution)
-        theirs = make_larger_drafter(larger, settings, execution)
+        examples = make_examples(settings.store)
+        small = make_drafter(model, settings.model, execution=execution, examples=examples)
+        theirs = make_larger_drafter(larger, settings, execution, examples)
         calibrations = {}
         for name, held in chosen.items():
             progress = Measuring()

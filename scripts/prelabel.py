@@ -22,6 +22,7 @@ from backend.app import (
     make_adapters,
     make_cache,
     make_drafter,
+    make_examples,
     make_execution,
     make_larger,
     make_larger_model,
@@ -71,13 +72,15 @@ def main(
                 larger.check_served(larger.name, timeout_s=10)
             artifacts = Artifacts(settings.store.artifacts_url)
             execution = make_execution(settings.execution, artifacts)
+            examples = make_examples(settings.store)
             drafter = make_drafter(
                 model,
                 settings.model,
                 make_cache(settings.store),
                 make_neighbours(settings.store),
                 execution,
-                make_larger(larger, settings, execution),
+                make_larger(larger, settings, execution, examples),
+                examples,
             )
             records = Records(out_file or Path(f"prelabel-{project}.jsonl"))
             publish = make_publisher(settings, artifacts, label_studio)

@@ -28,6 +28,7 @@ from backend.app import (
     make_adapters,
     make_cache,
     make_drafter,
+    make_examples,
     make_execution,
     make_larger,
     make_larger_model,
@@ -42,6 +43,7 @@ from backend.edge.folder import locked
 from backend.edge.ledger import Ledger
 from backend.flywheel import MARGIN, Decision, Flywheel
 from backend.settings import Settings
+from scripts.measures import side_by_side
 from scripts.store import Records, Store, draft_project
 from scripts.terminal import ApiKeyOption, Measuring, UrlOption, Verb, app, connect, out, plain_errors
 
@@ -97,8 +99,9 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
             who = f"{_user()} as {label_studio.check()}"
             artifacts = Artifacts(settings.store.artifacts_url)
             execution = make_execution(settings.execution, artifacts)
-            caught = make_larger(larger, settings, execution)
-            uncached = make_drafter(model, settings.model, execution=execution)
+            examples = make_examples(settings.store)
+            caught = make_larger(larger, settings, execution, examples)
+            uncached = make_drafter(model, settings.model, execution=execution, examples=examples)
             cases = Cases(settings.store.cases_dir)
             flywheel = Flywheel(label_studio, cases, adapters, ledger, model, uncached)
             if run is not None:
@@ -126,6 +129,7 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
                 make_neighbours(settings.store),
                 execution,
                 caught,
+                examples,
             )
             target = label_studio.project(project)
             case = flywheel.current(target)
@@ -159,21 +163,8 @@ def _tell(decision: Decision) -> None:
         before, after, gain = told["before"], told["after"], told["gain"]
         lost = f", {told['lost']} more are not what they were" if told["lost"] else ""
         out.print(f"{escape(name)}: {before['samples']} held-out samples of {told['texts']} texts{lost}")
-        for field, figures in before["fields"].items():
-            then = after["fields"][field]
-            out.print(
-                f"  {field:<24} exact match {_points(figures['exact_match'], then['exact_match'])}   "
-                f"F1 {_points(figures['f1'], then['f1'])}"
-            )
-        for figure, words in _SHARES.items():
-            if figure in before:
-                out.print(f"  {words:<24} {_points(before[figure], after[figure])}")
-        for figure in ("prompt_tokens", "completion_tokens"):
-            out.print(f"  {figure.replace('_', ' '):<24} {before[figure]:.1f} -> {after[figure]:.1f}")
-        times = [f"{part['ms']['mean']:.0f} (p95 {part['ms']['p95']:.0f})" for part in (before, after)]
-        out.print(f"  {'ms a draft':<24} {' -> '.join(times)}")
-        low, mean, high = (100 * gain[key] for key in ("low", "mean", "high"))
-        out.print(f"  gain {mean:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}")
+        for line in side_by_side(before, after, gain):
+            out.print(line)
     out.print(f"evidence: {decision.evidence_file}")
     if decision.promoted:
         out.print(f"promoted: {decision.adapter.name}, version {decision.evidence['after']}")
@@ -184,19 +175,6 @@ def _tell(decision: Decision) -> None:
     out.print(
         "Next: correct more tasks, sync, train with others of the old cases among the rows, promote again"
     )
-
-
-_SHARES = {
-    "quality": "fields right",
-    "accepted": "accepted as they are",
-    "schema_valid": "fit the schema",
-    "rule_valid": "obey the rules",
-    "ran": "code ended well",
-}
-
-
-def _points(before: float, after: float) -> str:
-    return f"{100 * before:5.1f} -> {100 * after:5.1f}"
 
 
 def _list(adapters: Adapters, project: int) -> None:

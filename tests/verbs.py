@@ -26,6 +26,7 @@ def environment(server: LabelStudioServer, folder: Path, **more: str) -> dict[st
         "LEDGER_",
         "CASES_",
         "ARTIFACTS_",
+        "EXAMPLES",
         "EXECUTION",
         "SANDBOX_",
         "ADAPTERS_",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.benchmarks import engine, memory, plot, sandbox, scores, sync
+from scripts.benchmarks import engine, examples, memory, plot, sandbox, scores, sync
 from tests.conftest import ModelServer, installed
 
 FIGURES = {
@@ -61,6 +61,21 @@ def test_scores_are_judged_and_drawn(vllm: ModelServer, tmp_path: Path) -> None:
     assert all(len(judged) == 6 for judged in samples["whole"].values())
     scores.draw(samples, tmp_path / "scores.png")
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.integration
+def test_corrections_in_prompts_are_measured_and_drawn(vllm: ModelServer, tmp_path: Path) -> None:
+    told: list[str] = []
+    sizes = examples.Sizes(tasks=4, draws=2, ways=[(2, 20)])
+    url = vllm.url.removesuffix("/v1")
+    figures, samples = examples.measure(tmp_path, url, vllm.name, told.append, sizes)
+    assert set(samples) == {"examples_none", "examples_2_of_20"}
+    assert figures["prompt_tokens_examples_2_of_20"] > figures["prompt_tokens_examples_none"] > 0
+    assert 0 < figures["cached_share_examples_2_of_20"] < 1
+    assert figures["gain_examples_2_of_20_low"] <= figures["gain_examples_2_of_20_high"]
+    assert len(told) == 2
+    examples.draw(samples, tmp_path / "examples.png")
+    assert (tmp_path / "examples.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.integration
