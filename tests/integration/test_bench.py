@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.benchmarks import engine, examples, memory, plot, sandbox, scores, sync
+from scripts.benchmarks import circle, engine, examples, memory, plot, sandbox, scores, sync
 from tests.conftest import ModelServer, installed
 
 FIGURES = {
@@ -98,3 +98,11 @@ def test_auroc_is_the_share_of_pairs_in_order() -> None:
         (0.375, 0.0, 2),
         (0.75, 1.0, 2),
     ]
+
+
+def test_corrections_needed_lie_between_the_points_of_a_curve() -> None:
+    curve = [(0.0, 0.5), (40.0, 0.6), (80.0, 0.58), (160.0, 0.7)]
+    assert circle.needed(curve, 0.4) == 0
+    assert circle.needed(curve, 0.55) == pytest.approx(20)
+    assert circle.needed(curve, 0.64) == pytest.approx(120)
+    assert circle.needed(curve, 0.9) == float("inf")
