@@ -88,7 +88,7 @@ def line_chart(
         across: What the horizontal axis shows.
         mark: Where a vertical line stands.
     """
-    width, height, left, top = 460, 240, 40, 12
+    width, height, left, top = 460, 240, 48, 12
     parts = []
     for tenth in range(0, 11, 2):
         x, y = left + tenth / 10 * width, top + height - tenth / 10 * height
@@ -106,7 +106,8 @@ def line_chart(
     labels = _spread([top + height - points[-1][1] * height for points in lines.values()])
     for (name, points), colour, label in zip(lines.items(), _COLOURS, labels, strict=False):
         path = "L".join(f"{left + x * width:.1f} {top + height - y * height:.1f}" for x, y in points)
-        parts.append(f'<path d="M{path}" stroke="{colour}" stroke-width="2" fill="none"/>')
+        dashed = ' stroke-dasharray="5 4"' if colour == _COLOURS[-1] else ""  # it may lie on another one
+        parts.append(f'<path d="M{path}" stroke="{colour}" stroke-width="2"{dashed} fill="none"/>')
         parts.append(
             f'<text x="{left + width + 8}" y="{label + 4:.1f}" style="fill: {colour}">{escape(name)}</text>'
         )

@@ -66,5 +66,3 @@ def test_the_small_model_drafts_and_the_larger_one_what_it_is_not_sure_of(
                 about = {"project": f"{project.id}.1", "schema": project.label_config}
                 setup = client.post("/setup", json={**about, "extra_params": {"case": "complaint"}})
                 assert setup.json()["model_version"] == version
-                small.stop()
-                assert client.get("/ready").status_code == 503

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.app import make_larger, make_larger_model
+from backend.app import check_ready, make_larger, make_larger_model
 from backend.core.cascade import Pair, apart, at, bound, calibrated, choose, curve, least, one_each
 from backend.core.drafts import Draft
 from backend.core.labelling import Task, compile_labelling
@@ -20,6 +20,7 @@ from backend.core.measures import Hits, Outcome
 from backend.core.prompting import Overrides, generic_case
 from backend.edge.cache import SqliteCache
 from backend.edge.cases import Cases
+from backend.edge.ledger import Ledger
 from backend.edge.vllm import VllmModel
 from backend.errors import SetupError
 from backend.predict import Drafter, Larger
@@ -347,13 +348,17 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, va
         Settings()
 
 
-def test_what_is_wrong_with_the_larger_server_names_its_setting() -> None:
-    with (
-        fake_vllm(name="other") as fake,
-        VllmModel(fake.url, "larger", settings="CASCADE") as model,
-        pytest.raises(SetupError, match="Set CASCADE_NAME"),
-    ):
-        model.probe()
+def test_it_is_ready_when_both_servers_are_and_else_the_setting_is_named(two: Two, tmp_path: Path) -> None:
+    two.small.answer = two.larger.answer = None
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3")
+    with VllmModel(two.small.url, "small") as model:
+        with VllmModel(two.larger.url, "larger", settings="CASCADE") as larger:
+            check_ready(model, ledger, larger)
+        with (
+            VllmModel(two.larger.url, "another", settings="CASCADE") as larger,
+            pytest.raises(SetupError, match="Set CASCADE_NAME"),
+        ):
+            check_ready(model, ledger, larger)
 
 
 def test_the_small_model_of_the_tests_is_small_and_reads_as_the_other_does() -> None:
