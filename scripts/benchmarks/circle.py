@@ -56,7 +56,7 @@ class Sizes(NamedTuple):
     epochs  of the largest dataset
     """
 
-    corrections: tuple[int, ...] = (40, 80, 160)
+    corrections: tuple[int, ...] = (80, 160, 320)
     seeds: tuple[int, ...] = (0, 1)
     pool: int = 600
     held_out: int = 240
