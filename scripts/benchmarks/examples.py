@@ -152,7 +152,7 @@ def draw(samples: Mapping[str, Any], file: Path) -> None:
         file: A PNG; replaced.
     """
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
-    names = list(samples)
+    names = [name.removeprefix("examples_").replace("_", " ") for name in samples]
     for number in range(max(len(about["draws"]) for about in samples.values())):
         shares = [about["draws"][number] for about in samples.values()]
         axes.plot(names, shares, "o", color=_COLOURS[number % len(_COLOURS)], label=f"draw {number + 1}")
@@ -160,7 +160,7 @@ def draw(samples: Mapping[str, Any], file: Path) -> None:
     axes.set_ylabel("share of fields that are right")
     axes.set_ylim(0, 1)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(axis="x", labelrotation=20)
+    axes.set_xlabel("corrections shown, of how many")
     axes.legend(frameon=False)
     figure.savefig(file, dpi=130)
     plt.close(figure)

@@ -354,3 +354,11 @@ def test_what_is_wrong_with_the_larger_server_names_its_setting() -> None:
         pytest.raises(SetupError, match="Set CASCADE_NAME"),
     ):
         model.probe()
+
+
+def test_the_small_model_of_the_tests_is_small_and_reads_as_the_other_does() -> None:
+    models = Path(__file__).parents[2] / "models"
+    small, usual = models / "tiny-qwen3-small", models / "tiny-qwen3"
+    assert (small / "model.safetensors").stat().st_size <= 3_000_000
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        assert (small / name).read_bytes() == (usual / name).read_bytes()
