@@ -2,9 +2,9 @@
 
 The embedded model drafts a pool of complaints of another kind than it knows (`models.corpus.shifted`). Their
 known answers are the corrections: of the first tasks of the pool, in either order, datasets of several sizes
-are made, and on each an adapter is trained with the recipe of the embedded model. What each then drafts of
-held-out tasks, through the whole flow, is compared with the answers. The pool is ranked once, by the drafts
-of the model before any correction.
+are made, and on each an adapter is trained with the recipe of the embedded model, fewer rows the more often,
+so that all trainings take as many steps. What each then drafts of held-out tasks, through the whole flow, is
+compared with the answers. The pool is ranked once, by the drafts of the model before any correction.
 
 Every step is kept in the folder: another run goes on with what is missing.
 """
@@ -33,7 +33,7 @@ from backend.edge.vllm import VllmModel
 from backend.errors import ServiceError
 from backend.heldout import HeldOut, Row
 from backend.predict import Drafter
-from backend.records import State, put, recorded, write
+from backend.records import Source, State, put, recorded, write
 from models.corpus import shifted
 from scripts.training import train
 
@@ -44,25 +44,30 @@ ORDERS: Mapping[str, Callable[..., Sequence[Any]]] = {"next": rank, "random": by
 _NAMES = {"next": "order of next_tasks", "random": "random order"}
 _COLOURS = {"next": "#2a6fdb", "random": "#8a8f98"}
 _HELD_OUT_SEED = 1000
+_PROJECT = 1
 
 Tell = Callable[[str], None]
 Curve = Sequence[tuple[float, float]]
 
 
 class Sizes(NamedTuple):
-    """How much is measured; a seed makes a pool, breaks its ties, and begins the trainings."""
+    """How much is measured; a seed makes a pool, breaks its ties, and begins the trainings.
 
-    corrections: tuple[int, ...] = (40, 80, 160)
+    epochs  of the largest dataset
+    """
+
+    corrections: tuple[int, ...] = (80, 160, 320)
     seeds: tuple[int, ...] = (0, 1)
     pool: int = 600
     held_out: int = 240
+    epochs: int = 4
 
 
 FULL = Sizes()
 
 
 def measure(
-    folder: Path, vllm: str, model: str, tell: Tell, sizes: Sizes = FULL, options: Sequence[str] = ()
+    folder: Path, vllm: str, model: str, tell: Tell, sizes: Sizes = FULL
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Draft pools, train on parts of them, and measure what was learnt.
 
@@ -72,7 +77,6 @@ def measure(
         model: Name of the embedded model there.
         tell: Takes progress, in words.
         sizes: How much is measured.
-        options: More of scripts/train.
     Returns:
         `circle_base`, the share of fields that are right before; `circle_ORDER_SIZE` after so many
         corrections, the mean over seeds; `circle_accuracy`, the highest that both orders reach, and the
@@ -82,7 +86,7 @@ def measure(
     base = bench.step("base", lambda: bench.drafted(bench.held_out))
     tell(f"before: {base['right']:.3f} of the fields are right")
     points = [
-        {"order": order, "size": size, "seed": seed, **bench.point(order, size, seed, options)}
+        {"order": order, "size": size, "seed": seed, **bench.point(order, size, seed)}
         for size, seed, order in product(sizes.corrections, sizes.seeds, ORDERS)
     ]
     samples = {"base": base, "points": points}
@@ -96,7 +100,7 @@ class _Bench:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.held_out = _rows(sizes.held_out, _HELD_OUT_SEED, held_out=True)
-        self._vllm, self._model, self._pool, self._tell = vllm, model, sizes.pool, tell
+        self._vllm, self._model, self._sizes, self._tell = vllm, model, sizes, tell
 
     def step(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Give what a step made, now or in an earlier run."""
@@ -109,10 +113,11 @@ class _Bench:
         found: dict[str, Any] = json.loads(file.read_bytes())
         return found
 
-    def point(self, order: str, size: int, seed: int, options: Sequence[str]) -> dict[str, Any]:
+    def point(self, order: str, size: int, seed: int) -> dict[str, Any]:
         """Train on the first tasks of an order, and measure."""
         name = f"{order}-{size}-{seed}"
-        rows = _rows(self._pool, seed, held_out=False)
+        rows = _rows(self._sizes.pool, seed, held_out=False)
+        epochs = self._sizes.epochs * max(self._sizes.corrections) / size
         pool = self.step(f"pool-{seed}", lambda: self.drafted(rows))
 
         def make() -> dict[str, Any]:
@@ -125,7 +130,8 @@ class _Bench:
             if not dataset.exists():
                 _store(dataset, [rows[place].sample for place in picked])
             log = self.folder / f"{name}.log"
-            record = train(dataset, run, "--set", f"seed={seed}", *options, log=log)
+            more = ("--set", f"seed={seed}", "--set", f"epochs={epochs:g}")
+            record = train(dataset, run, *more, log=log)
             adapter = Adapters(self.folder / "adapters").register(run, self._model)
             with VllmModel(self._vllm, self._model) as model:
                 model.load_adapter(adapter.name, adapter.folder)
@@ -228,7 +234,7 @@ def _rows(count: int, seed: int, *, held_out: bool) -> list[Row]:
     for number, (data, value) in enumerate(shifted.make(count, seed, held_out=held_out), start=1):
         task = Task(number, {**data, STATUS_KEY: ""})
         regions = case.labelling.to_regions(present(value), task).regions
-        sample = judge(Annotation(number, 1, task, regions, cancelled=False), case)
+        sample = judge(Annotation(number, _PROJECT, task, regions, cancelled=False), case)
         if isinstance(sample, Rejected):
             raise ServiceError(f"Task {number} is no sample: {sample.reason}")
         rows.append(Row(sample, case, task))
@@ -242,5 +248,6 @@ def _store(folder: Path, samples: Sequence[Sample]) -> None:
     splits: dict[int, Split] = {sample.annotation: "train" for sample in samples}
     with Lines(aside) as lines:
         placed = {sample.annotation: put(lines, recorded(sample)) for sample in samples}
-        write(aside, lines, State(rows=placed), Settled(splits, {}))
+        source = Source("Pool", "", samples[0].case, "", samples[0].metadata["config_hash"], None)
+        write(aside, lines, State({_PROJECT: source}, rows=placed), Settled(splits, {}))
     aside.rename(folder)

@@ -5,13 +5,13 @@ from pathlib import Path
 from scripts.benchmarks import circle
 from tests.conftest import ModelServer, installed
 
-SMALL = circle.Sizes(corrections=(32,), seeds=(0,), pool=40, held_out=6)
+SMALL = circle.Sizes(corrections=(32,), seeds=(0,), pool=40, held_out=6, epochs=1)
 
 
 def test_the_curve_is_measured_kept_and_drawn(vllm: ModelServer, tmp_path: Path) -> None:
     url, told = vllm.url.removesuffix("/v1"), list[str]()
     with installed():
-        first = circle.measure(tmp_path, url, vllm.name, told.append, SMALL, ("--set", "epochs=1"))
+        first = circle.measure(tmp_path, url, vllm.name, told.append, SMALL)
     figures, samples = first
     assert {"circle_base", "circle_next_32", "circle_random_32", "circle_accuracy"} <= set(figures)
     assert len(told) == 3
