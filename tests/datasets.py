@@ -85,7 +85,13 @@ def load_with(environment: str, script: str, *arguments: object) -> None:
     """Run a script of tests/consumers in an environment of its own; it has to end well."""
     with installed():
         python = servers.environment(environment) / "bin" / "python"
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(arguments[1]), "PYTHONPATH": str(servers.ROOT)}
+    offline = {
+        "DO_NOT_TRACK": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HOME": str(arguments[1]),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(servers.ROOT),
+    }
     command = [str(python), "-P", f"tests/consumers/{script}", *map(str, arguments)]
     done = subprocess.run(
         command,

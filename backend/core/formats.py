@@ -5,8 +5,8 @@ Supervised rows come from every sample. Preference rows come from what a human m
 corrected draft against its correction (DPO); drafts judged right or wrong, and corrections (KTO).
 
 Source:
-    the loaders of TRL 1.16, LLaMA-Factory 0.9.5 and ms-swift 4.6.0, with which `scripts/test --trainers`
-    reads these rows. Axolotl's and OpenAI's follow their documentation and source, and were not loaded.
+    the loaders of TRL 1.16, LLaMA-Factory 0.9.5, ms-swift 4.6.0 and Axolotl 0.19.0, with which
+    `scripts/test --trainers` reads these rows. OpenAI's follow its documentation, and were not loaded.
 """
 
 import json

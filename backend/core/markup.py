@@ -15,11 +15,12 @@ p { margin: .4rem 0 } .sum { font-size: 1.1rem } .quiet { color: #59636e }
 table { border-collapse: collapse; margin: .5rem 0 } caption { text-align: left; color: #59636e }
 th, td { text-align: left; vertical-align: top; padding: .25rem 1.2rem .25rem 0;
   border-bottom: 1px solid #d1d9e0 }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums } td.n { white-space: nowrap }
 td:last-child { overflow-wrap: anywhere } td .quiet { white-space: nowrap }
 svg { display: block; margin: .3rem 0; max-width: 100% }
 svg text { font: 11px system-ui, sans-serif; fill: #59636e } rect { fill: #4c78a8 } rect.b { fill: #b8c4d0 }
 ul.first { border-left: 4px solid #bc4c00; padding: .3rem 0 .3rem 1.6rem; margin: .5rem 0 }
+@media (max-width: 48rem) { th, td { padding-right: .6rem } td .quiet { white-space: normal } }
 @media print { body { margin: 0; max-width: none; font-size: 10pt } h2, tr, svg { break-inside: avoid }
   h2 { break-after: avoid } }
 """

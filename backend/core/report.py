@@ -156,7 +156,7 @@ def _drafts(tally: Tally) -> Iterator[str]:
             for version, drafts in sorted(tally.versions.items(), key=lambda item: (_since(item[1]), item[0]))
         ]
         head = ["version of the draft", "judged", "accepted", "share (95 %)", "median time", "by day"]
-        yield table(head, rows, numbers={1, 2}, html={5})
+        yield table(head, rows, numbers={1, 2, 3, 4}, html={5})
     yield paragraph(f"Median time without a draft: {_seconds(tally.undrafted_s)}.")
     fields: list[list[Cell]] = [
         [
@@ -172,7 +172,7 @@ def _drafts(tally: Tally) -> Iterator[str]:
     ]
     if fields:
         head = ["case", "field", "drafted", "corrected", "share (95 %)", "kept of a corrected one"]
-        yield table(head, fields, numbers={2, 3})
+        yield table(head, fields, numbers={2, 3, 4, 5})
     if tally.deciles:
         bars = []
         for tenth in range(10):
@@ -220,7 +220,7 @@ def _people(tally: Tally) -> Iterator[str]:
         for human, person in sorted(tally.people.items(), key=lambda item: (item[0] is None, item[0] or 0))
     ]
     head = ["annotator", "samples", "held", "rejected", "drafts accepted", "corrected", "median time"]
-    yield table(head, rows, numbers={1, 2, 3, 4, 5})
+    yield table(head, rows, numbers={1, 2, 3, 4, 5, 6})
 
 
 def _agreement(tally: Tally) -> Iterator[str]:
@@ -260,7 +260,7 @@ def _spot_checks(strata: Sequence[Stratum], options: Options) -> Iterator[str]:
     rows.append(["all", total, drawn, checked, failed, f"{low:.0%} to {high:.0%}" if checked else "-"])
     yield paragraph(f"{options.spot_check:.0%} are drawn, and held until a second human has passed them.")
     head = ["stratum", "samples", "drawn", "checked", "wrong", "share of wrong ones (95 %)"]
-    yield table(head, rows, numbers={1, 2, 3, 4})
+    yield table(head, rows, numbers={1, 2, 3, 4, 5})
 
 
 # ---------------------------------------------------------------------------------- how it is written

@@ -2,7 +2,7 @@
 
 Knows the draw, the labelling config of the review project, and how its tasks are read back. Does not
 know Label Studio's API. The reviewer sees the question, the answer and what programs left: not who or
-what drafted it, nor who submitted it.
+what drafted it, nor who submitted it and what they thought of it.
 
 The draw is a function of project and annotation alone, so it stays while data grow; the first in that
 order of each stratum (case, annotator, band of the draft's score) is drawn in any case.
@@ -23,7 +23,10 @@ ENOUGH = 5  # checks from which on a stratum is judged as a whole
 TITLE = "Spot check"
 CONFIG = """\
 <View>
-  <Style>.both { display: flex; gap: 2em; line-height: 1.6 } .one { flex: 1; min-width: 0 }</Style>
+  <Style>
+    .both { display: flex; gap: 2em; line-height: 1.6 } .one { flex: 1; min-width: 0 }
+    .both pre { white-space: pre-wrap; margin: 0 } .both .code { font-family: monospace; font-size: 90% }
+  </Style>
   <View className="both">
     <View className="one">
       <Header value="What was wanted" size="5"/>
@@ -47,7 +50,8 @@ CONFIG = """\
 
 _Z = 1.96  # of a 95 % interval
 _BANDS = ((0.5, "score below 0.5"), (0.9, "score 0.5 to 0.9"), (math.inf, "score 0.9 and more"))
-_PRE = '<pre style="white-space: pre-wrap; margin: 0">{}</pre>'
+_PRE = "<pre>{}</pre>"
+_CODE = '<pre class="code">{}</pre>'
 
 
 @dataclass(frozen=True)
@@ -119,22 +123,28 @@ def order(sample: Sample) -> float:
 
 def shown(sample: Sample) -> dict[str, Any]:
     """Give the data of the review task: what a reviewer sees, and by what the verdict finds back."""
-    question = [sample.instruction, *(f"{file['path']}" for file in sample.input_files)]
+    question = [_PRE.format(html.escape(sample.instruction))]
+    if sample.input_files:
+        files = ", ".join(file["path"] for file in sample.input_files)
+        question += [f"<b>It reads</b> {html.escape(files)}"]
+    asked = json.loads(sample.target)  # of a model; the rest is the annotator's own verdict and comment
+    form = _CODE if sample.attempts else _PRE
     answer = [
         "<br>".join(
-            f"<b>{html.escape(name)}</b><br>{_PRE.format(html.escape(_words(part)))}"
+            f"<b>{html.escape(name)}</b>{form.format(html.escape(_words(part)))}"
             for name, part in sample.value.items()
+            if name in asked
         )
         or "<i>nothing</i>"
     ]
     if sample.attempts:
         last = sample.attempts[-1]
         for step in last["steps"]:
-            answer += [f"<b>It prints</b>{_PRE.format(html.escape(step['stdout'] + step['stderr']))}"]
+            answer += [f"<b>It prints</b>{_CODE.format(html.escape(step['stdout'] + step['stderr']))}"]
         files = ", ".join(f"{file['path']} ({file['size_bytes']} bytes)" for file in sample.output_files)
         answer += [f"<b>It leaves</b> {html.escape(files)}" if files else "<b>It leaves no file</b>"]
     return {
-        "question": "<br>".join(_PRE.format(html.escape(text)) for text in question),
+        "question": "<br>".join(question),
         "answer": "<br>".join(answer),
         "annotation": sample.annotation,
         "seal": Brief.of(sample).seal,

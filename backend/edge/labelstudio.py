@@ -38,6 +38,19 @@ EVENTS = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED")  # 
 TABS = ("All tasks", "Needs a human", "Passed the rules")
 SENT_BACK_TAB = "Sent back"
 NEXT_TAB = "Label next"
+# Hidden in tabs made in its page, but shown in ours unless told: reasons would stand beyond the edge.
+_HIDDEN = [
+    f"tasks:{name}"
+    for name in (
+        *("inner_id", "annotations_results", "annotations_ids", "predictions_model_versions"),
+        *("predictions_results", "file_upload", "storage_filename", "created_at", "updated_at", "updated_by"),
+        *("avg_lead_time", "allow_skip", "draft_exists"),
+    )
+]
+_HIDDEN_IN_A_TASK = [
+    f"tasks:{name}"
+    for name in ("id", "completed_at", "cancelled_annotations", "total_predictions", "annotators")
+]
 
 _PAGE = 500  # tasks a listing page: 0.2 s without, 0.6 s with annotations and predictions
 _IMPORT_TASKS = 2000
@@ -312,7 +325,14 @@ class LabelStudio:
         if view is not None and _holds(view["data"], wanted):
             return "already there"
         ordering = ["tasks:predictions_score"] if items else []
-        fresh = {"title": title, "type": "list", "target": "tasks", "ordering": ordering}
+        hidden = {"explore": _HIDDEN, "labeling": _HIDDEN + _HIDDEN_IN_A_TASK}
+        fresh = {
+            "title": title,
+            "type": "list",
+            "target": "tasks",
+            "ordering": ordering,
+            "hiddenColumns": hidden,
+        }
         data = ViewDataRequestRequest(**{**(view["data"] if view else fresh), **wanted})
         tab = {"project": project.id, "data": data}
         if view is None:

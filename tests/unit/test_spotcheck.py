@@ -119,6 +119,14 @@ def test_a_reviewer_sees_question_and_answer_escaped_and_nobodys_name() -> None:
     assert not any(secret in told for secret in ("model-x", "李", "777", "0.7"))
     (program,) = written_out(code=True)[:1]
     assert "总数 2" in shown(program)["answer"]
+    judged = replace(
+        program,
+        value={"code": "print(2)", "verdict": "pass", "comment": "better than the draft"},
+        target='{"code":"print(2)"}',
+    )
+    assert "print(2)" in shown(judged)["answer"]
+    assert "pass" not in shown(judged)["answer"]
+    assert "better" not in shown(judged)["answer"]
     assert {source.key for source in compile_labelling(CONFIG).sources} <= task.keys()
     assert 0 <= order(one) < 1
 
