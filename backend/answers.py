@@ -25,13 +25,14 @@ from typing import Any, Protocol
 import structlog
 
 from backend.coding import run_reasons
+from backend.core.drafts import Draft, draft_status_html, status_html
 from backend.core.labelling import STATUS_KEY, Task, Value
 from backend.core.prompting import Case, Overrides, Promoted, Refinement, parse_extra_params
 from backend.core.rules import Reason
 from backend.core.runs import NO_RUN, RUN_KEY, Run, missing_outputs, outputs_of
 from backend.edge.metrics import Metrics
 from backend.errors import DraftloopError, ServiceError, SetupError, where
-from backend.predict import BATCH_LIMIT_S, Draft, Drafter, draft_status_html, status_html
+from backend.predict import BATCH_LIMIT_S, Drafter
 from backend.runner import told
 
 _log = structlog.get_logger("backend")
@@ -378,6 +379,8 @@ class Answers:
         self._metrics.drafts.labels(case.name, draft.status).inc()
         if draft.near_duplicate:
             self._metrics.near_duplicates.labels(case.name, draft.near_duplicate).inc()
+        if draft.cascade:
+            self._metrics.cascade.labels(case.name, draft.cascade).inc()
         for reason in draft.reasons:
             self._metrics.reasons.labels(case.name, reason.kind).inc()
         _log.info(
@@ -388,6 +391,7 @@ class Answers:
             version=draft.version,
             status=draft.status,
             reasons=[reason.kind for reason in draft.reasons],
+            **({"model": draft.model, "cascade": draft.cascade} if draft.cascade else {}),
             attempts=draft.attempts,
             ms=draft.ms,
             prompt_tokens=draft.prompt_tokens,

@@ -30,7 +30,7 @@ from backend.edge.uploads import Uploads
 from backend.edge.vllm import VllmModel
 from backend.errors import DraftloopError, SetupError
 from backend.jobs import Jobs, starter
-from backend.predict import Cache, Drafter, Neighbours
+from backend.predict import Cache, Drafter, Examples, Larger, Neighbours
 from backend.protocol import Server
 from backend.publish import Publisher
 from backend.reruns import Reruns, Work
@@ -90,14 +90,18 @@ def make_server(settings: Settings) -> Server:
         raise SetupError("BACKEND_VIEWER_USER has no password.", hint="Set BACKEND_VIEWER_PASSWORD.")
     log_as_json(settings.backend.log_level)
     model, metrics = make_model(settings.model, make_adapters(settings.store)), Metrics()
+    larger = make_larger_model(settings)
     artifacts = Artifacts(settings.store.artifacts_url)
     execution = make_execution(settings.execution, artifacts)
+    examples = make_examples(settings.store)
     drafter = make_drafter(
         metrics.metered(model),
         settings.model,
         make_cache(settings.store),
         make_neighbours(settings.store),
         execution,
+        make_larger(larger and metrics.metered(larger), settings, execution, examples),
+        examples,
     )
     cases = Cases(settings.store.cases_dir)
     ledger = Ledger(settings.store.ledger_url)
@@ -120,7 +124,7 @@ def make_server(settings: Settings) -> Server:
         answers=answers,
         user=settings.backend.user,
         password=settings.backend.password.get_secret_value(),
-        probe=partial(check_ready, model, ledger),
+        probe=partial(check_ready, model, ledger, larger),
         metrics=metrics,
         check_served=model.check_served,
         artifacts=artifacts,
@@ -129,7 +133,7 @@ def make_server(settings: Settings) -> Server:
         viewer_password=settings.backend.viewer_password.get_secret_value(),
     )
     # Behind the start: the model may come up later than we do, and health must answer meanwhile.
-    Thread(target=_warn_unless_ready, args=[model, ledger], daemon=True, name="probe").start()
+    Thread(target=_warn_unless_ready, args=[model, ledger, larger], daemon=True, name="probe").start()
     if execution is not None and any(cases.get(name).labelling.program for name in cases.names()):
         # The version of a code case says what is installed in the sandbox, and Label Studio gives /setup 3 s:
         # so it is started before anybody asks, unless that takes very long.
@@ -188,6 +192,20 @@ def make_neighbours(settings: StoreSettings) -> Neighbours | None:
 
     reuse = settings.near_duplicates == "reuse"
     return SqliteNeighbours(settings.cache_url, max_rows=settings.cache_rows, reuse=reuse)
+
+
+def make_examples(settings: StoreSettings) -> Examples | None:
+    """Read the snapshot of corrections that prompts show, if one is wanted.
+
+    Raises:
+        SetupError: It is no snapshot, or not what it was.
+    """
+    if not settings.examples:
+        return None
+    # It brings numpy and the index: for those who want it.
+    from backend.edge.examples import Snapshot  # noqa: PLC0415
+
+    return Snapshot(Path(settings.examples), shown=settings.examples_shown)
 
 
 def make_execution(settings: ExecutionSettings, store: Store) -> Execution | None:
@@ -356,12 +374,61 @@ def make_model(settings: ModelSettings, adapters: Adapters) -> VllmModel:
     )
 
 
+def make_larger_model(settings: Settings) -> VllmModel | None:
+    """Make the client of a cascade's larger model, None where there is no cascade; nothing is sent yet."""
+    if not settings.cascade.name:
+        return None
+    return VllmModel(
+        str(settings.cascade.url or settings.model.url),
+        settings.cascade.name,
+        api_key=settings.cascade.api_key.get_secret_value(),
+        connections=settings.model.concurrency,
+        settings="CASCADE",
+    )
+
+
+def make_larger_drafter(
+    model: Model,
+    settings: Settings,
+    execution: Execution | None = None,
+    examples: Examples | None = None,
+) -> Drafter:
+    """Make the drafter that asks a cascade's larger model."""
+    theirs = settings.model.model_copy(update={"profile": settings.cascade.profile})
+    return make_drafter(model, theirs, execution=execution, examples=examples, patient=False)
+
+
+def make_larger(
+    model: Model | None,
+    settings: Settings,
+    execution: Execution | None = None,
+    examples: Examples | None = None,
+) -> Larger | None:
+    """Say what the larger model drafts, where there is one.
+
+    Raises:
+        SetupError: The threshold is missing.
+    """
+    if model is None:
+        return None
+    if settings.cascade.threshold is None:
+        raise SetupError(
+            f"CASCADE_NAME names '{model.name}', and CASCADE_THRESHOLD is not set.",
+            hint="scripts/cascade chooses it for an error budget.",
+        )
+    return Larger(make_larger_drafter(model, settings, execution, examples), settings.cascade.threshold)
+
+
 def make_drafter(
     model: Model,
     settings: ModelSettings,
     cache: Cache | None = None,
     neighbours: Neighbours | None = None,
     execution: Execution | None = None,
+    larger: Larger | None = None,
+    examples: Examples | None = None,
+    *,
+    patient: bool = True,
 ) -> Drafter:
     """Make the drafter that asks a model as the settings say."""
     return Drafter(
@@ -375,24 +442,29 @@ def make_drafter(
         cache=cache,
         neighbours=neighbours,
         execution=execution,
+        larger=larger,
+        examples=examples,
+        patient=patient,
     )
 
 
-def check_ready(model: VllmModel, ledger: Ledger) -> None:
-    """Check that the model can draft, and hand a server that was restarted its adapters again.
+def check_ready(model: VllmModel, ledger: Ledger, larger: VllmModel | None = None) -> None:
+    """Check that the models can draft, and hand a server that was restarted its adapters again.
 
     Raises:
-        ServiceError: The server or the ledger does not answer.
-        SetupError: It cannot draft, or does not take an adapter.
+        ServiceError: A server or the ledger does not answer.
+        SetupError: One cannot draft, or does not take an adapter.
     """
     model.probe()
+    if larger is not None:
+        larger.probe()
     for name in {promoted.model for promoted in ledger.all_promoted().values()}:
         model.check_served(name)
 
 
-def _warn_unless_ready(model: VllmModel, ledger: Ledger) -> None:
+def _warn_unless_ready(model: VllmModel, ledger: Ledger, larger: VllmModel | None) -> None:
     try:
-        check_ready(model, ledger)
+        check_ready(model, ledger, larger)
     except DraftloopError as error:
         _log.warning("the model cannot draft yet", model=model.name, error=error.message, hint=error.hint)
 

@@ -8,53 +8,28 @@ and the same call begins again. The last step is one row of the ledger, which ev
 request.
 """
 
-import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from backend.core.labelling import Task
-from backend.core.measures import LEAST_GROUPS, Interval, Outcome, compared, figures, gain, groups, objections
+from backend.core.measures import LEAST_GROUPS, Interval, Outcome, figures, gain, groups, objections
 from backend.core.prompting import Case, Overrides, Promoted, parse_extra_params
-from backend.core.sample import Sample
 from backend.edge.adapters import Adapter, Adapters
 from backend.edge.cases import Cases
-from backend.edge.folder import MANIFEST, lines_of
 from backend.edge.labelstudio import LabelStudio, Project
 from backend.edge.ledger import Ledger
 from backend.edge.vllm import VllmModel
-from backend.errors import ServiceError, SetupError, TaskError
-from backend.predict import Draft, Drafter
-from backend.records import manifest_and_options
+from backend.errors import SetupError
+from backend.heldout import HeldOut, HeldOutSamples, Tell, measure
+from backend.predict import Drafter
 
 MARGIN = 0.01  # what another case may lose
 _SEED = 0
 _BACK = "roll back"  # in the journal
-
-Tell = Callable[[str, int], None]  # what is being done, and of how many parts one is done now; 0 begins
-
-
-@dataclass(frozen=True)
-class Row:
-    """A held-out sample, with its case and its task as the annotator had it."""
-
-    sample: Sample
-    case: Case
-    task: Task
-
-
-@dataclass
-class HeldOut:
-    """The held-out samples of one case. `lost` counts those whose task or config is not what it was."""
-
-    rows: list[Row] = field(default_factory=list)
-    lost: int = 0
-    datasets: dict[str, str] = field(default_factory=dict)  # by folder, the hash of its manifest
 
 
 @dataclass(frozen=True)
@@ -97,6 +72,7 @@ class Flywheel:
         """
         self._label_studio = label_studio
         self._cases = cases
+        self._samples = HeldOutSamples(cases, label_studio)
         self._adapters = adapters
         self._ledger = ledger
         self._model = model
@@ -138,8 +114,8 @@ class Flywheel:
         self._model.load_adapter(adapter.name, adapter.folder)
         outcomes = {
             name: (
-                self._measure(held, was, f"{name}, what drafts now", tell),
-                self._measure(held, becomes, f"{name}, {adapter.name}", tell),
+                self._outcomes(held, was, f"{name}, what drafts now", tell),
+                self._outcomes(held, becomes, f"{name}, {adapter.name}", tell),
             )
             for name, held, was, becomes in [
                 (self._case(project, now).name, target, now, then),
@@ -228,7 +204,7 @@ class Flywheel:
         if folder is None:
             raise SetupError("The run does not say its dataset.", hint="Name it with --dataset.")
         case = self._case(project, Overrides()).name
-        found = self._read(folder)
+        found = self._samples.read(folder)
         target = found.pop(case, HeldOut())
         count = len({row.sample.group for row in target.rows})
         if count < LEAST_GROUPS:
@@ -241,7 +217,7 @@ class Flywheel:
         for guard in guards or self._guards(project.id):
             if guard.resolve() == folder.resolve():
                 continue
-            more = self._read(guard)
+            more = self._samples.read(guard)
             if not any(held.rows for held in more.values()):
                 raise SetupError(f"{guard} holds out no sample.", hint="Name another with --guard.")
             for name, held in more.items():
@@ -261,78 +237,8 @@ class Flywheel:
                 found[entry["project"]] = Path(entry["dataset"])
         return list(dict.fromkeys(found.values()))
 
-    def _read(self, folder: Path) -> dict[str, HeldOut]:
-        """Read the held-out samples of a dataset, by case, with the tasks that they came from."""
-        manifest_and_options(folder)
-        content = (folder / MANIFEST).read_bytes()
-        about = {str(folder.absolute()): hashlib.sha256(content).hexdigest()}
-        by_project: dict[int, list[Sample]] = defaultdict(list)
-        for record in lines_of(folder, "samples.jsonl"):
-            if record["split"] == "test":
-                by_project[record["project"]].append(Sample.from_record(record))
-        found: dict[str, HeldOut] = defaultdict(lambda: HeldOut(datasets=about))
-        for project, samples in by_project.items():
-            for sample, row in self._rows(project, samples):
-                held = found[sample.case]
-                if row is None:
-                    held.lost += 1
-                else:
-                    held.rows.append(row)
-        return dict(found)
-
-    def _rows(self, project_id: int, samples: Sequence[Sample]) -> Iterator[tuple[Sample, Row | None]]:
-        """Give samples with case and task: the same texts, under the same config, as when they were made."""
-        project: Project | None = None
-        asked: list[tuple[Sample, Case]] = []
-        for sample in samples:
-            case = self._cases.get(sample.case) if sample.case in self._cases.names() else None
-            if case is None or not _is_of(sample, case):
-                project = project or self._label_studio.project(project_id)
-                case = self._cases.find(project.label_config, project.case)
-            if not _is_of(sample, case):
-                yield sample, None
-                continue
-            # What its texts alone say is enough for most: then nobody has to be asked.
-            task = Task(sample.task, dict(sample.input))
-            if (
-                case.labelling.program is None
-                and not case.labelling.dynamic
-                and _same_texts(sample, case, task)
-            ):
-                yield sample, Row(sample, case, task)
-            else:
-                asked.append((sample, case))
-        if asked:
-            project = project or self._label_studio.project(project_id)
-            ids = {sample.task for sample, _ in asked}
-            data = {row["id"]: row["data"] for row in self._label_studio.tasks_by_id(project, ids)}
-            for sample, case in asked:
-                task = Task(sample.task, data.get(sample.task, {}))
-                yield sample, Row(sample, case, task) if _same_texts(sample, case, task) else None
-
-    def _measure(self, held: HeldOut, overrides: Overrides, doing: str, tell: Tell) -> list[Outcome]:
-        """Draft every held-out sample through the whole flow; gives the outcomes in the order of the rows.
-
-        One version after the other: a server that has both in one batch may answer otherwise.
-        """
-        tell(doing, 0)
-        found: dict[int, Outcome] = {}
-        by_case: dict[str, list[int]] = defaultdict(list)
-        for place, row in enumerate(held.rows):
-            by_case[row.case.labelling.config_hash].append(place)
-        for places in by_case.values():
-            case = held.rows[places[0]].case.overridden(overrides)
-            runs_code = self._drafter.manifest(case).get("execution", {}).get("mode") == "auto"
-            tasks = (replace(held.rows[place].task, id=place) for place in places)
-            for draft in self._drafter.stream(case, tasks):
-                if draft.status == "failed":
-                    raise ServiceError(
-                        f"A draft failed while '{doing}' was measured: {draft.reasons[0]}",
-                        hint="Nothing was decided; the old version serves.",
-                    )
-                found[draft.task_id] = _outcome(held.rows[draft.task_id], case, draft, runs_code=runs_code)
-                tell(doing, 1)
-        return [found[place] for place in range(len(held.rows))]
+    def _outcomes(self, held: HeldOut, overrides: Overrides, doing: str, tell: Tell) -> list[Outcome]:
+        return [found.outcome for found in measure(self._drafter, held, overrides, doing, tell)]
 
 
 def _of(adapter: Adapter) -> Promoted:
@@ -342,41 +248,6 @@ def _of(adapter: Adapter) -> Promoted:
 def _bare(overrides: Overrides) -> Overrides:
     """Give the model alone: the instruction of one project is none of another case."""
     return Overrides(model=overrides.model, profile=overrides.profile)
-
-
-def _is_of(sample: Sample, case: Case) -> bool:
-    return (case.name, case.labelling.config_hash) == (sample.case, sample.metadata.get("config_hash"))
-
-
-def _same_texts(sample: Sample, case: Case, task: Task) -> bool:
-    try:
-        return case.for_task(task).labelling.inputs(task) == sample.input
-    except TaskError:
-        return False
-
-
-def _outcome(row: Row, case: Case, draft: Draft, *, runs_code: bool) -> Outcome:
-    labelling = case.for_task(row.task).labelling
-    drafted = None if draft.value is None else labelling.from_regions(draft.regions, row.task)
-    names = [control.name for control in labelling.controls if control.name not in labelling.human]
-    right, hits = compared(names, drafted, row.sample.value)
-    kinds = {reason.kind for reason in draft.reasons}
-    ran = None
-    if labelling.program is not None and runs_code:
-        ran = draft.run is not None and "run" not in kinds
-        right[labelling.program.field] |= ran
-    return Outcome(
-        group=row.sample.group,
-        right=right,
-        hits=hits,
-        schema_valid=drafted is not None and "schema" not in kinds,
-        rule_valid=drafted is not None and not kinds & {"schema", "rule", "grounding"},
-        ran=ran,
-        attempts=draft.attempts,
-        prompt_tokens=draft.prompt_tokens,
-        completion_tokens=draft.completion_tokens,
-        ms=draft.ms,
-    )
 
 
 def _told(

@@ -3,31 +3,25 @@
 Knows the order of the steps and what is done when one fails. Does not know Label Studio's protocol or
 vLLM's. Every task gets exactly one draft; a bad one never costs the others theirs.
 
-    ok            decoded and passed every rule: prefilled, scored
-    invalid       decoded, failed its rules twice: prefilled all the same, score 0, reasons shown
-    undecodable   no value could be read, twice, or the task cannot be asked: empty, score 0, reasons shown
-    failed        the model server failed until the deadline: no prediction, the task is asked for again
-
 The code of a code task is run besides, and goes back to the model with what came of it as long as it does
 not end well: code that never does is `invalid`, with how it ended as the reason. So is code that could not
 be run.
 """
 
 import hashlib
-import html
 import json
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import orjson
 import structlog
 from tenacity import (
     Retrying,
-    retry_if_exception_type,
+    retry_if_exception,
     sleep_using_event,
     stop_before_delay,
     stop_when_event_set,
@@ -35,7 +29,7 @@ from tenacity import (
 )
 
 from backend.coding import Answered, Coding, run_reasons
-from backend.core.controls import Region
+from backend.core.drafts import Draft, escalated
 from backend.core.duplicates import Neighbour, carried
 from backend.core.labelling import Task, Value
 from backend.core.prompting import (
@@ -46,9 +40,11 @@ from backend.core.prompting import (
     Profile,
     Prompt,
     Refinement,
+    Shown,
     preamble,
     render,
     render_retry,
+    showing,
 )
 from backend.core.rules import Reason
 from backend.core.runs import Run
@@ -66,41 +62,11 @@ from backend.runner import Execution
 
 _log = structlog.get_logger("backend")
 
-Status = Literal["ok", "invalid", "undecodable", "failed"]
-
 # Raised when the flow itself changes what it would answer to the same case, model and task.
 _FLOW = 2
 _SEED = 0  # a draft is repeatable
 BATCH_LIMIT_S = 600.0  # of one task drafted in bulk or late: its model server may restart meanwhile
-
-
-@dataclass(frozen=True)
-class Draft:
-    """What came of one task: the value and its regions, or the reasons why there is none."""
-
-    task_id: int
-    status: Status
-    version: str
-    value: Value | None = None
-    regions: list[Region] = field(default_factory=list)
-    score: float = 0.0
-    field_scores: dict[str, float] = field(default_factory=dict)
-    reasons: tuple[Reason, ...] = ()
-    raw: str = ""
-    attempts: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    ms: float = 0.0
-    from_cache: bool = False
-    near_duplicate: Literal["", "example", "reused"] = ""  # what an earlier, similar task was good for
-    run: Run | None = None  # of a code task, where its code was run
-
-    def prediction(self) -> dict[str, Any] | None:
-        """Give the prediction that Label Studio stores; None where it should ask again later."""
-        if self.status == "failed":
-            return None
-        return {"result": self.regions, "score": self.score, "model_version": self.version}
+_LARGER_SHARE = 0.9  # of the time left that a larger model gets: the small one's draft is still in time then
 
 
 class Cache(Protocol):
@@ -129,6 +95,34 @@ class Neighbours(Protocol):
         ...
 
 
+class Examples(Protocol):
+    """Finds corrections like a task in a frozen snapshot: the same ones for the same task."""
+
+    def told(self, case: Case) -> dict[str, Any]:
+        """Give what decides which ones a case's tasks get; empty where they get none."""
+        ...
+
+    def find(self, case: Case, task: Task, question: str) -> tuple[Shown, ...]:
+        """Give those most like a task, the most alike last.
+
+        Raises:
+            TaskError: The task lacks a key that the config shows.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Larger:
+    """Who drafts again what a small model is not sure of.
+
+    drafter     of the larger model, without a cache
+    threshold   drafts that score below it are drafted again, 0..1
+    """
+
+    drafter: "Drafter"
+    threshold: float
+
+
 class Drafter:
     """Drafts tasks with one model; keeps a pool of threads, one per request in flight."""
 
@@ -145,16 +139,22 @@ class Drafter:
         cache: Cache | None = None,
         neighbours: Neighbours | None = None,
         execution: Execution | None = None,
+        larger: Larger | None = None,
+        examples: Examples | None = None,
+        patient: bool = True,  # with a server that fails, as long as there is time
     ) -> None:
         self._model = model
         self._cache = cache
         self._neighbours = neighbours
+        self._examples = examples
         self._profile: Profile = profile
         self._bind_quotes = bind_quotes
         self._temperature = temperature
         self._max_tokens = max_tokens
         self._concurrency = concurrency
         self._timeout_s = timeout_s
+        self._larger = larger
+        self._patient = patient
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="draft")
         self._closed = threading.Event()
         self._coding = Coding(execution, self._closed)
@@ -194,10 +194,18 @@ class Drafter:
             told["quotes"] = "bound"
         if self._neighbours is not None:
             told["near_duplicates"] = "reuse" if self._neighbours.reuse else "example"
+        if self._examples is not None and (examples := self._examples.told(case)):
+            told["examples"] = examples
         if case.overrides.told():
             told["overrides"] = case.overrides.told()
         if case.labelling.program is not None:
             told["execution"] = self._coding.parts()
+        if self._larger is not None:
+            theirs = self._larger.drafter.manifest(_elsewhere(case))
+            told["cascade"] = {
+                "threshold": self._larger.threshold,
+                **{key: theirs[key] for key in ("model", "profile", "prompt", "examples") if key in theirs},
+            }
         return told
 
     def version(self, case: Case) -> str:
@@ -239,7 +247,7 @@ class Drafter:
         """
         ends = time.monotonic() + limit_s
         version = self.version(case)
-        return [self._pool.submit(self._draft_one, case, task, version, ends, refinement) for task in tasks]
+        return [self._pool.submit(self.draft_one, case, task, version, ends, refinement) for task in tasks]
 
     def result(self, future: Future[Draft], task: Task, version: str) -> Draft:
         """Give what came of a future; one that is not done is cancelled and `failed`."""
@@ -270,7 +278,7 @@ class Drafter:
         running: dict[Future[Draft], Task] = {}
         for task in tasks:
             ends = time.monotonic() + BATCH_LIMIT_S
-            running[self._pool.submit(self._draft_one, case, task, version, ends)] = task
+            running[self._pool.submit(self.draft_one, case, task, version, ends)] = task
             # A few more than run at once, so that no thread waits for this loop.
             while len(running) >= self._concurrency * 2:
                 yield from self._finished(running, version)
@@ -280,6 +288,8 @@ class Drafter:
     def close(self) -> None:
         """Stop the threads: what is asked right now is waited for, nothing is tried again or begun."""
         self._closed.set()
+        if self._larger is not None:
+            self._larger.drafter.close()
         self._pool.shutdown(cancel_futures=True)
 
     def _finished(self, running: dict[Future[Draft], Task], version: str) -> Iterator[Draft]:
@@ -287,15 +297,25 @@ class Drafter:
         for future in done:
             yield self.result(future, running.pop(future), version)
 
-    def _draft_one(
+    def draft_one(
         self, case: Case, task: Task, version: str, ends: float, refinement: Refinement | None = None
     ) -> Draft:
+        """Draft a task in this thread.
+
+        Args:
+            case: The task's case.
+            task: What to draft.
+            version: Stands in the draft.
+            ends: The deadline, on the monotonic clock.
+            refinement: What an annotator wants changed.
+        """
         started = time.monotonic()
         try:
             case = case.for_task(task)
             environment = self._coding.environment(case)
             messages = render(case, task, self._profile_of(case), refinement, environment=environment)
-            key = _cache_key(version, messages, case)
+            shown = self._shown(case, task, messages) if refinement is None else ()
+            key = _cache_key(version, showing(messages, shown), case)
             known = self._known(case, task, version, key, ends)
             if known is not None:
                 return known
@@ -306,9 +326,12 @@ class Drafter:
             if near and neighbour and near.reuse:
                 value = carried(case, task, messages[-1].content, neighbour)
                 if value is not None:
-                    return _reused(case, task, version, value, neighbour, started)
+                    draft = _reused(case, task, version, value, neighbour, started)
+                    return replace(draft, model=self._model_of(case))
             grammar = case.grammar(task) if self._bind_quotes else None
-            found = self._answers(case, task, messages, grammar, ends, neighbour)
+            if neighbour is not None:
+                shown = (*shown, Shown(neighbour.question, neighbour.answer))
+            found = self._answers(case, task, messages, grammar, ends, shown)
             found = self._coding.mended(
                 case,
                 task,
@@ -320,9 +343,15 @@ class Drafter:
         except (ServiceError, SetupError) as error:
             return _failed(task, version, str(error), started)
         except TaskError as error:
-            return Draft(
-                task.id, "undecodable", version, reasons=(Reason("engine", "", str(error)),), ms=_ms(started)
+            refused = Draft(
+                task.id,
+                "undecodable",
+                version,
+                reasons=(Reason("engine", "", str(error)),),
+                ms=_ms(started),
+                model=self._model_of(case),
             )
+            return self._sure(refused, case, task, ends, refinement)
         value, reasons, answers = found.value, found.reasons, found.answers
         kept = answers[-1]
         total = score(kept.text, kept.tokens)
@@ -343,11 +372,28 @@ class Drafter:
             ms=_ms(started),
             near_duplicate="example" if neighbour else "",
             run=found.run,
+            model=self._model_of(case),
         )
-        self._keep(key, draft)
-        if near and draft.status == "ok":
-            near.put(version, messages[-1].content, draft.raw, draft.score)
+        draft = self._sure(draft, case, task, ends, refinement)
+        if draft.cascade != "failed":
+            self._keep(key, draft)
+            if near and draft.status == "ok":
+                near.put(version, messages[-1].content, draft.raw, draft.score)
         return draft
+
+    def _sure(
+        self, draft: Draft, case: Case, task: Task, ends: float, refinement: Refinement | None
+    ) -> Draft:
+        """Have the larger model draft what this one is not sure of; its failure costs nothing but that."""
+        if self._larger is None:
+            return draft
+        if draft.status == "ok" and draft.score >= self._larger.threshold:
+            return replace(draft, cascade="kept")
+        ends -= (1 - _LARGER_SHARE) * max(0.0, ends - time.monotonic())
+        theirs = self._larger.drafter.draft_one(_elsewhere(case), task, draft.version, ends, refinement)
+        if theirs.status == "failed":
+            _log.warning("not escalated", task=task.id, error=str(theirs.reasons[0]))
+        return escalated(draft, theirs)
 
     def _known(self, case: Case, task: Task, version: str, key: str, ends: float) -> Draft | None:
         """Give the draft of an equal task from the cache; its code has run, or is run again."""
@@ -377,6 +423,7 @@ class Drafter:
             ms=_ms(started),
             from_cache=True,
             run=run,
+            model=kept.get("model") or self._model_of(case),
         )
 
     def _keep(self, key: str, draft: Draft) -> None:
@@ -385,6 +432,8 @@ class Drafter:
             kept = {"raw": draft.raw, "score": draft.score, "field_scores": draft.field_scores}
             if draft.run is not None:
                 kept["run"] = draft.run.key
+            if draft.cascade:
+                kept["model"] = draft.model
             self._cache.put(key, orjson.dumps(kept))
 
     def _answers(
@@ -394,17 +443,10 @@ class Drafter:
         messages: tuple[Message, ...],
         grammar: str | None,
         ends: float,
-        neighbour: Neighbour | None = None,
+        shown: Sequence[Shown] = (),
     ) -> Answered:
         """Ask, and where the answer breaks its rules once more; the answer that is kept comes last."""
-        if neighbour is not None:
-            # After all that tasks share, so that the prefix cache still serves that.
-            shown = (Message("user", neighbour.question), Message("assistant", neighbour.answer))
-            try:
-                return self._answers(case, task, (*messages[:-1], *shown, messages[-1]), grammar, ends)
-            except TaskError:
-                pass  # most often the example does not fit into the model's context
-        first = self._ask(case, messages, grammar, ends)
+        messages, first = self._first(case, messages, grammar, ends, shown)
         value, reasons = self._read(case, task, first)
         if not reasons:
             return Answered(value, reasons, (first,))
@@ -419,6 +461,28 @@ class Drafter:
         if better or (value is None and second_value is None):
             return Answered(second_value, second_reasons, (first, second))
         return Answered(value, reasons, (second, first))
+
+    def _shown(self, case: Case, task: Task, messages: Sequence[Message]) -> tuple[Shown, ...]:
+        return self._examples.find(case, task, messages[-1].content) if self._examples else ()
+
+    def _first(
+        self,
+        case: Case,
+        messages: tuple[Message, ...],
+        grammar: str | None,
+        ends: float,
+        shown: Sequence[Shown],
+    ) -> tuple[tuple[Message, ...], Completion]:
+        """Ask for the first time, showing as much as there is room for; the least alike is left out first."""
+        for left_out in range(len(shown)):
+            asked = showing(messages, shown[left_out:])
+            try:
+                answer = self._ask(case, asked, grammar, ends)
+            except TaskError:
+                continue  # most often it is longer than the model's context
+            if answer.finish_reason != "length" or answer.completion_tokens >= self._max_tokens:
+                return asked, answer
+        return messages, self._ask(case, messages, grammar, ends)
 
     def rerun(self, case: Case, task: Task, value: Value, *, limit_s: float) -> Run | None:
         """Run exactly the code that a human has in the page; what ran already is not run again.
@@ -445,8 +509,10 @@ class Drafter:
         left_s = ends - time.monotonic()
         if left_s <= 0:
             raise ServiceError("No time was left before the deadline.", hint="Send fewer tasks at once.")
+        if not self._patient:
+            left_s = min(left_s, self._timeout_s)
         for attempt in Retrying(
-            retry=retry_if_exception_type(ServiceError),
+            retry=retry_if_exception(self._worth_again),
             stop=stop_before_delay(left_s) | stop_when_event_set(self._closed),
             sleep=sleep_using_event(self._closed),
             wait=wait_random_exponential(multiplier=0.2, max=5),
@@ -463,6 +529,9 @@ class Drafter:
                 return answer
         raise AssertionError("tenacity either returns or raises")
 
+    def _worth_again(self, error: BaseException) -> bool:
+        return isinstance(error, ServiceError) and (self._patient or not isinstance(error, Unreachable))
+
     def _read(self, case: Case, task: Task, answer: Completion) -> tuple[Value | None, tuple[Reason, ...]]:
         try:
             value = case.labelling.decode(answer.text)
@@ -471,6 +540,11 @@ class Drafter:
             words = f"The answer was cut at {answer.completion_tokens} tokens." if cut else str(error)
             return None, (Reason("decode", "", words),)
         return value, case.rules.check(value, task)
+
+
+def _elsewhere(case: Case) -> Case:
+    """Give a case for the larger model, whose server knows neither adapters nor models of this one."""
+    return replace(case, overrides=case.overrides.elsewhere())
 
 
 def _reused(
@@ -495,26 +569,6 @@ def _cache_key(version: str, messages: Sequence[Message], case: Case) -> str:
     if case.labelling.dynamic:
         parts.append(case.labelling.decoding_schema)
     return hashlib.sha256(orjson.dumps(parts)).hexdigest()
-
-
-def status_html(reasons: Sequence[Reason], *, empty: bool = False) -> str:
-    """Say in the page why something needs a human; empty when there is nothing to say.
-
-    Args:
-        reasons: Why.
-        empty: Whether there is no draft at all.
-    """
-    if not reasons:
-        return ""
-    code_alone = all(reason.kind == "run" for reason in reasons)
-    title = "There is no draft" if empty else "The draft breaks its rules"
-    rows = "".join(f"<br>• {html.escape(str(reason), quote=False)}" for reason in reasons)
-    return f"<b>{'The code needs a human' if code_alone else title}</b>{rows}"
-
-
-def draft_status_html(draft: Draft) -> str:
-    """Say in the page why a draft needs a human; empty when there is nothing to say."""
-    return status_html(draft.reasons, empty=draft.status != "invalid")
 
 
 def _failed(task: Task, version: str, words: str, started: float | None = None) -> Draft:

@@ -31,7 +31,7 @@ from backend.core.report import report_page
 from backend.core.sample import SAMPLE_VERSION, Brief, Record, Sample, Split, canonical, digest
 from backend.core.story import story
 from backend.core.tally import Counts, Tally
-from backend.edge.folder import Files, Lines, Place, is_intact, lines_of, manifest_of
+from backend.edge.folder import MANIFEST, Files, Lines, Place, is_intact, lines_of, manifest_of, sha256_of
 from backend.edge.rowfiles import KINDS, Kind, RowFile, line_of
 from backend.errors import SetupError
 
@@ -312,6 +312,21 @@ def manifest_and_options(folder: Path) -> tuple[Record, Options]:
     ):
         raise SetupError(f"{folder} holds no dataset that can be read.", hint="Run the sync first.")
     return manifest, Options(**_tuples(manifest["options"]))
+
+
+def samples_of(folder: Path) -> tuple[dict[str, str], Iterator[Sample]]:
+    """Give what names a dataset in manifests (path, hash, key of its source documents), and its samples.
+
+    Raises:
+        SetupError: There is no dataset, or its files are not as its manifest says.
+    """
+    _, options = manifest_and_options(folder)
+    about = {
+        "path": str(folder.absolute()),
+        "manifest_sha256": sha256_of(folder / MANIFEST),
+        "group_by": options.group_by,
+    }
+    return about, map(Sample.from_record, lines_of(folder, "samples.jsonl"))
 
 
 def explain(folder: Path, task: int) -> list[str]:

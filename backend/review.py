@@ -1,20 +1,24 @@
-"""Flow 4: back to humans: drawn samples to a second one, and what a gate stopped to its annotators.
+"""Flow 4: what humans look at: drawn samples, what a gate stopped, and which task comes next.
 
 Knows the steps. Does not know which samples are drawn or stopped (`core.corpus`): it reads that from a
-dataset's folder, as the last sync left it. Whatever is there already is neither made nor sent again.
+dataset's folder, as the last sync left it; nor what makes a task the next one (`core.acquisition`). Whatever
+is there already is neither made nor sent again.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
-from backend.core.labelling import STATUS_KEY
+from backend.core.acquisition import Candidate, Ranked, by_chance, rank
+from backend.core.labelling import NEXT_KEY, STATUS_KEY, Labelling, Task, compile_labelling
 from backend.core.sample import Record, Sample
 from backend.core.spotcheck import CONFIG, TITLE, WAITS, order, shown
 from backend.edge.folder import lines_of
 from backend.edge.labelstudio import LabelStudio, Project
-from backend.errors import SetupError
+from backend.errors import SetupError, TaskError
 from backend.records import manifest_and_options
 
 Tell = Callable[[], None]
@@ -47,6 +51,18 @@ class SentBack:
     written: int
     cleared: int
     tasks: int
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Which tasks come next in a project, among how many that nobody has begun.
+
+    written  tasks whose place was written just now, or taken away
+    """
+
+    ranked: list[Ranked]
+    unbegun: int
+    written: int
 
 
 def open_spot_check(label_studio: LabelStudio, folder: Path) -> Opened:
@@ -137,6 +153,64 @@ def send_back(label_studio: LabelStudio, folder: Path, gate: str, tell: Tell | N
     return SentBack(written, cleared, sum(map(len, reasons.values())))
 
 
+def put_next(
+    label_studio: LabelStudio,
+    project_id: int,
+    count: int,
+    *,
+    seed: int = 0,
+    chance: bool = False,
+    tell: Tell = lambda: None,
+) -> Queue:
+    """Write into a project's tasks in which order they are best labelled, where a saved tab finds it.
+
+    Only tasks that nobody has begun are ranked, or lose the place that they had. Each is read again right
+    before it is written: Label Studio replaces a task's whole data, and drafts may write into it meanwhile.
+
+    Args:
+        label_studio: Where the tasks are.
+        project_id: The project.
+        count: How many tasks get a place.
+        seed: Decides between equals.
+        chance: Whether by chance instead, which is what the order is measured against.
+        tell: Called after each task that was read or written.
+    Raises:
+        SetupError: There is no such project, or its config is not supported.
+        ServiceError: Label Studio failed; the next call goes on.
+    """
+    project = label_studio.project(project_id)
+    labelling = compile_labelling(project.label_config)
+    every = label_studio.count_tasks(project)
+    shown = project.model_version
+    version = shown if shown and label_studio.count_tasks(project, lacking=shown) < every else ""
+    placed: dict[int, str] = {}
+    unbegun = 0
+
+    def candidates() -> Iterator[Candidate]:
+        nonlocal unbegun
+        for task in label_studio.tasks(project, unbegun=True, full=True):
+            unbegun += 1
+            if place := task["data"].get(NEXT_KEY):
+                placed[task["id"]] = place
+            yield _candidate(task, labelling, version)
+            tell()
+
+    ranked = (by_chance if chance else rank)(candidates(), count, seed=seed)
+    # Of the same length, because Label Studio orders by text.
+    wanted = {one.task: f"{place:06}" for place, one in enumerate(ranked, start=1)}
+    changed = sorted(one for one in wanted.keys() | placed.keys() if wanted.get(one) != placed.get(one))
+    written = 0
+    for number in changed:
+        for task in label_studio.tasks_by_id(project, [number], unbegun=True):
+            data = {key: part for key, part in task["data"].items() if key != NEXT_KEY}
+            data |= {NEXT_KEY: wanted[number]} if number in wanted else {}
+            label_studio.set_task_data(number, data)
+            written += 1
+            tell()
+    label_studio.keep_next_tab(project)
+    return Queue(ranked, unbegun, written)
+
+
 def status_mark(gate: str) -> str:
     """Give how the status of a task begins that a gate stopped; of any, where none is named."""
     return f"Sent back by {gate}:" if gate else "Sent back by"
@@ -144,3 +218,13 @@ def status_mark(gate: str) -> str:
 
 def _stopped(record: Record, gate: str, reason: str) -> Stopped:
     return Stopped(record["project"], record["task"], record["annotation"], gate, reason)
+
+
+def _candidate(task: Mapping[str, Any], labelling: Labelling, version: str) -> Candidate:
+    """Read a listed task with its newest draft: of that version, or of any where none is named."""
+    drafts = [one for one in task["predictions"] if version in ("", one["model_version"])]
+    score = max(drafts, key=lambda one: int(one["id"]))["score"] if drafts else None
+    text = ""
+    with suppress(TaskError):  # a task that lacks the keys is like every other one that does
+        text = "\n".join(labelling.inputs(Task(task["id"], task["data"])).values())
+    return Candidate(task["id"], score, text)

@@ -57,6 +57,27 @@ class ModelSettings(BaseSettings):
     timeout_s: float = Field(60, gt=0, description="Time limit of one request to vLLM, in seconds.")
 
 
+class CascadeSettings(BaseSettings):
+    """The larger model, which drafts again what the model is not sure of."""
+
+    model_config = SettingsConfigDict(env_prefix="CASCADE_", extra="ignore")
+
+    name: str = Field(
+        "", description="Name of a larger model, which drafts what the first is not sure of; empty: none."
+    )
+    url: AnyHttpUrl | None = Field(
+        None, description="Address of the vLLM that serves it, with its /v1; by default MODEL_URL."
+    )
+    api_key: SecretStr = Field(SecretStr(""), description="That vLLM's --api-key, if it has one.")
+    profile: Literal["full", "compact"] = Field("full", description="The larger model's prompt profile.")
+    threshold: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Score below which a draft goes to the larger model; `scripts/cascade` chooses it.",
+    )
+
+
 class BackendSettings(BaseSettings):
     """Our own server."""
 
@@ -110,6 +131,14 @@ class StoreSettings(BaseSettings):
     adapters_dir: Path = Field(
         Path("draftloop-adapters"),
         description="Registry of adapters, which scripts/promote makes; vLLM reads it at the same path.",
+    )
+    examples: str = Field(
+        "",
+        description="Corrections that prompts show: a folder that scripts/freeze_examples wrote; empty shows "
+        "none.",
+    )
+    examples_shown: int = Field(
+        3, ge=1, le=50, description="How many of them a task is shown, those most like it."
     )
 
 
@@ -181,6 +210,7 @@ class Settings:
     def __init__(self) -> None:
         self.label_studio = _read(LabelStudioSettings)
         self.model = _read(ModelSettings)
+        self.cascade = _read(CascadeSettings)
         self.backend = _read(BackendSettings)
         self.store = _read(StoreSettings)
         self.flywheel = _read(FlywheelSettings)
@@ -191,6 +221,7 @@ class Settings:
 SECTIONS: tuple[type[BaseSettings], ...] = (
     LabelStudioSettings,
     ModelSettings,
+    CascadeSettings,
     BackendSettings,
     StoreSettings,
     FlywheelSettings,
@@ -198,7 +229,7 @@ SECTIONS: tuple[type[BaseSettings], ...] = (
 )
 
 # Prefixes that are ours alone. LABEL_STUDIO_ is shared with Label Studio's own variables.
-_OWN_PREFIXES = ("MODEL_", "BACKEND_", "EXECUTION_", "FLYWHEEL_")
+_OWN_PREFIXES = ("MODEL_", "CASCADE_", "BACKEND_", "EXECUTION_", "FLYWHEEL_", "EXAMPLES_")
 
 
 def variables() -> list[tuple[str, str, str]]:

@@ -5,11 +5,15 @@
     memory   peak of prelabel at 1,000 and 100,000 tasks
     tasks    import and sync against the SDK's own calls
     sync     a first sync of a large project, and one with nothing new, against all other ways to read it
+    examples whether corrections in the prompt make drafts better, on held-out generated complaints
     scores   whether a draft's score tells that it is right, on held-out generated tasks
     sandbox  a start, a plot and re-runs in the sandbox against a subprocess for each
+    circle   corrections against accuracy: adapters trained on tasks in the order of scripts/next_tasks, and
+             on as many in random order; needs the environment `train`
 
 Everything is real but what `memory` stands on (fakes that hold nothing per task). Close other programs
-first: a busy machine makes figures, not errors. All of it takes about 45 minutes on 2 cores.
+first: a busy machine makes figures, not errors. All of it takes about 70 minutes on 2 cores. Steps of
+`circle` stay in OUT/circle; remove that to measure it anew.
 
     scripts/bench --out bench
     scripts/bench --out bench --only engine --pairs 3
@@ -29,19 +33,21 @@ import typer
 
 from backend.errors import SetupError
 from scripts import servers
-from scripts.benchmarks import engine, memory, plot, sandbox, scores, sync, tasks
+from scripts.benchmarks import circle, engine, examples, memory, plot, sandbox, scores, sync, tasks
 from scripts.terminal import Verb, app, err, out, plain_errors
 
 cli = app()
+_LORA_RANK = 16  # of the adapters that vLLM takes
 Measured = tuple[dict[str, float], dict[str, Any]]
 
 
 class Sizes(NamedTuple):
-    """How much is measured."""
+    """How much is measured, and the folder of what stays between runs."""
 
     pairs: int
     large: int
     synced: int
+    kept: Path
 
 
 class Subject(StrEnum):
@@ -53,6 +59,8 @@ class Subject(StrEnum):
     SYNC = "sync"
     SCORES = "scores"
     SANDBOX = "sandbox"
+    EXAMPLES = "examples"
+    CIRCLE = "circle"
 
 
 @cli.command(cls=Verb, help=__doc__)
@@ -71,7 +79,9 @@ def main(
         for subject in only or Subject:
             scratch = Path(tempfile.mkdtemp(prefix="draftloop-bench-"))
             try:
-                figures, samples = _MEASURES[subject](scratch, Sizes(pairs, large, tasks_synced))
+                figures, samples = _MEASURES[subject](
+                    scratch, Sizes(pairs, large, tasks_synced, out_folder / subject.value)
+                )
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
             kept |= {name: round(figure, 4) for name, figure in figures.items()}
@@ -84,6 +94,10 @@ def main(
             plot.engine(kept["samples"]["engine"], out_folder / "engine.png")
         if "scores" in kept["samples"]:
             scores.draw(kept["samples"]["scores"], out_folder / "scores.png")
+        if "examples" in kept["samples"]:
+            examples.draw(kept["samples"]["examples"], out_folder / "examples.png")
+        if "circle" in kept["samples"]:
+            circle.draw(kept["samples"]["circle"], out_folder / "circle.png")
         out.print(f"Next: look at {file} and the plots beside it")
 
 
@@ -104,6 +118,13 @@ def _scores(scratch: Path, sizes: Sizes) -> Measured:
         return scores.measure(vllm.url, engine.MODEL, 300, _say)
 
 
+def _examples(scratch: Path, sizes: Sizes) -> Measured:
+    del sizes
+    model = servers.ROOT / "models" / engine.MODEL
+    with servers.start_vllm(model, served_name=engine.MODEL) as vllm:
+        return examples.measure(scratch, vllm.url, engine.MODEL, _say)
+
+
 def _memory(scratch: Path, sizes: Sizes) -> Measured:
     return memory.measure(scratch, {"1k": 1000, "100k": sizes.large}, _say)
 
@@ -120,6 +141,13 @@ def _sandbox(scratch: Path, sizes: Sizes) -> Measured:
     return sandbox.measure(scratch, sizes.pairs, _say)
 
 
+def _circle(scratch: Path, sizes: Sizes) -> Measured:
+    del scratch
+    model = servers.ROOT / "models" / engine.MODEL
+    with servers.start_vllm(model, served_name=engine.MODEL, lora_rank=_LORA_RANK) as vllm:
+        return circle.measure(sizes.kept.resolve(), vllm.url, engine.MODEL, _say)
+
+
 _MEASURES: dict[Subject, Callable[[Path, Sizes], Measured]] = {
     Subject.ENGINE: _engine,
     Subject.MEMORY: _memory,
@@ -127,6 +155,8 @@ _MEASURES: dict[Subject, Callable[[Path, Sizes], Measured]] = {
     Subject.SYNC: _sync,
     Subject.SCORES: _scores,
     Subject.SANDBOX: _sandbox,
+    Subject.EXAMPLES: _examples,
+    Subject.CIRCLE: _circle,
 }
 
 

@@ -7,18 +7,21 @@ in and correct, until Ctrl-C. What you do there is kept and found again by the n
     scripts/demo
     scripts/demo --once --out DIR     unattended: corrects a part through the API, syncs, writes
                                       DIR/summary.json, and stops
+    scripts/demo --flywheel           instead: complaints of another kind are drafted, corrected through the
+                                      API and trained on; the adapter is promoted, a worse one refused, and
+                                      what nobody had begun is drafted again, better; --once stops then
 """
 
 import json
 import signal
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from backend.edge.labelstudio import LabelStudio
-from scripts.demos import code, texts
+from scripts.demos import code, flywheel, texts
 from scripts.demos.stage import USER, Demo
 from scripts.servers import home, start_label_studio
 from scripts.terminal import Verb, app, err, out, plain_errors
@@ -32,12 +35,18 @@ def main(
     folder: Annotated[
         Path | None, typer.Option("--out", help="Folder for everything the demo makes; kept between runs.")
     ] = None,
+    circle: Annotated[
+        bool, typer.Option("--flywheel", help="Show how corrections make the next drafts better.")
+    ] = False,
 ) -> None:
     """Run the verb."""
     with plain_errors("Run the same command again: what is done already stays."), ExitStack() as running:
-        demo = Demo((folder or home() / "demo").resolve())
+        demo = Demo((folder or home() / ("flywheel" if circle else "demo")).resolve())
         demo.folder.mkdir(parents=True, exist_ok=True)
         login = demo.login()
+        if circle:
+            turn(demo, running, login, once=once)
+            return
         # They take longest, so they start beside each other and beside Label Studio.
         engine, engine_for_code = (running.enter_context(one(demo)) for one in (texts.engine, code.engine))
         label_studio = start(demo, running, login)
@@ -50,16 +59,37 @@ def main(
             summary[code.CASE] = code.finish(label_studio, prepared_code)
             tell(demo, summary)
             return
-        out.print(f"\nLabel Studio   {label_studio.url}\nuser           {login['user']}")
-        out.print(f"password       {login['password']}")
-        out.print("Open a project, then a task: it is filled in. Correct it, submit, and export with")
-        for name, one in prepared.items():
-            out.print(f"  {_exports(demo)} scripts/sync --project {one.project.id} --out dataset/{name}")
         runs = _exports(with_code, "ARTIFACTS_URL", "INPUT_ROOT")
-        out.print(f"  {_exports(demo)} {runs}", end=" ")
-        out.print(f"scripts/sync --project {prepared_code.project.id} --out dataset/{code.CASE}")
-        out.print("Ctrl-C stops all of it; what you did is kept and found again by the next run.")
-        signal.pause()
+        exports = [
+            f"{_exports(demo)} scripts/sync --project {one.project.id} --out dataset/{name}"
+            for name, one in prepared.items()
+        ]
+        exports.append(
+            f"{_exports(demo)} {runs} scripts/sync --project {prepared_code.project.id} "
+            f"--out dataset/{code.CASE}"
+        )
+        words = "Open a project, then a task: it is filled in. Correct it, submit, and export with"
+        _stay(label_studio, login, "\n  ".join([words, *exports]))
+
+
+def turn(demo: Demo, running: ExitStack, login: dict[str, str], *, once: bool) -> None:
+    """Go round the whole circle, tell it, and stay up unless it is to be done once."""
+    engine = running.enter_context(texts.engine(demo, flywheel.LORA_RANK))
+    label_studio = start(demo, running, login)
+    demo.environment["CASES_DIR"] = str(flywheel.cases(demo))
+    backend_url = running.enter_context(texts.servers(demo, engine, login["password"]))
+    prepared = flywheel.prepare(demo, label_studio, backend_url)
+    found = flywheel.turn(demo, label_studio, prepared)
+    _write(demo, {"flywheel": found})
+    for name, fields in found["before"].items():
+        out.print(f"{name}: drafts that say what the human submitted")
+        for field, share in fields.items():
+            out.print(f"  {field:<16} {100 * share:5.1f} -> {100 * found['after'][name][field]:5.1f} %")
+    out.print(f"promoted: {found['promoted']}; rolled back to {found['rolled_back']}, and promoted again")
+    out.print(f"refused, trained on shuffled answers: {' '.join(found['refused_worse'])}", markup=False)
+    out.print(f"Everything is in {demo.folder}: summary.json, {flywheel.PLOT}, dataset/, runs/, adapters/.")
+    if not once:
+        _stay(label_studio, login, "Open the project and compare a task's two predictions.")
 
 
 def start(demo: Demo, running: ExitStack, login: dict[str, str]) -> LabelStudio:
@@ -80,16 +110,29 @@ def start(demo: Demo, running: ExitStack, login: dict[str, str]) -> LabelStudio:
 
 def tell(demo: Demo, summary: dict[str, Any]) -> None:
     """Write and print the figures."""
-    path = demo.folder / "summary.json"
-    told = {"projects": summary, "seconds": demo.seconds}
-    path.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write(demo, {"projects": summary})
     for name, row in summary.items():
         shown = {key: value for key, value in row.items() if key not in ("failures", "families")}
         out.print(f"{name:<15} " + "  ".join(f"{key} {value}" for key, value in shown.items()))
-    err.print(f"  {sum(demo.seconds.values()):.0f} s in all", markup=False)
     out.print(
         f"Everything is in {demo.folder}: summary.json, dataset/, the records of every draft, the logs."
     )
+
+
+def _write(demo: Demo, told: dict[str, Any]) -> None:
+    told = told | {"seconds": demo.seconds}
+    path = demo.folder / "summary.json"
+    path.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    err.print(f"  {sum(demo.seconds.values()):.0f} s in all", markup=False)
+
+
+def _stay(label_studio: LabelStudio, login: dict[str, str], words: str) -> NoReturn:
+    out.print(f"\nLabel Studio   {label_studio.url}\nuser           {login['user']}")
+    out.print(f"password       {login['password']}")
+    out.print(words)
+    out.print("Ctrl-C stops all of it; what you did is kept and found again by the next run.")
+    while True:
+        signal.pause()
 
 
 def _exports(demo: Demo, *names: str) -> str:

@@ -12,6 +12,7 @@ failed for some tasks; they are asked again by the next run.
     scripts/prelabel --project 7 --limit 50 --out try.jsonl
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,10 @@ from backend.app import (
     make_adapters,
     make_cache,
     make_drafter,
+    make_examples,
     make_execution,
+    make_larger,
+    make_larger_model,
     make_model,
     make_neighbours,
     make_publisher,
@@ -54,6 +58,7 @@ def main(
         with (
             connect(settings, url, api_key) as label_studio,
             make_model(settings.model, make_adapters(settings.store)) as model,
+            make_larger_model(settings) or nullcontext() as larger,
         ):
             target = label_studio.project(project)
             named, overrides = parse_extra_params(target.extra_params)
@@ -63,13 +68,19 @@ def main(
             )
             # A server that is down, or has no such model, is told at once.
             model.check_served(chosen.overrides.model or settings.model.name, timeout_s=10)
+            if larger is not None:
+                larger.check_served(larger.name, timeout_s=10)
             artifacts = Artifacts(settings.store.artifacts_url)
+            execution = make_execution(settings.execution, artifacts)
+            examples = make_examples(settings.store)
             drafter = make_drafter(
                 model,
                 settings.model,
                 make_cache(settings.store),
                 make_neighbours(settings.store),
-                make_execution(settings.execution, artifacts),
+                execution,
+                make_larger(larger, settings, execution, examples),
+                examples,
             )
             records = Records(out_file or Path(f"prelabel-{project}.jsonl"))
             publish = make_publisher(settings, artifacts, label_studio)

@@ -17,6 +17,7 @@ Exit codes: 0 promoted (or rolled back), 1 not done, 2 wrong usage, 3 measured a
 import getpass
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,10 @@ from backend.app import (
     make_adapters,
     make_cache,
     make_drafter,
+    make_examples,
     make_execution,
+    make_larger,
+    make_larger_model,
     make_model,
     make_neighbours,
     make_publisher,
@@ -39,8 +43,9 @@ from backend.edge.folder import locked
 from backend.edge.ledger import Ledger
 from backend.flywheel import MARGIN, Decision, Flywheel
 from backend.settings import Settings
+from scripts.measures import side_by_side
 from scripts.store import Records, Store, draft_project
-from scripts.terminal import ApiKeyOption, UrlOption, Verb, app, connect, err, out, plain_errors
+from scripts.terminal import ApiKeyOption, Measuring, UrlOption, Verb, app, connect, out, plain_errors
 
 cli = app()
 _AGAIN = "Run the same command again: it goes on where it stopped."
@@ -88,12 +93,15 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
         with (
             connect(settings, url, api_key) as label_studio,
             make_model(settings.model, adapters) as model,
+            make_larger_model(settings) or nullcontext() as larger,
             locked(adapters.folder, "promotion"),
         ):
             who = f"{_user()} as {label_studio.check()}"
             artifacts = Artifacts(settings.store.artifacts_url)
             execution = make_execution(settings.execution, artifacts)
-            uncached = make_drafter(model, settings.model, execution=execution)
+            examples = make_examples(settings.store)
+            caught = make_larger(larger, settings, execution, examples)
+            uncached = make_drafter(model, settings.model, execution=execution, examples=examples)
             cases = Cases(settings.store.cases_dir)
             flywheel = Flywheel(label_studio, cases, adapters, ledger, model, uncached)
             if run is not None:
@@ -104,7 +112,7 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
                     dataset=dataset,
                     guards=guard or (),
                     margin=margin / 100,
-                    tell=_Progress(),
+                    tell=Measuring(),
                 )
                 _tell(decision)
                 if not decision.promoted:
@@ -115,7 +123,13 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
                 out.print(f"rolled back: {was} no longer drafts project {project}; {drafts} does")
             uncached.close()
             drafter = make_drafter(
-                model, settings.model, make_cache(settings.store), make_neighbours(settings.store), execution
+                model,
+                settings.model,
+                make_cache(settings.store),
+                make_neighbours(settings.store),
+                execution,
+                caught,
+                examples,
             )
             target = label_studio.project(project)
             case = flywheel.current(target)
@@ -141,21 +155,6 @@ def _user() -> str:
         return str(os.getuid())
 
 
-class _Progress:
-    """Says what is being measured, and how far it is."""
-
-    def __init__(self) -> None:
-        self._done = 0
-
-    def __call__(self, doing: str, count: int) -> None:
-        """Take note of a part that is done; 0 begins something."""
-        self._done = self._done + count if count else 0
-        if not count:
-            err.print(f"measuring {escape(doing)}")
-        elif self._done % 100 == 0:
-            err.print(f"  {self._done} samples")
-
-
 def _tell(decision: Decision) -> None:
     if decision.already:
         out.print(f"{decision.adapter.name} drafts this project already")
@@ -164,21 +163,8 @@ def _tell(decision: Decision) -> None:
         before, after, gain = told["before"], told["after"], told["gain"]
         lost = f", {told['lost']} more are not what they were" if told["lost"] else ""
         out.print(f"{escape(name)}: {before['samples']} held-out samples of {told['texts']} texts{lost}")
-        for field, figures in before["fields"].items():
-            then = after["fields"][field]
-            out.print(
-                f"  {field:<24} exact match {_points(figures['exact_match'], then['exact_match'])}   "
-                f"F1 {_points(figures['f1'], then['f1'])}"
-            )
-        for figure, words in _SHARES.items():
-            if figure in before:
-                out.print(f"  {words:<24} {_points(before[figure], after[figure])}")
-        for figure in ("prompt_tokens", "completion_tokens"):
-            out.print(f"  {figure.replace('_', ' '):<24} {before[figure]:.1f} -> {after[figure]:.1f}")
-        times = [f"{part['ms']['mean']:.0f} (p95 {part['ms']['p95']:.0f})" for part in (before, after)]
-        out.print(f"  {'ms a draft':<24} {' -> '.join(times)}")
-        low, mean, high = (100 * gain[key] for key in ("low", "mean", "high"))
-        out.print(f"  gain {mean:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}")
+        for line in side_by_side(before, after, gain):
+            out.print(line)
     out.print(f"evidence: {decision.evidence_file}")
     if decision.promoted:
         out.print(f"promoted: {decision.adapter.name}, version {decision.evidence['after']}")
@@ -189,19 +175,6 @@ def _tell(decision: Decision) -> None:
     out.print(
         "Next: correct more tasks, sync, train with others of the old cases among the rows, promote again"
     )
-
-
-_SHARES = {
-    "quality": "fields right",
-    "accepted": "accepted as they are",
-    "schema_valid": "fit the schema",
-    "rule_valid": "obey the rules",
-    "ran": "code ended well",
-}
-
-
-def _points(before: float, after: float) -> str:
-    return f"{100 * before:5.1f} -> {100 * after:5.1f}"
 
 
 def _list(adapters: Adapters, project: int) -> None:

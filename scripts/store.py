@@ -18,13 +18,14 @@ import orjson
 import structlog
 
 from backend.answers import Publish
+from backend.core.drafts import Draft, draft_status_html
 from backend.core.labelling import STATUS_KEY, Task
 from backend.core.prompting import Case
 from backend.core.runs import NO_RUN, RUN_KEY, Run
 from backend.edge.labelstudio import LabelStudio, Project
 from backend.edge.ledger import Ledger
 from backend.errors import ServiceError, SetupError, TaskError
-from backend.predict import Draft, Drafter, draft_status_html
+from backend.predict import Drafter
 from scripts.terminal import Meter, out
 
 _log = structlog.get_logger("backend")
@@ -274,6 +275,7 @@ def record(project: int, case: Case, task: Task, draft: Draft) -> dict[str, Any]
         "attempts": draft.attempts,
         **({} if draft.run is None else {"run": _ran(draft.run)}),
         **({"near_duplicate": draft.near_duplicate} if draft.near_duplicate else {}),
+        **({"model": draft.model, "cascade": draft.cascade} if draft.cascade else {}),
         "prompt_tokens": draft.prompt_tokens,
         "completion_tokens": draft.completion_tokens,
         "cached_tokens": draft.cached_tokens,

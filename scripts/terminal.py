@@ -154,3 +154,18 @@ class Meter:
         rate = self._done / self.seconds
         left = f", {(self._total - self._done) / rate:.0f} s left" if self._total and rate else ""
         err.print(f"{self._doing}: {self._done} of {self._total or '?'}, {rate:.1f}/s{left}")
+
+
+class Measuring:
+    """Says what is being measured, and how far it is."""
+
+    def __init__(self) -> None:
+        self._done = 0
+
+    def __call__(self, doing: str, count: int) -> None:
+        """Take note of a part that is done; 0 begins something."""
+        self._done = self._done + count if count else 0
+        if not count:
+            err.print(f"measuring {escape(doing)}")
+        elif self._done % 100 == 0:
+            err.print(f"  {self._done} samples")

@@ -1,6 +1,7 @@
 """Train an embedded demo model from nothing, or measure a served one on held-out texts.
 
     scripts/train_tiny_model train --out /tmp/tiny
+    scripts/train_tiny_model train --size small --out /tmp/tiny-small
     scripts/train_tiny_model train --model code --out /tmp/tiny-code
     scripts/train_tiny_model train --out /tmp/tiny --resume /tmp/tiny/checkpoint-040.0.pt --cpu-minutes 50
     scripts/train_tiny_model evaluate --url http://127.0.0.1:8000/v1 --model tiny-qwen3 --count 300
@@ -86,18 +87,20 @@ def _train(arguments: argparse.Namespace) -> None:
     # Idle OpenMP threads that spin would be counted as CPU time; set before torch loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from models.tiny_training import CODE, Recipe, train  # noqa: PLC0415 - torch is not needed to evaluate
+    from models.tiny_training import CODE, SMALL, Recipe, train  # noqa: PLC0415 - torch is not needed to evaluate
 
+    measure, folder, recipe = ("`evaluate`", "tiny-qwen3", Recipe())
+    if arguments.size == "small":
+        folder, recipe = ("tiny-qwen3-small", SMALL)
+    if arguments.model == "code":
+        measure, folder, recipe = ("scripts/evaluate_code_model", "tiny-code", CODE)
     recipe = replace(
-        CODE if arguments.model == "code" else Recipe(),
-        cpu_minutes=arguments.cpu_minutes,
+        recipe,
+        cpu_minutes=arguments.cpu_minutes or recipe.cpu_minutes,
         processes=arguments.processes,
         seed=arguments.seed,
     )
     train(recipe, arguments.out, arguments.resume)
-    measure, folder = ("`evaluate`", "tiny-qwen3")
-    if arguments.model == "code":
-        measure, folder = ("scripts/evaluate_code_model", "tiny-code")
     print(f"Next: serve {arguments.out / 'model-final'} with vLLM, {measure}, copy to models/{folder}.")
 
 
@@ -111,9 +114,15 @@ def main() -> None:
     train.add_argument(
         "--model", choices=("cases", "code"), default="cases", help="text cases (default), or code tasks"
     )
+    train.add_argument(
+        "--size",
+        choices=("usual", "small"),
+        default="usual",
+        help="of the model of text cases: 7 MB (default), or 3 MB, to draft first in a cascade",
+    )
     train.add_argument("--out", type=Path, required=True, help="folder for checkpoints and models")
     train.add_argument(
-        "--cpu-minutes", type=float, default=110.0, help="CPU time of all processes (default 110)"
+        "--cpu-minutes", type=float, default=0.0, help="CPU time of all processes (default 110; small: 25)"
     )
     train.add_argument("--processes", type=int, default=2, help="one per core (default 2)")
     train.add_argument("--seed", type=int, default=0, help="seed of weights and texts (default 0)")
@@ -130,6 +139,8 @@ def main() -> None:
     measure.add_argument("--free", action="store_true", help="bind the answer by the schema alone")
     measure.set_defaults(run=_evaluate)
     arguments = parser.parse_args()
+    if vars(arguments).get("size") == "small" and arguments.model == "code":
+        parser.error("--size small is of the model of text cases")
     arguments.run(arguments)
 
 

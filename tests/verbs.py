@@ -21,10 +21,12 @@ def environment(server: LabelStudioServer, folder: Path, **more: str) -> dict[st
     ours = (
         "LABEL_STUDIO_",
         "MODEL_",
+        "CASCADE_",
         "BACKEND_",
         "LEDGER_",
         "CASES_",
         "ARTIFACTS_",
+        "EXAMPLES",
         "EXECUTION",
         "SANDBOX_",
         "ADAPTERS_",

@@ -73,8 +73,10 @@ CONTROLS: tuple[type[Control], ...] = (
 
 # The key of task data in which a draft's reasons are shown; never part of a prompt.
 STATUS_KEY = "draft_status"
-# What the page shows of a draft and of its run; never part of a prompt either.
-_PAGE_ALONE = (STATUS_KEY, RUN_STATUS_KEY, RUN_OUTPUT_KEY, RUN_CHARTS_KEY, RUN_FILES_KEY)
+# That of a task's place in the order of labelling; never part of a prompt either.
+NEXT_KEY = "label_next"
+# What the page shows of a draft and of its run; nor is that.
+_PAGE_ALONE = (STATUS_KEY, NEXT_KEY, RUN_STATUS_KEY, RUN_OUTPUT_KEY, RUN_CHARTS_KEY, RUN_FILES_KEY)
 # A TextArea whose name begins so is no field: in it an annotator tells the model what to do better, ...
 PROMPT_NAME = "prompt"
 # ... and in this one an open page shows what came of the code that the annotator had run.

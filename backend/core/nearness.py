@@ -40,14 +40,14 @@ def nearness(texts: Iterator[str], count: int, same: Callable[[int, int], bool])
         count: How many they are.
         same: Tells of two places whether what is said of the texts is the same.
     """
-    sketches = _sketches(texts, count)
-    buckets = _buckets(sketches)
+    table = sketches(texts, count)
+    buckets = _buckets(table)
     found = Nearness({}, {})
     members: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     for place in range(count):
         shared = [(band, int(bucket)) for band, bucket in enumerate(buckets[place]) if bucket >= 0]
         shares = {
-            other: float(np.count_nonzero(sketches[place] == sketches[other])) / _PERMUTATIONS
+            other: float(np.count_nonzero(table[place] == table[other])) / _PERMUTATIONS
             for other in sorted({other for key in shared for other in members[key]})
         }
         near = {other: share for other, share in shares.items() if share >= NEAR}
@@ -63,7 +63,13 @@ def nearness(texts: Iterator[str], count: int, same: Callable[[int, int], bool])
     return found
 
 
-def _sketches(texts: Iterator[str], count: int) -> Any:
+def sketches(texts: Iterator[str], count: int) -> Any:
+    """Sketch texts: a row each, an array of `count` rows.
+
+    Args:
+        texts: The texts, one at a time.
+        count: How many they are.
+    """
     table: Any = np.zeros((count, _PERMUTATIONS), dtype=np.uint32)
     empty = MinHash(num_perm=_PERMUTATIONS, hashfunc=crc32)
     for place, text in zip(range(count), texts, strict=True):
@@ -73,11 +79,16 @@ def _sketches(texts: Iterator[str], count: int) -> Any:
     return table
 
 
-def _buckets(sketches: Any) -> Any:
+def shares(table: Any, place: int) -> Any:
+    """Estimate which share of shingles the text at a place has in common with each of all, itself too."""
+    return np.count_nonzero(table == table[place], axis=1) / _PERMUTATIONS
+
+
+def _buckets(table: Any) -> Any:
     """Give each text and band a number that texts with the same band share; -1 where there is no other."""
-    buckets: Any = np.full((len(sketches), _BANDS), -1, dtype=np.int32)
-    for band in range(_BANDS if len(sketches) else 0):
-        rows = np.ascontiguousarray(sketches[:, band * _ROWS : (band + 1) * _ROWS])
+    buckets: Any = np.full((len(table), _BANDS), -1, dtype=np.int32)
+    for band in range(_BANDS if len(table) else 0):
+        rows = np.ascontiguousarray(table[:, band * _ROWS : (band + 1) * _ROWS])
         _, numbers, counts = np.unique(
             rows.view(np.dtype((np.void, rows.dtype.itemsize * _ROWS))).ravel(),
             return_inverse=True,

@@ -129,6 +129,13 @@ class Example:
     value: Value
 
 
+class Shown(NamedTuple):
+    """A text and its right answer that one task's prompt shows, both as a model reads and writes them."""
+
+    question: str
+    answer: str
+
+
 class Promoted(NamedTuple):
     """The adapter that a project's drafts come from, and the profile that it was trained with."""
 
@@ -160,6 +167,10 @@ class Overrides:
         if promoted is None:
             return self
         return replace(self, model=promoted.model, profile=promoted.profile)
+
+    def elsewhere(self) -> "Overrides":
+        """Give what the project wants of a model of another server: all but the model."""
+        return replace(self, model="", profile="")
 
 
 NO_OVERRIDES = Overrides()
@@ -350,6 +361,21 @@ def render(
         return (*shared, Message("user", f"{question}\n\n{words}"))
     answer = case.labelling.encode(refinement.value)
     return (*shared, Message("user", question), Message("assistant", answer), Message("user", words))
+
+
+def showing(messages: Sequence[Message], shown: Sequence[Shown]) -> tuple[Message, ...]:
+    """Give the messages of a question with texts and their answers before it, after all that tasks share.
+
+    Args:
+        messages: What `render` gave for a task that nobody asks to change.
+        shown: The texts, the one that is to stand next to the question last.
+    """
+    turns = (
+        message
+        for question, answer in shown
+        for message in (Message("user", question), Message("assistant", answer))
+    )
+    return (*messages[:-1], *turns, messages[-1])
 
 
 def render_retry(

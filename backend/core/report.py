@@ -7,13 +7,14 @@ gives the same page. Every text is escaped; no text of a task stands in it but w
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from backend.core.codegates import CODE_GATES, not_run_again
 from backend.core.corpus import CORPUS_GATES, Options
 from backend.core.dataset import SAMPLE_GATES
+from backend.core.markup import STYLE, Cell, bar_chart, paragraph, table
 from backend.core.spotcheck import Stratum, wilson
 from backend.core.tally import Drafts, Tally, median
 
@@ -23,25 +24,6 @@ _LOW_ALPHA = 0.667  # Krippendorff's lower limit for tentative conclusions
 _MANY_STOPPED = 0.1
 _SHOWN_CHARS = 240  # of a reason; the whole stands in the records
 _DAYS = 60  # shown of a version, the last ones
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2328; max-width: 62rem; margin: 2rem auto;
-  padding: 0 1rem }
-h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem }
-p { margin: .4rem 0 } .sum { font-size: 1.1rem } .quiet { color: #59636e }
-table { border-collapse: collapse; margin: .5rem 0 } caption { text-align: left; color: #59636e }
-th, td { text-align: left; vertical-align: top; padding: .25rem 1.2rem .25rem 0;
-  border-bottom: 1px solid #d1d9e0 }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums } td.n { white-space: nowrap }
-td:last-child { overflow-wrap: anywhere } td .quiet { white-space: nowrap }
-svg { display: block; margin: .3rem 0; max-width: 100% }
-svg text { font: 11px system-ui, sans-serif; fill: #59636e } rect { fill: #4c78a8 } rect.b { fill: #b8c4d0 }
-ul.first { border-left: 4px solid #bc4c00; padding: .3rem 0 .3rem 1.6rem; margin: .5rem 0 }
-@media (max-width: 48rem) { th, td { padding-right: .6rem } }
-@media print { body { margin: 0; max-width: none; font-size: 10pt } h2, tr, svg { break-inside: avoid }
-  h2 { break-after: avoid } }
-"""
-
-Cell = str | int
 
 
 def report_page(tally: Tally, strata: Sequence[Stratum], options: Options) -> str:
@@ -56,14 +38,14 @@ def report_page(tally: Tally, strata: Sequence[Stratum], options: Options) -> st
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en"><head><meta charset="utf-8"><title>Dataset report</title>',
-        f"<style>{_STYLE}</style></head><body>",
+        f"<style>{STYLE}</style></head><body>",
         "<h1>Dataset report</h1>",
-        _p(
+        paragraph(
             "{annotations} annotations of {tasks} tasks = {samples} samples + {held} held + {rejected} "
             "rejected".format_map(counts),
             "sum",
         ),
-        _p("{samples} samples = {train} train + {test} test".format_map(counts)),
+        paragraph("{samples} samples = {train} train + {test} test".format_map(counts)),
         "<h2>Look at first</h2>",
         _first(tally, strata, options),
         *_gates(tally),
@@ -84,7 +66,7 @@ def report_page(tally: Tally, strata: Sequence[Stratum], options: Options) -> st
 def _first(tally: Tally, strata: Sequence[Stratum], options: Options) -> str:
     found = list(_findings(tally, strata, options))
     if not found:
-        return _p("Nothing stands out.")
+        return paragraph("Nothing stands out.")
     return f'<ul class="first">{"".join(f"<li>{escape(words)}</li>" for words in found)}</ul>'
 
 
@@ -148,16 +130,16 @@ def _gates(tally: Tally) -> Iterator[str]:
             for task, annotation, reason in tally.examples.get(gate, ())
         )
         rows.append([gate, count, left, examples])
-    yield _table(["gate", "stopped", "left", "for example"], rows, numbers={1, 2}, html={3})
+    yield table(["gate", "stopped", "left", "for example"], rows, numbers={1, 2}, html={3})
     if counts["noted_by"]:
         noted = [[gate, count] for gate, count in counts["noted_by"].items()]
-        yield _table(["noted, not stopped", "samples"], noted, numbers={1})
+        yield table(["noted, not stopped", "samples"], noted, numbers={1})
 
 
 def _drafts(tally: Tally) -> Iterator[str]:
     counts = tally.counts.record()
     yield "<h2>Drafts and corrections</h2>"
-    yield _p(
+    yield paragraph(
         "{samples} samples = {accepted} drafts accepted + {corrected} corrected + {written} written without "
         "one".format_map(counts)
     )
@@ -174,8 +156,8 @@ def _drafts(tally: Tally) -> Iterator[str]:
             for version, drafts in sorted(tally.versions.items(), key=lambda item: (_since(item[1]), item[0]))
         ]
         head = ["version of the draft", "judged", "accepted", "share (95 %)", "median time", "by day"]
-        yield _table(head, rows, numbers={1, 2, 3, 4}, html={5})
-    yield _p(f"Median time without a draft: {_seconds(tally.undrafted_s)}.")
+        yield table(head, rows, numbers={1, 2, 3, 4}, html={5})
+    yield paragraph(f"Median time without a draft: {_seconds(tally.undrafted_s)}.")
     fields: list[list[Cell]] = [
         [
             case,
@@ -190,28 +172,28 @@ def _drafts(tally: Tally) -> Iterator[str]:
     ]
     if fields:
         head = ["case", "field", "drafted", "corrected", "share (95 %)", "kept of a corrected one"]
-        yield _table(head, fields, numbers={2, 3, 4, 5})
+        yield table(head, fields, numbers={2, 3, 4, 5})
     if tally.deciles:
         bars = []
         for tenth in range(10):
             right, wrong = tally.deciles[tenth, True], tally.deciles[tenth, False]
             bars.append((f"{tenth / 10:.1f}", right, right + wrong))
-        yield _p("Score of the draft, and how many were accepted (dark) of those judged:")
-        yield _bars(bars)
+        yield paragraph("Score of the draft, and how many were accepted (dark) of those judged:")
+        yield bar_chart(bars)
 
 
 def _lengths(tally: Tally, options: Options) -> Iterator[str]:
     yield "<h2>Lengths and writing</h2>"
     if not tally.lengths:
-        yield _p("There is no sample.")
+        yield paragraph("There is no sample.")
         return
     limit = f"; what is longer than {options.max_tokens} is held" if tally.unit == "tokens" else ""
-    yield _p(f"Samples by length, up to so many {tally.unit}{limit}:")
-    yield _bars([(str(end), count, count) for end, count in sorted(tally.lengths.items())])
+    yield paragraph(f"Samples by length, up to so many {tally.unit}{limit}:")
+    yield bar_chart([(str(end), count, count) for end, count in sorted(tally.lengths.items())])
     rows: list[list[Cell]] = [
         [name, count] for name, count in sorted(tally.writings.items(), key=lambda item: (-item[1], item[0]))
     ]
-    yield _table(["most letters of the input are", "samples"], rows, numbers={1})
+    yield table(["most letters of the input are", "samples"], rows, numbers={1})
 
 
 def _splits(tally: Tally) -> Iterator[str]:
@@ -220,7 +202,7 @@ def _splits(tally: Tally) -> Iterator[str]:
     rows: list[list[Cell]] = [
         [case, tally.splits[case, "train"], tally.splits[case, "test"]] for case in cases
     ]
-    yield _table(["case", "train", "test"], rows, numbers={1, 2})
+    yield table(["case", "train", "test"], rows, numbers={1, 2})
 
 
 def _people(tally: Tally) -> Iterator[str]:
@@ -238,7 +220,7 @@ def _people(tally: Tally) -> Iterator[str]:
         for human, person in sorted(tally.people.items(), key=lambda item: (item[0] is None, item[0] or 0))
     ]
     head = ["annotator", "samples", "held", "rejected", "drafts accepted", "corrected", "median time"]
-    yield _table(head, rows, numbers={1, 2, 3, 4, 5, 6})
+    yield table(head, rows, numbers={1, 2, 3, 4, 5, 6})
 
 
 def _agreement(tally: Tally) -> Iterator[str]:
@@ -250,20 +232,20 @@ def _agreement(tally: Tally) -> Iterator[str]:
         if field.agreement.tasks
     ]
     if not found:
-        yield _p("No task has valid annotations of several annotators.")
+        yield paragraph("No task has valid annotations of several annotators.")
         return
     rows: list[list[Cell]] = [
         [case, name, one.tasks, f"{one.observed:.0%}", "-" if math.isnan(one.alpha) else f"{one.alpha:.2f}"]
         for case, name, one in sorted(found, key=lambda entry: entry[0])
     ]
     head = ["case", "of", "tasks", "same answers", "Krippendorff's alpha"]
-    yield _table(head, rows, numbers={2, 3, 4})
+    yield table(head, rows, numbers={2, 3, 4})
 
 
 def _spot_checks(strata: Sequence[Stratum], options: Options) -> Iterator[str]:
     yield "<h2>Spot checks</h2>"
     if not strata:
-        yield _p("None were drawn (--spot-check).")
+        yield paragraph("None were drawn (--spot-check).")
         return
     rows: list[list[Cell]] = []
     for one in strata:
@@ -276,60 +258,12 @@ def _spot_checks(strata: Sequence[Stratum], options: Options) -> Iterator[str]:
     low, high = wilson(failed, checked)
     total = sum(one.samples for one in strata)
     rows.append(["all", total, drawn, checked, failed, f"{low:.0%} to {high:.0%}" if checked else "-"])
-    yield _p(f"{options.spot_check:.0%} are drawn, and held until a second human has passed them.")
+    yield paragraph(f"{options.spot_check:.0%} are drawn, and held until a second human has passed them.")
     head = ["stratum", "samples", "drawn", "checked", "wrong", "share of wrong ones (95 %)"]
-    yield _table(head, rows, numbers={1, 2, 3, 4, 5})
+    yield table(head, rows, numbers={1, 2, 3, 4, 5})
 
 
 # ---------------------------------------------------------------------------------- how it is written
-
-
-def _p(words: str, kind: str = "") -> str:
-    return f'<p class="{kind}">{escape(words)}</p>' if kind else f"<p>{escape(words)}</p>"
-
-
-def _table(
-    head: Sequence[str],
-    rows: Iterable[Sequence[Cell]],
-    *,
-    numbers: set[int],
-    html: frozenset[int] | set[int] = frozenset(),
-) -> str:
-    """Write a table; columns named in `html` are markup already."""
-
-    def cell(tag: str, place: int, part: Cell, *, is_html: bool = False) -> str:
-        kind = ' class="n"' if place in numbers else ""
-        return f"<{tag}{kind}>{part if is_html else escape(str(part))}</{tag}>"
-
-    top = "".join(cell("th", place, part) for place, part in enumerate(head))
-    lines = (
-        "".join(cell("td", place, part, is_html=place in html) for place, part in enumerate(row))
-        for row in rows
-    )
-    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table>"
-
-
-def _bars(bars: Sequence[tuple[str, int, int]]) -> str:
-    """Draw bars: label, dark part, whole; the numbers of the whole stand above."""
-    width, height, most = 46, 90, max(whole for *_, whole in bars) or 1
-    parts = []
-    for place, (label, dark, whole) in enumerate(bars):
-        left = place * width
-        for count, kind in ((whole, ' class="b"'), (dark, "")):
-            tall = count / most * height
-            parts.append(
-                f'<rect{kind} x="{left + 4}" y="{16 + height - tall:.1f}" width="{width - 8}" '
-                f'height="{tall:.1f}"/>'
-            )
-        middle = left + width // 2
-        above = 12 + height - whole / most * height
-        parts.append(f'<text x="{middle}" y="{above:.1f}" text-anchor="middle">{whole}</text>')
-        parts.append(f'<text x="{middle}" y="{height + 30}" text-anchor="middle">{escape(label)}</text>')
-    size = (
-        f'width="{len(bars) * width}" height="{height + 36}" viewBox="0 0 {len(bars) * width} {height + 36}"'
-    )
-    return f'<svg role="img" {size}>{"".join(parts)}</svg>'
 
 
 def _days(drafts: Drafts) -> str:

@@ -37,6 +37,7 @@ TITLE = "draftloop"  # of the backend connection, so that it is found again when
 EVENTS = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED")  # the last one is plural there
 TABS = ("All tasks", "Needs a human", "Passed the rules")
 SENT_BACK_TAB = "Sent back"
+NEXT_TAB = "Label next"
 # Hidden in tabs made in its page, but shown in ours unless told: reasons would stand beyond the edge.
 _HIDDEN = [
     f"tasks:{name}"
@@ -303,13 +304,26 @@ class LabelStudio:
         items = [_filter("data.draft_status", "contains", "String", words)]
         return self._keep_tab(project, self._tabs(project).get(SENT_BACK_TAB), SENT_BACK_TAB, items)
 
+    def keep_next_tab(self, project: Project) -> Outcome:
+        """Make or mend the saved tab with the tasks that have a `label_next`, in its order.
+
+        What is submitted or skipped leaves it by itself.
+        """
+        items = [_filter("data.label_next", "empty", "String", "false"), *_UNDONE]
+        view = self._tabs(project).get(NEXT_TAB)
+        return self._keep_tab(project, view, NEXT_TAB, items, order="tasks:data.label_next")
+
     def _tabs(self, project: Project) -> dict[str, Json]:
         views = self._get("tabs", "api/dm/views/", {"project": project.id})
         return {view["data"].get("title"): view for view in views}
 
-    def _keep_tab(self, project: Project, view: Json, title: str, items: Filters) -> Outcome:
-        filters = {"conjunction": "and", "items": list(items)}
-        if view is not None and view["data"].get("filters") == filters:
+    def _keep_tab(
+        self, project: Project, view: Json, title: str, items: Filters, *, order: str = ""
+    ) -> Outcome:
+        """Make or mend a tab; where an order is named, that is part of what is mended."""
+        wanted: dict[str, Json] = {"filters": {"conjunction": "and", "items": list(items)}}
+        wanted |= {"ordering": [order]} if order else {}
+        if view is not None and _holds(view["data"], wanted):
             return "already there"
         ordering = ["tasks:predictions_score"] if items else []
         hidden = {"explore": _HIDDEN, "labeling": _HIDDEN + _HIDDEN_IN_A_TASK}
@@ -321,7 +335,7 @@ class LabelStudio:
             "hiddenColumns": hidden,
             "columnsWidth": {"tasks:data.draft_status": _REASON_PX},
         }
-        data = ViewDataRequestRequest(**{**(view["data"] if view else fresh), "filters": filters})
+        data = ViewDataRequestRequest(**{**(view["data"] if view else fresh), **wanted})
         tab = {"project": project.id, "data": data}
         if view is None:
             self._ask(f"tab '{title}'", partial(self._sdk.views.create, **tab), creates=True)
@@ -383,19 +397,21 @@ class LabelStudio:
         yield from self._pages(project, [_NOT_SUBMITTED, _SKIPPED], _FULL)
 
     def tasks_by_id(
-        self, project: Project, ids: Collection[int], *, full: bool = False
+        self, project: Project, ids: Collection[int], *, unbegun: bool = False, full: bool = False
     ) -> Iterator[dict[str, Json]]:
         """List some tasks: id, data and times. Reading them so has no draft made, as opening them would.
 
         Args:
             project: The project.
             ids: The tasks; those that there are not are left out.
+            unbegun: Only tasks that no human has begun.
             full: With annotations and predictions, results included.
         """
         if not ids:
             return
         among = _filter("id", "in", "Number", {"min": min(ids), "max": max(ids)})
-        for task in self._pages(project, [among], _FULL if full else _BRIEF):
+        filters = [among, *_chosen(None, unbegun=unbegun)]
+        for task in self._pages(project, filters, _FULL if full else _BRIEF):
             if task["id"] in ids:
                 yield task
 
@@ -752,9 +768,9 @@ def _filter(column: str, operator: str, kind: str, value: Json) -> dict[str, Jso
 _SUBMITTED = _filter("total_annotations", "greater", "Number", 0)
 _NOT_SUBMITTED = _filter("total_annotations", "equal", "Number", 0)
 _SKIPPED = _filter("cancelled_annotations", "greater", "Number", 0)
+_UNDONE = (_NOT_SUBMITTED, _filter("cancelled_annotations", "equal", "Number", 0))
 _UNBEGUN = (
-    _NOT_SUBMITTED,
-    _filter("cancelled_annotations", "equal", "Number", 0),
+    *_UNDONE,
     _filter("draft_exists", "equal", "Boolean", value=False),  # of any user
 )
 _BRIEF = {"include": "id,data,created_at,updated_at"}

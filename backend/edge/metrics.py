@@ -39,6 +39,12 @@ class Metrics:
             ["case", "used"],
             registry=registry,
         )
+        self.cascade = prometheus.Counter(
+            "draftloop_cascade",
+            "Drafts of a small model: kept, escalated to the larger one, or kept because that one failed.",
+            ["case", "outcome"],
+            registry=registry,
+        )
         self.late = prometheus.Gauge(
             "draftloop_late_tasks",
             "Tasks promised to Label Studio and not written yet, by any process of this ledger.",

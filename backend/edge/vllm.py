@@ -58,6 +58,7 @@ class VllmModel:
         connections: int = 64,
         context_tokens: int = 0,
         find_adapter: Callable[[str], Path | None] | None = None,
+        settings: str = "MODEL",
     ) -> None:
         """Prepare a client; nothing is sent before the first call.
 
@@ -68,9 +69,11 @@ class VllmModel:
             connections: Most connections kept and used at once.
             context_tokens: The model's context length; 0 asks the server.
             find_adapter: Gives the folder of an adapter by its name, for servers that do not know it.
+            settings: How the names of its settings begin, for hints.
         """
         self._name = name
         self._find_adapter = find_adapter
+        self._settings = settings
         self._handing = threading.Lock()
         self._stated_tokens = context_tokens
         self._context_tokens: dict[str, int] = {}  # by model
@@ -134,7 +137,7 @@ class VllmModel:
         response = self._request("POST", "/load_lora_adapter", body, timeout_s=_LOAD_S)
         said = _said(response)
         if response.status_code != 200 and "already been loaded" not in said:
-            raise _not_loaded(response, said, name, folder)
+            raise self._not_loaded(response, said, name, folder)
 
     def _hand_over(self, name: str) -> bool:
         """Load an adapter of ours that the server does not know; False where it is none of ours."""
@@ -154,7 +157,7 @@ class VllmModel:
             base = models.get(models[name].get("parent"), {})
             return int(models[name].get("max_model_len") or base.get("max_model_len") or 0)
         served = ", ".join(map(str, models))
-        where = "MODEL_NAME" if name == self._name else "model in the project's extra params"
+        where = f"{self._settings}_NAME" if name == self._name else "model in the project's extra params"
         raise SetupError(
             f"The model server does not serve '{name}'; it serves: {served}.",
             hint=f"Set {where} to one of them.",
@@ -177,7 +180,7 @@ class VllmModel:
         try:
             return _completion(answer)
         except (KeyError, IndexError, TypeError) as error:
-            raise _no_completion() from error
+            raise self._no_completion() from error
 
     def body(self, prompt: Prompt) -> dict[str, Any]:
         """Give the body of the request that `complete` sends.
@@ -260,7 +263,7 @@ class VllmModel:
             choice: dict[str, Any] = answer["choices"][0]
             choice["message"]["content"]
         except (KeyError, IndexError, TypeError) as error:
-            raise _no_completion() from error
+            raise self._no_completion() from error
         return choice
 
     def _call(
@@ -273,13 +276,13 @@ class VllmModel:
                 break
             response = self._request(method, path, body, timeout_s=timeout_s)
         if response.status_code != 200:
-            raise _refused(response, name)
+            raise self._refused(response, name)
         try:
             answer = orjson.loads(response.content)
         except orjson.JSONDecodeError as error:
             raise ServiceError(
                 "The model server answered with something that is not JSON.",
-                hint="Check that MODEL_URL points at vLLM's /v1.",
+                hint=f"Check that {self._settings}_URL points at vLLM's /v1.",
             ) from error
         return answer if isinstance(answer, dict) else {}
 
@@ -302,8 +305,59 @@ class VllmModel:
         except httpx.HTTPError as error:
             raise Unreachable(
                 f"The model server at {self._client.base_url} cannot be reached ({type(error).__name__}).",
-                hint="Start it, or correct MODEL_URL.",
+                hint=f"Start it, or correct {self._settings}_URL.",
             ) from error
+
+    def _no_completion(self) -> ServiceError:
+        return ServiceError(
+            "The model server answered with something that is no chat completion.",
+            hint=f"Check that {self._settings}_URL points at vLLM's /v1.",
+        )
+
+    def _not_loaded(
+        self, response: httpx.Response, said: str, name: str, folder: Path
+    ) -> ServiceError | SetupError:
+        code = response.status_code
+        reason = _WORKER_SAID.search(said)
+        said = (reason[1] if reason else said).rstrip(".")
+        if code == 404 and "adapter" in said.lower():
+            return SetupError(
+                f"The model server finds no adapter at {folder}.",
+                hint="ADAPTERS_DIR must be a folder that vLLM can read at the same path.",
+            )
+        if code in (404, 405) or "enable-lora" in said:
+            return SetupError(
+                "The model server takes no adapters while it runs.", hint=f"Start vLLM with {_FOR_ADAPTERS}."
+            )
+        if "rank" in said.lower():
+            return SetupError(
+                f"The model server does not take '{name}': {said}.",
+                hint="Start vLLM with a --max-lora-rank that is as high, or train with a lower rank.",
+            )
+        refused = self._refused(response, name)
+        if code != 500 and not isinstance(refused, TaskError):
+            return refused
+        return SetupError(
+            f"The model server does not take '{name}' ({code}): {said}.",
+            hint="Was it trained on the model that is served?",
+        )
+
+    def _refused(self, response: httpx.Response, name: str) -> ServiceError | TaskError | SetupError:
+        message = _said(response)
+        code = response.status_code
+        if code in (401, 403):
+            return SetupError(
+                f"The model server refused the key ({code}).",
+                hint=f"Set {self._settings}_API_KEY to its --api-key.",
+            )
+        if code == 404:
+            return SetupError(
+                f"The model server does not know '{name}' ({message}).",
+                hint=f"Set {self._settings}_NAME to a served name; {self._settings}_URL ends in /v1.",
+            )
+        if 400 <= code < 500 and code not in (408, 429):
+            return TaskError(f"The model server refused the prompt ({code}): {message}.")
+        return ServiceError(f"The model server failed ({code}): {message}.", hint="Look at its log.")
 
 
 def _completion(answer: dict[str, Any]) -> Completion:
@@ -318,13 +372,6 @@ def _completion(answer: dict[str, Any]) -> Completion:
         prompt_tokens=usage.get("prompt_tokens", 0),
         completion_tokens=usage.get("completion_tokens", 0),
         cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
-    )
-
-
-def _no_completion() -> ServiceError:
-    return ServiceError(
-        "The model server answered with something that is no chat completion.",
-        hint="Check that MODEL_URL points at vLLM's /v1.",
     )
 
 
@@ -344,47 +391,3 @@ def _said(response: httpx.Response) -> str:
         return str((said.get("error") or said).get("message") or said)[:_MESSAGE_CHARS]
     except (ValueError, AttributeError):
         return response.text[:_MESSAGE_CHARS]
-
-
-def _not_loaded(response: httpx.Response, said: str, name: str, folder: Path) -> ServiceError | SetupError:
-    code = response.status_code
-    reason = _WORKER_SAID.search(said)
-    said = (reason[1] if reason else said).rstrip(".")
-    if code == 404 and "adapter" in said.lower():
-        return SetupError(
-            f"The model server finds no adapter at {folder}.",
-            hint="ADAPTERS_DIR must be a folder that vLLM can read at the same path.",
-        )
-    if code in (404, 405) or "enable-lora" in said:
-        return SetupError(
-            "The model server takes no adapters while it runs.", hint=f"Start vLLM with {_FOR_ADAPTERS}."
-        )
-    if "rank" in said.lower():
-        return SetupError(
-            f"The model server does not take '{name}': {said}.",
-            hint="Start vLLM with a --max-lora-rank that is as high, or train with a lower rank.",
-        )
-    refused = _refused(response, name)
-    if code != 500 and not isinstance(refused, TaskError):
-        return refused
-    return SetupError(
-        f"The model server does not take '{name}' ({code}): {said}.",
-        hint="Was it trained on the model that is served?",
-    )
-
-
-def _refused(response: httpx.Response, name: str) -> ServiceError | TaskError | SetupError:
-    message = _said(response)
-    code = response.status_code
-    if code in (401, 403):
-        return SetupError(
-            f"The model server refused the key ({code}).", hint="Set MODEL_API_KEY to its --api-key."
-        )
-    if code == 404:
-        return SetupError(
-            f"The model server does not know '{name}' ({message}).",
-            hint="Set MODEL_NAME to a served name; MODEL_URL ends in /v1.",
-        )
-    if 400 <= code < 500 and code not in (408, 429):
-        return TaskError(f"The model server refused the prompt ({code}): {message}.")
-    return ServiceError(f"The model server failed ({code}): {message}.", hint="Look at its log.")

@@ -2,7 +2,8 @@
 
 `words/train` and `words/held_out` share no entry; `words/shared` holds what is closed by nature (provinces,
 separators, rare characters). The train split is far more varied than the held-out one, on purpose: random
-characters as names, random labels and separators, mutated clauses.
+characters as names, random labels and separators, mutated clauses. `words/shifted_*` belong to `shifted`,
+complaints of another kind.
 """
 
 import random

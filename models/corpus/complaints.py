@@ -1,5 +1,6 @@
 """Complaints: name, address, e-mail and question, quoted verbatim from a noisy text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.corpus.composed import composed_clause
@@ -217,22 +218,16 @@ def _invented(draw: Draw, language: Language) -> list[Piece]:
     return pieces
 
 
-def draw_complaint(draw: Draw) -> Generated:
-    """Draw one complaint.
+def fill(draw: Draw, language: Language, pieces: Sequence[Piece]) -> tuple[list[Piece], dict[str, str]]:
+    """Draw what stands in the slots of a complaint's fields; other slots are left to the caller.
 
     Args:
         draw: Randomness and word lists.
+        language: Of the text.
+        pieces: Its template.
     Returns:
-        The text and its four fields; an absent one is None.
+        The template without the end marks that the question brings itself; the text of each slot.
     """
-    language = draw.language()
-    opener = draw.pick(f"complaint_openers_{language}") if draw.chance(0.15) else ""
-    if draw.chance(0.5):
-        _, pieces = draw.template(f"complaint_templates_{language}", keep=0.87)
-    elif draw.wildly(0.4):
-        pieces = _invented(draw, language)
-    else:
-        pieces = _listed(draw, language)
     values: dict[str, str] = {}
     pieces = [piece for piece in pieces if piece.slot or piece.text]
     spot = next(index for index, piece in enumerate(pieces) if piece.slot == "question")
@@ -251,8 +246,28 @@ def draw_complaint(draw: Draw) -> Generated:
             values[slot] = _address(draw, language)
         elif slot == "email":
             values[slot] = _email(draw)
-        else:
+        elif slot == "question":
             values[slot] = _question(draw, language, tail)
+    return pieces, values
+
+
+def draw_complaint(draw: Draw) -> Generated:
+    """Draw one complaint.
+
+    Args:
+        draw: Randomness and word lists.
+    Returns:
+        The text and its four fields; an absent one is None.
+    """
+    language = draw.language()
+    opener = draw.pick(f"complaint_openers_{language}") if draw.chance(0.15) else ""
+    if draw.chance(0.5):
+        _, pieces = draw.template(f"complaint_templates_{language}", keep=0.87)
+    elif draw.wildly(0.4):
+        pieces = _invented(draw, language)
+    else:
+        pieces = _listed(draw, language)
+    pieces, values = fill(draw, language, pieces)
     shown = dict(values)
     if "name" in shown and draw.chance(0.15):
         title = draw.pick(f"common_roles_{language}" if draw.wildly(0.4) else f"titles_{language}")

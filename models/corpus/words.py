@@ -115,12 +115,12 @@ class Draw:
     """Random choices over the lists of one split.
 
     Args:
-        split: Which lists `pick` reads.
+        split: Which lists `pick` reads: a split, or another folder of lists.
         rng: Source of all randomness.
     """
 
-    def __init__(self, split: Split, rng: random.Random) -> None:
-        self.split: Split = split
+    def __init__(self, split: str, rng: random.Random) -> None:
+        self.split = split
         self.rng = rng
         self.wild = split == "train"
 

@@ -4,7 +4,6 @@ import json
 import os
 import secrets
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Self
 
 from backend.edge.labelstudio import LabelStudio, Project
 from backend.errors import ServiceError
+from scripts.servers import ROOT
 from scripts.terminal import err
 
 USER = "admin@example.com"
@@ -43,19 +43,23 @@ class Demo:
         """Give the same demo with other settings for its verbs."""
         return replace(self, environment=dict(environment))
 
-    def verb(self, name: str, *arguments: str | Path | int) -> None:
+    def verb(self, name: str, *arguments: str | Path | int, code: int = 0) -> None:
         """Run one of the scripts as a user would.
 
+        Args:
+            name: Which.
+            arguments: What is said to it.
+            code: How it has to end.
         Raises:
-            ServiceError: It did not end with 0.
+            ServiceError: It ended otherwise.
         """
         shown = " ".join(str(argument) for argument in arguments)
         err.print(f"  $ scripts/{name} {shown}", markup=False)
-        command = [sys.executable, "-P", "-m", f"scripts.{name}", *map(str, arguments)]
+        command = [str(ROOT / "scripts" / name), *map(str, arguments)]
         done = subprocess.run(
             command, env={**os.environ, **self.environment}, stdout=subprocess.PIPE, text=True, check=False
         )
-        if done.returncode:
+        if done.returncode != code:
             raise ServiceError(
                 f"scripts/{name} {shown} ended with {done.returncode}.", hint="Its words are above."
             )

@@ -64,6 +64,7 @@ def servers(demo: Demo, engine: Server, password: str) -> Iterator[str]:
     with demo.step("start vLLM"):
         engine.wait()
     demo.environment |= {
+        "ADAPTERS_DIR": str(demo.folder / "adapters"),
         "MODEL_URL": f"{engine.url}/v1",
         "MODEL_NAME": MODEL.name,
         "MODEL_PROFILE": "compact",

@@ -10,6 +10,7 @@ import pytest
 
 from backend.answers import Answers
 from backend.app import make_neighbours
+from backend.core.drafts import Draft
 from backend.core.labelling import Task
 from backend.core.prompting import Refinement
 from backend.edge.cache import SqliteCache
@@ -19,7 +20,7 @@ from backend.edge.metrics import Metrics
 from backend.edge.neighbours import SqliteNeighbours
 from backend.edge.vllm import VllmModel
 from backend.errors import SetupError
-from backend.predict import Draft, Drafter
+from backend.predict import Drafter
 from backend.settings import StoreSettings
 from scripts.near_duplicates import measure
 from scripts.servers import ROOT

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.benchmarks import engine, memory, plot, sandbox, scores, sync
+from scripts.benchmarks import circle, engine, examples, memory, plot, sandbox, scores, sync
 from tests.conftest import ModelServer, installed
 
 FIGURES = {
@@ -64,6 +64,21 @@ def test_scores_are_judged_and_drawn(vllm: ModelServer, tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
+def test_corrections_in_prompts_are_measured_and_drawn(vllm: ModelServer, tmp_path: Path) -> None:
+    told: list[str] = []
+    sizes = examples.Sizes(tasks=4, draws=2, ways=[(2, 20)])
+    url = vllm.url.removesuffix("/v1")
+    figures, samples = examples.measure(tmp_path, url, vllm.name, told.append, sizes)
+    assert set(samples) == {"examples_none", "examples_2_of_20"}
+    assert figures["prompt_tokens_examples_2_of_20"] > figures["prompt_tokens_examples_none"] > 0
+    assert 0 < figures["cached_share_examples_2_of_20"] < 1
+    assert figures["gain_examples_2_of_20_low"] <= figures["gain_examples_2_of_20_high"]
+    assert len(told) == 2
+    examples.draw(samples, tmp_path / "examples.png")
+    assert (tmp_path / "examples.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.integration
 def test_a_sync_is_measured_against_every_other_way_to_read_the_project(tmp_path: Path) -> None:
     told: list[str] = []
     with installed():
@@ -83,3 +98,11 @@ def test_auroc_is_the_share_of_pairs_in_order() -> None:
         (0.375, 0.0, 2),
         (0.75, 1.0, 2),
     ]
+
+
+def test_corrections_needed_lie_between_the_points_of_a_curve() -> None:
+    curve = [(0.0, 0.5), (40.0, 0.6), (80.0, 0.58), (160.0, 0.7)]
+    assert circle.needed(curve, 0.4) == 0
+    assert circle.needed(curve, 0.55) == pytest.approx(20)
+    assert circle.needed(curve, 0.64) == pytest.approx(120)
+    assert circle.needed(curve, 0.9) == float("inf")

@@ -7,6 +7,7 @@ from typing import Literal
 
 import pytest
 
+from backend.core.drafts import Draft, draft_status_html
 from backend.core.labelling import Task
 from backend.core.prompting import Refinement
 from backend.core.runs import NO_RUN, run_key
@@ -14,7 +15,7 @@ from backend.edge.cache import SqliteCache
 from backend.edge.cases import Cases
 from backend.edge.vllm import VllmModel
 from backend.errors import DraftloopError, SetupError, Unreachable
-from backend.predict import Draft, Drafter, draft_status_html
+from backend.predict import Drafter
 from backend.runner import Execution, Runner
 from scripts.store import record
 from tests.fake_sandbox import FakeLoop, FakeSandbox, FakeStore, python

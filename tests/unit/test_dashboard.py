@@ -18,6 +18,7 @@ def samples() -> dict[str, set[str]]:
     metrics = Metrics()
     metrics.drafts.labels("case", "ok").inc()
     metrics.reasons.labels("case", "rule").inc()
+    metrics.cascade.labels("case", "kept").inc()
     metrics.model_request_seconds.labels("answered").observe(1)
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(metrics.page().decode()):

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from backend.core.drafts import draft_status_html
 from backend.core.labelling import Task, compile_labelling
 from backend.core.prompting import Completion, Overrides, Prompt, generic_case
 from backend.edge.cases import Cases
 from backend.edge.vllm import VllmModel
-from backend.predict import Drafter, draft_status_html
+from backend.predict import Drafter
 from tests.fake_vllm import Body, FakeVllm, fake_vllm
 from tests.families import FAMILIES
 

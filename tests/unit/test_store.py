@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from backend.core.drafts import Draft
 from backend.core.labelling import Task
 from backend.core.runs import NO_RUN, RUN_KEY, Run
 from backend.edge.cases import Cases
 from backend.edge.labelstudio import LabelStudio, Project
 from backend.edge.ledger import Ledger
-from backend.predict import Draft
 from scripts.store import Records, Store
 from tests import code_runs
 

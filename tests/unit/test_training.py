@@ -91,7 +91,8 @@ def test_the_embedded_models_recipe_changes_how_it_learns_alone() -> None:
     recipe, usual = read(EMBEDDED), read(None)
     changed = {key for key, value in recipe if value != getattr(usual, key)}
     assert {"epochs", "learning_rate"} <= changed
-    assert not changed & {"r", "alpha", "layers", "batch_rows", "accumulation", "seed"}
+    assert not changed & {"alpha", "layers", "batch_rows", "accumulation", "seed"}
+    assert recipe.r <= recipe.max_lora_rank == usual.max_lora_rank  # as vLLM is started with
 
 
 # ------------------------------------------------------------------------------------------- the rows

@@ -1,0 +1,253 @@
+"""Whether corrections teach more in the order of scripts/next_tasks than by chance: the learning curve.
+
+The embedded model drafts a pool of complaints of another kind than it knows (`models.corpus.shifted`). Their
+known answers are the corrections: of the first tasks of the pool, in either order, datasets of several sizes
+are made, and on each an adapter is trained with the recipe of the embedded model, fewer rows the more often,
+so that all trainings take as many steps. What each then drafts of held-out tasks, through the whole flow, is
+compared with the answers. The pool is ranked once, by the drafts of the model before any correction.
+
+Every step is kept in the folder: another run goes on with what is missing.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise, product
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+
+from backend import heldout
+from backend.core.acquisition import Candidate, by_chance, rank
+from backend.core.corpus import Settled
+from backend.core.dataset import Annotation, Rejected, judge
+from backend.core.labelling import STATUS_KEY, Task
+from backend.core.measures import figures
+from backend.core.prompting import Overrides
+from backend.core.sample import Sample, Split, present
+from backend.edge.adapters import Adapters
+from backend.edge.cases import Cases
+from backend.edge.folder import Lines
+from backend.edge.vllm import VllmModel
+from backend.errors import ServiceError
+from backend.heldout import HeldOut, Row
+from backend.predict import Drafter
+from backend.records import Source, State, put, recorded, write
+from models.corpus import shifted
+from scripts.training import train
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+ORDERS: Mapping[str, Callable[..., Sequence[Any]]] = {"next": rank, "random": by_chance}
+_NAMES = {"next": "order of next_tasks", "random": "random order"}
+_COLOURS = {"next": "#2a6fdb", "random": "#8a8f98"}
+_HELD_OUT_SEED = 1000
+_PROJECT = 1
+
+Tell = Callable[[str], None]
+Curve = Sequence[tuple[float, float]]
+
+
+class Sizes(NamedTuple):
+    """How much is measured; a seed makes a pool, breaks its ties, and begins the trainings.
+
+    epochs  of the largest dataset
+    """
+
+    corrections: tuple[int, ...] = (80, 160, 320)
+    seeds: tuple[int, ...] = (0, 1)
+    pool: int = 600
+    held_out: int = 240
+    epochs: int = 4
+
+
+FULL = Sizes()
+
+
+def measure(
+    folder: Path, vllm: str, model: str, tell: Tell, sizes: Sizes = FULL
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Draft pools, train on parts of them, and measure what was learnt.
+
+    Args:
+        folder: Keeps every step.
+        vllm: Root address of vLLM, which takes adapters while it runs.
+        model: Name of the embedded model there.
+        tell: Takes progress, in words.
+        sizes: How much is measured.
+    Returns:
+        `circle_base`, the share of fields that are right before; `circle_ORDER_SIZE` after so many
+        corrections, the mean over seeds; `circle_accuracy`, the highest that both orders reach, and the
+        corrections that each needs for it; and all points.
+    """
+    bench = _Bench(folder / f"pool-{sizes.pool}-held-out-{sizes.held_out}", f"{vllm}/v1", model, sizes, tell)
+    base = bench.step("base", lambda: bench.drafted(bench.held_out))
+    tell(f"before: {base['right']:.3f} of the fields are right")
+    points = [
+        {"order": order, "size": size, "seed": seed, **bench.point(order, size, seed)}
+        for size, seed, order in product(sizes.corrections, sizes.seeds, ORDERS)
+    ]
+    samples = {"base": base, "points": points}
+    return _figures(samples), samples
+
+
+class _Bench:
+    """The steps, each kept as a file."""
+
+    def __init__(self, folder: Path, vllm: str, model: str, sizes: Sizes, tell: Tell) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.held_out = _rows(sizes.held_out, _HELD_OUT_SEED, held_out=True)
+        self._vllm, self._model, self._sizes, self._tell = vllm, model, sizes, tell
+
+    def step(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Give what a step made, now or in an earlier run."""
+        file = self.folder / f"{name}.json"
+        if not file.exists():
+            made = make()
+            part = file.with_suffix(".part")
+            part.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+            part.replace(file)
+        found: dict[str, Any] = json.loads(file.read_bytes())
+        return found
+
+    def point(self, order: str, size: int, seed: int) -> dict[str, Any]:
+        """Train on the first tasks of an order, and measure."""
+        name = f"{order}-{size}-{seed}"
+        rows = _rows(self._sizes.pool, seed, held_out=False)
+        epochs = self._sizes.epochs * max(self._sizes.corrections) / size
+        pool = self.step(f"pool-{seed}", lambda: self.drafted(rows))
+
+        def make() -> dict[str, Any]:
+            candidates = [
+                Candidate(place, score, row.sample.instruction)
+                for place, (row, score) in enumerate(zip(rows, pool["scores"], strict=True))
+            ]
+            picked = [one.task for one in ORDERS[order](candidates, size, seed=seed)]
+            dataset, run = self.folder / "datasets" / name, self.folder / "runs" / name
+            if not dataset.exists():
+                _store(dataset, [rows[place].sample for place in picked])
+            log = self.folder / f"{name}.log"
+            more = ("--set", f"seed={seed}", "--set", f"epochs={epochs:g}")
+            record = train(dataset, run, *more, log=log)
+            adapter = Adapters(self.folder / "adapters").register(run, self._model)
+            with VllmModel(self._vllm, self._model) as model:
+                model.load_adapter(adapter.name, adapter.folder)
+            told = {
+                "wrong_fields": fmean(1 - pool["qualities"][place] for place in picked),
+                "steps": len(record["loss"]),
+                "seconds": record["seconds"],
+            }
+            return {**self.drafted(self.held_out, adapter.name), **told}
+
+        found = self.step(name, make)
+        self._tell(f"{_NAMES[order]}, {size} corrections, seed {seed}: {found['right']:.3f} right")
+        return found
+
+    def drafted(self, rows: Sequence[Row], adapter: str = "") -> dict[str, Any]:
+        """Draft tasks, by an adapter where one is named, and compare with their answers."""
+        drafted_by = Overrides(model=adapter, profile="compact")
+        with VllmModel(self._vllm, self._model) as model:
+            drafter = Drafter(model, profile="compact", temperature=0, concurrency=16)
+            found = heldout.measure(drafter, HeldOut(list(rows)), drafted_by, adapter, lambda *_: None)
+            drafter.close()
+        outcomes = [one.outcome for one in found]
+        return {
+            "right": fmean(outcome.quality for outcome in outcomes),
+            "figures": figures(outcomes),
+            "qualities": [outcome.quality for outcome in outcomes],
+            "scores": [one.draft.score for one in found],
+        }
+
+
+def needed(curve: Curve, accuracy: float) -> float:
+    """Give how many corrections reach an accuracy, between the points of a curve as on a straight line.
+
+    Args:
+        curve: (corrections, accuracy) by rising corrections.
+        accuracy: What is to be reached.
+    Returns:
+        Infinity where the curve does not reach it.
+    """
+    if curve[0][1] >= accuracy:
+        return curve[0][0]
+    for (below, low), (above, high) in pairwise(curve):
+        if high >= accuracy:
+            return below + (above - below) * (accuracy - low) / (high - low)
+    return float("inf")
+
+
+def curve_of(samples: Mapping[str, Any], order: str) -> Curve:
+    """Give an order's mean accuracy over the seeds, by corrections; 0 is the model before."""
+    sizes = sorted({point["size"] for point in samples["points"]})
+    found = [(0.0, float(samples["base"]["right"]))]
+    for size in sizes:
+        same = [p["right"] for p in samples["points"] if (p["order"], p["size"]) == (order, size)]
+        found.append((float(size), fmean(same)))
+    return found
+
+
+def draw(samples: Mapping[str, Any], file: Path) -> None:
+    """Draw accuracy by corrections: the mean of each order as a line, each seed as a dot.
+
+    Args:
+        samples: What `measure` gave.
+        file: A PNG; replaced.
+    """
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for order in ORDERS:
+        dots = [(p["size"], 100 * p["right"]) for p in samples["points"] if p["order"] == order]
+        curve = curve_of(samples, order)
+        axes.plot([x for x, _ in dots], [y for _, y in dots], "o", color=_COLOURS[order], alpha=0.45)
+        axes.plot(
+            [x for x, _ in curve],
+            [100 * y for _, y in curve],
+            "-",
+            color=_COLOURS[order],
+            label=_NAMES[order],
+        )
+    axes.set_xlabel("tasks corrected")
+    axes.set_ylabel("fields right on held-out tasks, %")
+    axes.set_title("What corrections teach, by the order in which they are made")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
+def _figures(samples: Mapping[str, Any]) -> dict[str, float]:
+    curves = {order: curve_of(samples, order) for order in ORDERS}
+    accuracy = min(max(right for _, right in curve) for curve in curves.values())
+    told = {"circle_base": float(samples["base"]["right"])}
+    for order, curve in curves.items():
+        told |= {f"circle_{order}_{size:.0f}": right for size, right in curve[1:]}
+    told["circle_accuracy"] = accuracy
+    return told | {f"circle_needed_{order}": needed(curve, accuracy) for order, curve in curves.items()}
+
+
+def _rows(count: int, seed: int, *, held_out: bool) -> list[Row]:
+    """Make tasks, and what their humans would submit."""
+    case = Cases(shifted.CASES).get(shifted.CASE)
+    rows = []
+    for number, (data, value) in enumerate(shifted.make(count, seed, held_out=held_out), start=1):
+        task = Task(number, {**data, STATUS_KEY: ""})
+        regions = case.labelling.to_regions(present(value), task).regions
+        sample = judge(Annotation(number, _PROJECT, task, regions, cancelled=False), case)
+        if isinstance(sample, Rejected):
+            raise ServiceError(f"Task {number} is no sample: {sample.reason}")
+        rows.append(Row(sample, case, task))
+    return rows
+
+
+def _store(folder: Path, samples: Sequence[Sample]) -> None:
+    """Write a dataset as scripts/sync does; nothing is held out of so few."""
+    aside = folder.with_name(f"{folder.name}.part")
+    aside.mkdir(parents=True, exist_ok=True)
+    splits: dict[int, Split] = {sample.annotation: "train" for sample in samples}
+    with Lines(aside) as lines:
+        placed = {sample.annotation: put(lines, recorded(sample)) for sample in samples}
+        source = Source("Pool", "", samples[0].case, "", samples[0].metadata["config_hash"], None)
+        write(aside, lines, State({_PROJECT: source}, rows=placed), Settled(splits, {}))
+    aside.rename(folder)

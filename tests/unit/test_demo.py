@@ -1,0 +1,45 @@
+"""The demo's circle: what its parts make without a server."""
+
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import orjson
+
+from backend.training.rows import open_dataset
+from scripts.demos.flywheel import plot, shuffled
+from tests.datasets import corrected
+
+
+def test_shuffled_answers_keep_every_question_and_the_manifest(tmp_path: Path) -> None:
+    dataset = corrected(tmp_path / "dataset", 40)
+    found = open_dataset(shuffled(dataset, tmp_path / "shuffled"))
+    before, after = (rows(open_dataset(dataset).file("messages")), rows(found.file("messages")))
+    assert [question for question, _ in before] == [question for question, _ in after]
+    assert Counter(answer for _, answer in before) == Counter(answer for _, answer in after)
+    moved = sum(one != other for one, other in zip(before, after, strict=True))
+    assert moved > len(before) // 2
+    tests = open_dataset(dataset).file("messages", held_out=True)
+    assert found.file("messages", held_out=True).read_bytes() == tests.read_bytes()
+    again = open_dataset(shuffled(dataset, tmp_path / "shuffled"))
+    assert again.manifest_sha256 == found.manifest_sha256
+
+
+def test_the_plot_has_a_pair_of_bars_for_every_field() -> None:
+    before = {"complaint": {"name": 0.5, "email": 1.0}, "<i>": {"sentiment": 0.0}}
+    after = {"complaint": {"name": 0.75, "email": 1.0}, "<i>": {"sentiment": 0.875}}
+    drawn = ET.fromstring(plot(before, after))
+    space = "{http://www.w3.org/2000/svg}"
+    bars = [(bar.get("class"), float(bar.get("width", ""))) for bar in drawn.iter(f"{space}rect")]
+    assert [kind for kind, _ in bars] == ["before", "after"] * 3
+    widest = max(width for _, width in bars)
+    shares = [0.5, 0.75, 1.0, 1.0, 0.0, 0.875]
+    assert [round(width / widest, 3) for _, width in bars] == shares
+    words = [text.text for text in drawn.iter(f"{space}text")]
+    assert {"name", "email", "sentiment", "complaint", "<i>", "75", "88"} <= set(words)
+
+
+def rows(file: Path) -> list[tuple[str, str]]:
+    """Read question and answer of every row."""
+    found = (orjson.loads(line)["messages"] for line in file.read_bytes().splitlines())
+    return [(str(messages[:-1]), messages[-1]["content"]) for messages in found]
