@@ -50,12 +50,14 @@ def fake() -> Iterator[FakeVllm]:
         yield server
 
 
-def serve(fake: FakeVllm, folder: Path, board: FakeBoard | None = None) -> Iterator[Server]:
+def serve(
+    fake: FakeVllm, folder: Path, board: FakeBoard | None = None, deadline_s: float = 5
+) -> Iterator[Server]:
     with VllmModel(fake.url, fake.name, find_adapter=Adapters(folder / "registry").find) as model:
         metrics = Metrics()
         drafter = Drafter(metrics.metered(model), profile="compact", temperature=0, concurrency=16)
         ledger = Ledger(f"sqlite:///{folder}/ledger.sqlite3")
-        answers = Answers(drafter, ledger, CASES.find, board, deadline_s=5, metrics=metrics)
+        answers = Answers(drafter, ledger, CASES.find, board, deadline_s=deadline_s, metrics=metrics)
         yield Server(drafter, CASES, ledger, answers, "ann", "páss", model.probe, metrics, model.check_served)
         drafter.close()
 
@@ -326,10 +328,11 @@ def test_there_are_exactly_n_results_in_order_whatever_fails_inside(
 
 
 def test_a_model_server_that_is_down_leaves_items_that_are_asked_for_again(
-    client: FlaskClient, fake: FakeVllm
+    fake: FakeVllm, tmp_path: Path
 ) -> None:
     fake.fail = lambda _: 503
-    assert predict(client, [task(1), task(2)]) == [{}, {}]
+    for server in serve(fake, tmp_path, deadline_s=1):
+        assert predict(logged_in(server), [task(1), task(2)]) == [{}, {}]
 
 
 def test_reasons_are_shown_in_the_page_and_cleared_by_a_better_draft(fake: FakeVllm, tmp_path: Path) -> None:
