@@ -139,7 +139,7 @@ def keep(connection: socket.socket, place: Place, uid: int | None) -> bool:
             connection.sendall(json.dumps(answer).encode() + b"\n")
             connection.recv(1)  # until the client has taken the files
     finally:
-        clean = processes.end(os.getpid(), uid)
+        clean = processes.end(uid)
         run.clear()
     return clean
 
@@ -383,7 +383,7 @@ class _Run:
             # The child itself is dead but not yet waited for, so it is not counted.
             self._notes.append(f"{left} processes outlived their script and were ended.")
         _, status = os.waitpid(child, 0)
-        if not processes.end(os.getpid(), self._uid):
+        if not processes.end(self._uid):
             raise OSError("a process could not be ended")
         for fd, text in texts.items():
             with suppress(BlockingIOError):

@@ -6,7 +6,7 @@ Every job has a keeper, which is a child subreaper: whatever the code starts sta
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _KILL_TIME_S = 10.0
+_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.001, 0.1
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,13 @@ class Process:
     resident_bytes: int
 
 
-class _Vanished(Exception):
-    """A process ended between being listed and being looked at: one that it started may not be listed."""
-
-
-def _all(*, strict: bool = False) -> Iterator[Process]:
+def _all() -> Iterator[Process]:
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
         try:
             text = Path("/proc", name, "stat").read_text(errors="replace")
-        except OSError as error:
-            if strict:
-                raise _Vanished from error
+        except OSError:
             continue
         # man proc: the state comes after the name, which may hold anything.
         row = text[text.rindex(")") + 2 :].split()
@@ -55,23 +50,26 @@ def _all(*, strict: bool = False) -> Iterator[Process]:
         )
 
 
-def descendants(root: int, *, strict: bool = False) -> list[Process]:
-    """Give the living processes below `root`, in no order; raise _Vanished where one may be missing."""
+def descendants(root: int) -> list[Process]:
+    """Give the living processes below `root`, in no order."""
+    return [process for process in _below(root) if not process.dead]
+
+
+def _below(root: int, spared: Collection[int] = ()) -> Iterator[Process]:
+    """Give the processes below `root`, the dead too, but for those that are spared and what is below them.
+
+    As long as nobody waits for the dead, this misses nothing: whatever lives when the look begins is listed,
+    as dead at the worst, and so its child may be what is not listed.
+    """
     children: dict[int, list[Process]] = {}
-    for process in _all(strict=strict):
+    for process in _all():
         children.setdefault(process.parent, []).append(process)
-    found, queue = [], [root]
+    queue = [root]
     while queue:
         for process in children.get(queue.pop(), []):
-            queue.append(process.pid)
-            if not process.dead:
-                found.append(process)
-    return found
-
-
-def dead_children(parent: int) -> list[int]:
-    """Give the children that have ended and that nobody has waited for."""
-    return [process.pid for process in _all() if process.dead and process.parent == parent]
+            if process.pid not in spared:
+                queue.append(process.pid)
+                yield process
 
 
 def threads_of(uid: int) -> int:
@@ -99,39 +97,38 @@ def memory(processes: list[Process], limit_bytes: int) -> int:
     return total
 
 
-def reap() -> None:
-    """Take notice of every child that has ended."""
-    with suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+def end(uid: int | None, spared: Collection[int] = ()) -> bool:
+    """End every descendant of this process, which must be their subreaper, and wait for them.
 
-
-def end(keeper: int, uid: int | None) -> bool:
-    """End every descendant of the keeper, which must be this process.
+    Processes that fork and end at once are gone when a signal comes. But the dead count as their user's until
+    somebody waits for them, which is done here only when none is seen alive, after ever longer pauses: such a
+    chain comes to the limit of processes and stops by itself.
 
     Args:
-        keeper: The root of the job's processes.
-        uid: The user that runs nothing but this job, None where there is none.
+        uid: The user that runs nothing else, None where there is none.
+        spared: Children that stay, with what is below them.
     Returns:
         Whether nothing was left; a process that hangs in the kernel can be.
     """
-    deadline, signal_ = time.monotonic() + _KILL_TIME_S, signal.SIGSTOP
+    deadline, signal_, pause_s = time.monotonic() + _KILL_TIME_S, signal.SIGSTOP, _FIRST_PAUSE_S
     while time.monotonic() < deadline:
-        reap()
-        try:
-            found = descendants(keeper, strict=True)
-            if not found:
-                return True
-        except _Vanished:
-            found = descendants(keeper)
-        if found and uid is not None:
+        found = list(_below(os.getpid(), spared))
+        if not found:
+            return True
+        if uid is not None:
             _kill_user(uid)
-        for process in found:
+        living = [process.pid for process in found if not process.dead]
+        for pid in living:
             with suppress(OSError):
-                os.kill(process.pid, signal_)
+                os.kill(pid, signal_)
         if signal_ == signal.SIGKILL:
-            time.sleep(0.001)
+            time.sleep(pause_s)
         signal_ = signal.SIGKILL  # first stop all, so that none forks while the others are killed
+        if not living:
+            for process in found:
+                with suppress(ChildProcessError):  # of a parent that has ended since
+                    os.waitpid(process.pid, os.WNOHANG)
+            pause_s = min(2 * pause_s, _LAST_PAUSE_S)
     return False
 
 

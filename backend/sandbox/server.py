@@ -16,7 +16,6 @@ import signal
 import socket
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -44,7 +43,6 @@ from backend.sandbox.containment import DEVICES, SYSTEM, Containment, python_pat
 SOCKET = "socket"
 # Between Debian's ranges for people and systemd's for services; a block for each sandbox of the machine.
 _FIRST_UID, _UIDS, _BLOCKS = 60720, 32, 14
-_CLEAN_S = 10
 _CODE = str(Path(__file__).parents[1])
 _LAYERS: tuple[Layer, ...] = get_args(Layer)
 
@@ -325,16 +323,8 @@ class _Server:
     def _clean_after_crash(self, pid: int, uid: int | None) -> bool:
         """End what a dead keeper left; its processes become the server's own children."""
         print(f"keeper {pid} ended without cleaning up", file=sys.stderr, flush=True)
-        deadline = time.monotonic() + _CLEAN_S
-        while strangers := self._strangers():
-            if time.monotonic() > deadline:
-                return False
-            for process in strangers:
-                with suppress(OSError):
-                    os.kill(process.pid, signal.SIGKILL)
-            time.sleep(0.005)
-        for child in set(processes.dead_children(os.getpid())) - {pid for pid, _ in self._keepers.values()}:
-            os.waitpid(child, 0)
+        if not processes.end(uid, {pid for pid, _ in self._keepers.values()}):
+            return False
         for folder in (self._folder / "jobs").glob(f"{pid}-*"):
             try:
                 keeper.clear(str(folder))
@@ -343,20 +333,12 @@ class _Server:
                 return False
         return uid is None or processes.threads_of(uid) == 0
 
-    def _strangers(self) -> list[processes.Process]:
-        """Give the processes below the server that belong to no living keeper."""
-        found = processes.descendants(os.getpid())
-        known = {pid for pid, _ in self._keepers.values()}
-        for pid in tuple(known):
-            known |= {process.pid for process in processes.descendants(pid)}
-        return [process for process in found if process.pid not in known]
-
     def _stop(self) -> None:
         """End every job and remove what they made."""
         for pid, _ in self._keepers.values():
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-        processes.end(os.getpid(), None)
+        processes.end(None)
         for job in (self._folder / "jobs").iterdir():
             keeper.clear(str(job))
         (self._folder / SOCKET).unlink(missing_ok=True)

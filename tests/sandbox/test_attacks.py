@@ -81,12 +81,19 @@ print("left")
     assert any("outlived" in note for note in attempt.notes)
 
 
-def test_a_chain_of_processes_that_never_stand_still_is_ended(place: Field) -> None:
+@pytest.mark.parametrize("tries", ["once", "for ever"])
+def test_a_chain_of_processes_that_never_stand_still_is_ended(place: Field, tries: str) -> None:
     # Each link forks the next and ends at once, so that whoever looks finds only the dead.
-    code = "import os\nif os.fork() == 0:\n    while True:\n        if os.fork():\n"
-    code += "            os._exit(0)\nprint(1)"
-    attempt = place.run(code, **SHORT)
-    assert attempt.outcome in {"ok", "killed", "timeout"}
+    code = "import os\nif os.fork() == 0:\n    while True:\n"
+    if tries == "for ever":
+        code += (
+            "        try:\n            if os.fork(): os._exit(0)\n        except OSError:\n            pass\n"
+        )
+    else:
+        code += "        if os.fork(): os._exit(0)\n"
+    for _ in range(8):  # it got away one time in forty, once
+        attempt = place.run(f"{code}print(1)", **SHORT)
+        assert attempt.outcome in {"ok", "killed", "timeout"}
 
 
 def test_an_endless_loop_that_ignores_signals_is_ended_by_the_clock(place: Field) -> None:
