@@ -55,6 +55,8 @@ class FakeLabelStudio:
             return 200, []
         if path == "/api/tasks/" and method == "GET":
             return 200, self._listed(query)
+        if path == "/api/predictions/" and method == "GET":
+            return 200, self._all_predictions()
         if path.startswith("/api/tasks/") and method == "PATCH":
             self.patched += 1
             return 200, {"id": int(path.split("/")[3])}
@@ -71,7 +73,15 @@ class FakeLabelStudio:
             "created_at": _MOMENT,
             "label_config": self.config,
             "model_version": "",
+            "total_annotations_number": sum(len(self.annotations(number)) for number in self._numbers()),
+            "total_predictions_number": len(self._all_predictions()),
         }
+
+    def _numbers(self) -> range:
+        return range(1, self.tasks + 1)
+
+    def _all_predictions(self) -> list[Body]:
+        return [{"task": number, **one} for number in self._numbers() for one in self.predictions(number)]
 
     def _imported(self, body: Body) -> tuple[int, Body]:
         if any(not 1 <= row["task"] <= self.tasks for row in body):
@@ -111,7 +121,7 @@ class FakeLabelStudio:
                 if not tests or join(test(number) for test in tests)
             )
 
-        keys = None if query.get("fields") == "all" else query["include"].split(",")
+        keys = query["include"].split(",")
         if asked["ordering"] == ["-tasks:updated_at"]:
             newest = max(range(1, self.tasks + 1), key=self.changed, default=None)
             return {"tasks": [] if newest is None else [self._task(newest, keys)], "total": self.tasks}
@@ -135,14 +145,16 @@ class FakeLabelStudio:
         compare = {"greater": int.__gt__, "equal": int.__eq__}[operator]
         return lambda number: compare(sum(map(count, self.annotations(number))), value)
 
-    def _task(self, number: int, keys: list[str] | None) -> Body:
-        task = {"id": number, "created_at": _MOMENT, "updated_at": self.changed(number)}
-        if keys is None or "data" in keys:
-            task["data"] = dict(self.imported.get(number) or self.data(number))
-        if keys is None:
-            lists = {"annotations": self.annotations(number), "predictions": self.predictions(number)}
-            return {**task, **{name: list(found) for name, found in lists.items()}}
-        return {key: task[key] for key in keys}
+    def _task(self, number: int, keys: list[str]) -> Body:
+        parts: dict[str, Callable[[], Any]] = {
+            "id": lambda: number,
+            "created_at": lambda: _MOMENT,
+            "updated_at": lambda: self.changed(number),
+            "data": lambda: dict(self.imported.get(number) or self.data(number)),
+            "annotations": lambda: list(self.annotations(number)),
+            "predictions": lambda: list(self.predictions(number)),
+        }
+        return {key: parts[key]() for key in keys if key in parts}  # the others are keys of annotations
 
 
 @contextmanager

@@ -3,10 +3,11 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -347,6 +348,35 @@ def test_what_changed_since_a_moment_is_listed_and_annotations_count_as_change(
     assert changed["annotations"][0]["lead_time"] == 2.0
     assert studio.count_annotated(project) == 1
     assert studio.newest_change(project) == changed["updated_at"] > before
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_annotated_tasks_come_with_the_predictions_of_a_listing_as_a_page_has_them(
+    studio: LabelStudio, project: Project, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    texts = [{"text": f"{number} \U0001f600", "draft_status": ""} for number in range(8)]
+    (ids,) = studio.import_tasks(project, texts)
+    for version in ("v-1", "v-2"):
+        studio.import_predictions(project, [prediction(task, version) for task in ids[:6]])
+    drafts = {task["id"]: task["predictions"] for task in studio.tasks(project, full=True)}
+    for task in ids[2:5]:
+        regions = drafts[task][0]["result"]
+        studio.submit_annotation(task, regions, parent_prediction=drafts[task][1]["id"], lead_time_s=2.5)
+    studio.submit_annotation(ids[7], drafts[ids[2]][0]["result"])
+    wanted = [task for task in studio.tasks(project, full=True) if task["annotations"]]
+    assert [len(task["predictions"]) for task in wanted] == [2, 2, 2, 0]
+    project = studio.project(project.id)
+    assert (project.annotations, project.predictions) == (4, 12)
+    if late:  # what is drafted and annotated after the listing is read again
+        monkeypatch.setattr(studio, "_stream", lambda *given: given[-1](["[]"]))
+    found = list(studio.annotated_tasks(project))
+    parts = ("id", "result", "score", "model_version")
+    assert [_with(task, parts) for task in found] == [_with(task, parts) for task in wanted]
+
+
+def _with(task: dict[str, Any], parts: Sequence[str]) -> dict[str, Any]:
+    predictions = [{part: one[part] for part in parts} for one in task["predictions"]]
+    return {**task, "predictions": sorted(predictions, key=itemgetter("id"))}
 
 
 def test_errors_are_ours_and_say_whether_waiting_helps(studio: LabelStudio, project: Project) -> None:

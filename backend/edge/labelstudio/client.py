@@ -1,0 +1,201 @@
+"""The door to Label Studio: projects and connections, and all that its parts can do."""
+
+import base64
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+
+from backend.edge.labelstudio.queries import Project
+from backend.edge.labelstudio.requests import Fields, Json, holds
+from backend.edge.labelstudio.tabs import Outcome, Tabs
+from backend.edge.labelstudio.tasks import Tasks
+from backend.errors import SetupError
+
+TITLE = "draftloop"  # of the backend connection, so that it is found again when the address moves
+EVENTS = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED")  # the last one is plural there
+
+
+class LabelStudio(Tabs, Tasks):
+    """A Label Studio server and a token for it; legacy and personal access tokens both work."""
+
+    def check(self) -> str:
+        """Ask who we are, once, without waiting for a server that is down; returns the user's name.
+
+        Raises:
+            SetupError: The token is not accepted, or this is not Label Studio.
+            ServiceError: Nobody answers.
+        """
+        user = self._ask("the token", self._sdk.users.whoami, attempts=1)
+        if not user.id:
+            raise self._ours("the user", ValueError("an answer without a user"))
+        return str(user.email or user.username or user.id)
+
+    def project(self, project_id: int) -> Project:
+        """Read a project and the case that its backend connection names.
+
+        Raises:
+            SetupError: There is no such project, or the token may not see it.
+        """
+        found = self._get(f"project {project_id}", f"api/projects/{project_id}/")
+        return Project(
+            id=found["id"],
+            title=found["title"],
+            created_at=found["created_at"],
+            label_config=found["label_config"],
+            model_version=found["model_version"] or "",
+            extra_params=_extra_params(self._get("ML backends", "api/ml/", {"project": project_id})),
+            annotations=found.get("total_annotations_number") or 0,
+            predictions=found.get("total_predictions_number") or 0,
+        )
+
+    def project_ids(self) -> list[int]:
+        """List the projects that the token may see."""
+
+        def every() -> list[int]:
+            found: Iterator[Json] = iter(self._sdk.projects.list())
+            return [project.id for project in found]
+
+        return sorted(self._ask("the list of projects", every))
+
+    def find_project(self, title: str) -> Project | None:
+        """Find the project that has exactly this title.
+
+        Raises:
+            SetupError: Several projects have it.
+        """
+
+        def exactly() -> list[int]:
+            found: Iterator[Json] = iter(self._sdk.projects.list(title=title))
+            return [project.id for project in found if project.title == title]
+
+        ids = self._ask("the list of projects", exactly)
+        if len(ids) > 1:
+            raise SetupError(
+                f"Projects {', '.join(map(str, sorted(ids)))} are all called '{title}'.",
+                hint="Say which one with --project ID.",
+            )
+        return self.project(ids[0]) if ids else None
+
+    def create_project(self, title: str, label_config: str) -> Project:
+        """Make a project.
+
+        Raises:
+            SetupError: Label Studio refuses the title (at least 3 characters) or the config.
+        """
+        create = partial(self._sdk.projects.create, title=title, label_config=label_config)
+        return self.project(int(self._ask(f"project '{title}'", create, creates=True).id or 0))
+
+    def set_label_config(self, project: Project, label_config: str) -> None:
+        """Replace a project's labelling config.
+
+        Raises:
+            SetupError: Label Studio refuses it, for example because annotations use what it removes.
+        """
+        update = partial(self._sdk.projects.update, project.id, label_config=label_config)
+        self._ask(f"the labelling config of project {project.id}", update)
+
+    def set_model_version(self, project: Project, version: str) -> None:
+        """Make a version the one whose scores the tabs show; predictions of it must exist already."""
+        update = partial(self._sdk.projects.update, project.id, model_version=version)
+        self._ask(f"model version {version} of project {project.id}", update)
+
+    def connect_backend(
+        self,
+        project: Project,
+        url: str,
+        extra_params: Fields,
+        *,
+        user: str = "",
+        password: str = "",
+        interactive: bool = False,
+    ) -> dict[str, Outcome]:
+        """Connect an ML backend and its webhook, both with basic auth if there is a user.
+
+        Label Studio makes a webhook for every backend, without the backend's auth and for every event;
+        that one is given the header and only the events of annotations.
+
+        Args:
+            project: The project.
+            url: The backend, as Label Studio reaches it.
+            extra_params: What the backend is told besides; what people added in Label Studio's form stays.
+            user: For basic auth; empty is none.
+            password: For basic auth.
+            interactive: Have Label Studio offer Auto-Annotation. What people switched on stays on.
+        Returns:
+            What happened to the "backend" and to the "webhook".
+        Raises:
+            SetupError: Label Studio cannot reach the backend, or the backend refuses config or auth.
+        """
+        if password:
+            self._secrets += [password, _basic(user, password)]
+        url = url.rstrip("/")
+        known = self._get("ML backends", "api/ml/", {"project": project.id})
+        same = [backend for backend in known if backend["url"].rstrip("/") == url]
+        old = next(iter(same or [backend for backend in known if backend["title"] == TITLE]), None)
+        wanted: dict[str, Json] = {
+            "project": project.id,
+            "url": url,
+            "title": TITLE,
+            # A string, because Label Studio's form shows and edits one.
+            "extra_params": json.dumps(
+                {**_extra_params([old] if old else []), **extra_params}, ensure_ascii=False, sort_keys=True
+            ),
+            "auth_method": "BASIC_AUTH" if user else "NONE",
+            **({"basic_auth_user": user} if user else {}),
+            **({"is_interactive": True} if interactive else {}),
+        }
+        secret = {"basic_auth_pass": password} if user else {}
+        what = f"the ML backend at {url}"
+        outcome: Outcome = "made"
+        if old is None:
+            self._ask(what, partial(self._sdk.ml.create, **wanted, **secret), creates=True)
+        else:
+            # Sent even if nothing seems to differ: the password cannot be read back.
+            self._ask(what, partial(self._sdk.ml.update, old["id"], **wanted, **secret))
+            outcome = "already there" if holds(old, wanted) else "updated"
+        header = {"Authorization": _basic(user, password)} if user else {}
+        return {"backend": outcome, "webhook": self._connect_webhook(project, url, old, header)}
+
+    def _connect_webhook(
+        self, project: Project, url: str, old: Fields | None, header: Mapping[str, str]
+    ) -> Outcome:
+        hooks = self._get("webhooks", "api/webhooks/", {"project": project.id})
+        at = {hook["url"]: hook for hook in hooks if hook["project"] == project.id}
+        old_url = old["url"].rstrip("/") if old else url
+        hook = at.get(f"{url}/webhook") or at.get(f"{old_url}/webhook")
+        wanted: dict[str, Json] = {
+            "url": f"{url}/webhook",
+            "headers": dict(header),
+            "send_payload": True,
+            "send_for_all_actions": False,
+            "actions": sorted(EVENTS),
+            "is_active": True,
+        }
+        what = f"the webhook to {url}"
+        if hook is None:
+            self._ask(what, partial(self._sdk.webhooks.create, project=project.id, **wanted), creates=True)
+            return "made"
+        if holds({**hook, "actions": sorted(hook["actions"])}, wanted):
+            return "already there"
+        self._ask(what, partial(self._sdk.webhooks.update, hook["id"], **wanted))
+        return "updated" if old else "made"  # Label Studio itself has made it along with the backend
+
+
+def _extra_params(backends: Sequence[Fields]) -> Fields:
+    """Read the extra_params of our connection: an object, or a string that holds one."""
+    for backend in backends:
+        extra = backend.get("extra_params")
+        if isinstance(extra, str):
+            try:
+                extra = json.loads(extra)
+            except ValueError:
+                continue
+        if isinstance(extra, Mapping) and (
+            backend.get("title") == TITLE or isinstance(extra.get("case"), str)
+        ):
+            return extra
+    return {}
+
+
+def _basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
