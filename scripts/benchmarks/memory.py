@@ -5,8 +5,6 @@ that the real one passes too): a real Label Studio takes hours to store 100,000 
 is not ours.
 """
 
-import os
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 from backend.edge.cases import Cases
 from scripts import servers
+from scripts.benchmarks.commands import run
 from tests.fake_label_studio import fake_label_studio
 from tests.fake_vllm import fake_vllm
 
@@ -54,7 +53,6 @@ def _peak_mb(folder: Path, tasks: int, tell: Tell) -> float:
 
     with fake_vllm(remembers=False) as vllm, fake_label_studio(config, tasks, data) as studio:
         environment = {
-            **os.environ,
             "MODEL_URL": vllm.url,
             "MODEL_NAME": vllm.name,
             "LABEL_STUDIO_URL": studio.url,
@@ -62,27 +60,20 @@ def _peak_mb(folder: Path, tasks: int, tell: Tell) -> float:
             "LEDGER_URL": f"sqlite:///{folder}/ledger.sqlite3",
             "CACHE_URL": f"sqlite:///{folder}/cache.sqlite3",
         }
+        said = time.monotonic()
+
+        def watch() -> None:
+            nonlocal said
+            if time.monotonic() - said > _TELL_EVERY_S:
+                said = time.monotonic()
+                tell(f"prelabel: {sum(studio.drafted)} of {tasks} tasks stored")
+
         command = [str(servers.ROOT / "scripts" / "prelabel"), "--project", "1", "--case", _CASE]
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [*command, "--out", str(folder / "records.jsonl")],
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-            said = time.monotonic()
-            while True:
-                pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-                if pid:
-                    break
-                time.sleep(0.2)
-                if time.monotonic() - said > _TELL_EVERY_S:
-                    said = time.monotonic()
-                    tell(f"prelabel: {sum(studio.drafted)} of {tasks} tasks stored")
-            process.returncode = os.waitstatus_to_exitcode(status)
+        used = run(
+            [*command, "--out", str(folder / "records.jsonl")], environment, folder / "log", watch=watch
+        )
         stored = sum(studio.drafted)
-    if process.returncode or stored != tasks:
-        end = (folder / "log").read_text(encoding="utf-8", errors="replace")[-2000:]
-        raise RuntimeError(f"prelabel ended with {process.returncode}, {stored} of {tasks} stored.\n{end}")
-    tell(f"prelabel of {tasks} tasks: peak {usage.ru_maxrss / 1024:.0f} MiB")
-    return usage.ru_maxrss / 1024  # Linux counts KiB
+    if stored != tasks:
+        raise RuntimeError(f"prelabel stored drafts of {stored} of {tasks} tasks.")
+    tell(f"prelabel of {tasks} tasks: peak {used.peak_mb:.0f} MiB")
+    return used.peak_mb

@@ -24,7 +24,8 @@ from backend.core.labelling import Task
 from backend.edge.cases import Cases
 from models.corpus import generate
 from scripts import servers
-from scripts.benchmarks.tasks import TOKEN, Used, run_verb
+from scripts.benchmarks.commands import Used
+from scripts.benchmarks.tasks import TOKEN, run_verb
 
 _CASE = "complaint"
 _PAGES = (100, 500, 1000, 5000)  # the first is Label Studio's and the SDK's own
@@ -51,8 +52,7 @@ def measure(
         fastest of Label Studio's own ways, over ours; `sync_SIZE_peak_mb`; `sync_nothing_new_s`; all seconds.
     Raises:
         ServerError: Label Studio does not start.
-        subprocess.CalledProcessError: A command failed.
-        RuntimeError: A way did not give every task.
+        RuntimeError: A command failed, or a way did not give every task.
     """
     size = f"{tasks // 1000}k" if tasks >= 1000 else str(tasks)
     took: dict[str, list[float]] = {}

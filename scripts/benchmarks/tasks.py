@@ -5,12 +5,9 @@ nothing; ours reads, checks, splits and writes a dataset. Both read the same fil
 order.
 """
 
-import os
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from backend.core.labelling import STATUS_KEY
 from backend.edge.cases import Cases
 from models.corpus import generate
 from scripts import servers
+from scripts.benchmarks.commands import Used, run
 
 TOKEN = "bench-token"  # noqa: S105  of a server that lives as long as this run
 _CASE = "sentiment"
@@ -46,7 +44,7 @@ def measure(
         SDK's, and the seconds.
     Raises:
         ServerError: Label Studio does not start.
-        subprocess.CalledProcessError: A command failed.
+        RuntimeError: A command failed.
     """
     with servers.start_label_studio(folder / "studio", token=TOKEN, password=TOKEN) as server:
         bench = _Bench(folder, server.url, tell)
@@ -105,10 +103,10 @@ class _Bench:
             self._sdk.projects.import_tasks(id=project, request=sent, return_task_ids=True)
 
         found: dict[str, float] = {}
-        for side, run in _order({"ours": ours, "sdk": sdk}, pair):
+        for side, import_all in _order({"ours": ours, "sdk": sdk}, pair):
             project = self.project()
             started = time.perf_counter()
-            run(project)
+            import_all(project)
             found[side] = time.perf_counter() - started
         self._tell(f"import of {tasks}: {found['ours']:.1f} s, the SDK {found['sdk']:.1f} s")
         return found
@@ -132,8 +130,8 @@ class _Bench:
             if listed != annotated:
                 raise RuntimeError(f"the SDK listed {listed} of {annotated} tasks")
 
-        for _, run in _order({"ours": ours, "sdk": sdk}, pair):
-            run()
+        for _, side in _order({"ours": ours, "sdk": sdk}, pair):
+            side()
         self._tell(
             f"sync of {annotated}: {found['ours']:.1f} s, again {found['again']:.1f} s, "
             f"the SDK's listing {found['sdk']:.1f} s"
@@ -144,37 +142,18 @@ class _Bench:
         run_verb(name, arguments, self._url, self._folder)
 
 
-@dataclass(frozen=True)
-class Used:
-    """What a command took: time, and its peak of resident memory in MiB."""
-
-    wall_s: float
-    peak_mb: float
-
-
 def run_verb(name: str, arguments: Sequence[str], url: str, folder: Path) -> Used:
     """Run a command on the bench's Label Studio.
 
     Raises:
-        subprocess.CalledProcessError: It failed.
+        RuntimeError: It failed.
     """
     environment = {
-        **os.environ,
         "LABEL_STUDIO_URL": url,
         "LABEL_STUDIO_API_KEY": TOKEN,
         "LEDGER_URL": f"sqlite:///{folder}/ledger.sqlite3",
     }
-    command = [str(servers.ROOT / "scripts" / name), *arguments]
-    started = time.perf_counter()
-    with (folder / f"{name}.log").open("w+b") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        _, status, usage = os.wait4(process.pid, 0)
-        wall_s = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            log.seek(0)
-            raise subprocess.CalledProcessError(process.returncode, command, stderr=log.read())
-    return Used(wall_s, usage.ru_maxrss / 1024)  # Linux counts KiB
+    return run([str(servers.ROOT / "scripts" / name), *arguments], environment, folder / f"{name}.log")
 
 
 def _order(sides: dict[str, Callable[..., None]], pair: int) -> list[tuple[str, Callable[..., None]]]:
