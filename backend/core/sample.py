@@ -191,12 +191,13 @@ class Brief:
 
 _FIELDS = tuple(entry.name for entry in fields(Sample))
 _LEFT_OUT_WHEN_EMPTY = ("ground_truth", "attempts", "input_files", "output_files")
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 _OF_STEPS: tuple[Literal["code", "stdout", "stderr"], ...] = ("code", "stdout", "stderr")
 
 
 def canonical(part: Any) -> str:
     """Serialize for files, hashes and comparisons: compact, raw UTF-8, keys sorted."""
-    return json.dumps(part, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return _CANONICAL.encode(part)
 
 
 def digest(*texts: str) -> bytes:

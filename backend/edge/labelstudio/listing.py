@@ -6,8 +6,10 @@ Knows JSON arrays and the tasks that their objects belong to. Does not know requ
 import json
 import re
 import tempfile
-from collections import defaultdict
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from typing import Any, Self
 
 import orjson
@@ -30,12 +32,12 @@ def loads(content: bytes) -> Json:
 
 
 class Listing:
-    """The objects of a listing by task; memory holds about 200 bytes of each. A context manager."""
+    """The objects of a listing by task; memory holds 24 bytes of each. A context manager."""
 
     def __init__(self) -> None:
         """Begin without an object."""
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed by __exit__
-        self._places: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+        self._tasks, self._starts, self._sizes = array("q"), array("q"), array("q")  # sorted by task
 
     def __enter__(self) -> Self:
         return self
@@ -49,22 +51,26 @@ class Listing:
         Raises:
             ValueError: It is no array of objects with a `task`, or its end is missing.
         """
-        self._places.clear()
-        start = self._file.seek(0)
+        tasks, sizes = array("q"), array("q")
+        self._file.seek(0)
         for found, text in _objects(chunks):
             task = found.get("task") if isinstance(found, dict) else None
             if not isinstance(task, int):
-                raise ValueError("an entry that belongs to no task")  # noqa: TRY004  # what came is wrong, not what was given
-            size = self._file.write(text.encode())
-            self._places[task].append((start, size))
-            start += size
+                raise ValueError("an entry that belongs to no task")  # noqa: TRY004
+            tasks.append(task)
+            sizes.append(self._file.write(text.encode()))
+        starts = array("q", accumulate(sizes, initial=0))
+        order = sorted(range(len(tasks)), key=tasks.__getitem__)
+        self._tasks, self._starts, self._sizes = (
+            array("q", (column[place] for place in order)) for column in (tasks, starts, sizes)
+        )
 
     def of(self, task: int) -> list[Json]:
         """Give the objects of a task, in the order of the listing."""
         found = []
-        for start, size in self._places.get(task, ()):
-            self._file.seek(start)
-            found.append(loads(self._file.read(size)))
+        for place in range(bisect_left(self._tasks, task), bisect_right(self._tasks, task)):
+            self._file.seek(self._starts[place])
+            found.append(loads(self._file.read(self._sizes[place])))
         return found
 
 

@@ -4,8 +4,9 @@ Goes through the HTTP client directly, because the SDK's models make listings se
 """
 
 import json
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
 from backend.edge.labelstudio.listing import Listing
@@ -66,7 +67,7 @@ class Tasks(Connection):
         unbegun: bool = False,
         full: bool = False,
     ) -> Iterator[dict[str, Json]]:
-        """List tasks by rising id, page by page; memory holds two pages.
+        """List tasks by rising id, page by page; memory holds three pages.
 
         Args:
             project: The project.
@@ -158,7 +159,7 @@ class Tasks(Connection):
         """List page by page; a page starts after the last id of the one before.
 
         So a task that comes or goes meanwhile moves no other task across a page's edge. While a page is
-        worked on, the next one is on its way.
+        worked on, the next two are on their way.
         """
 
         def after(last: int) -> list[dict[str, Json]]:
@@ -166,14 +167,17 @@ class Tasks(Connection):
             found: list[dict[str, Json]] = self._page(project, [*filters, beyond], fields)["tasks"]
             return found
 
+        def following(before: Future[list[dict[str, Json]]]) -> list[dict[str, Json]]:
+            page = before.result()
+            return after(page[-1]["id"]) if len(page) == _PAGE else []
+
         reader = ThreadPoolExecutor(1, "page")
         try:
-            page = after(0)
-            while len(page) == _PAGE:
-                coming = reader.submit(after, page[-1]["id"])
+            first = reader.submit(after, 0)
+            coming = deque([first, reader.submit(following, first)])
+            while page := coming.popleft().result():
+                coming.append(reader.submit(following, coming[-1]))
                 yield from page
-                page = coming.result()
-            yield from page
         finally:
             reader.shutdown(wait=False, cancel_futures=True)
 
