@@ -139,7 +139,7 @@ def test_memory_holds_less_than_two_kilobytes_of_each_sample(tmp_path: Path) -> 
             assert (report.looked_at, report.counts["samples"]) == (tasks, tasks)
             return found
 
-    small, large = 1010, 1610  # more than two pages each, so that pages weigh the same
+    small, large = 2010, 2610  # more than three pages each, so that pages weigh the same
     per_sample = (peak(large) - peak(small)) / (large - small)
     assert per_sample < 2048, f"{per_sample:.0f} bytes"
 
