@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
@@ -352,7 +352,7 @@ def test_what_changed_since_a_moment_is_listed_and_annotations_count_as_change(
 
 @pytest.mark.parametrize("late", [False, True])
 def test_annotated_tasks_come_with_the_predictions_of_a_listing_as_a_page_has_them(
-    studio: LabelStudio, project: Project, monkeypatch: pytest.MonkeyPatch, late: bool
+    label_studio: LabelStudioServer, studio: LabelStudio, project: Project, late: bool
 ) -> None:
     texts = [{"text": f"{number} \U0001f600", "draft_status": ""} for number in range(8)]
     (ids,) = studio.import_tasks(project, texts)
@@ -367,11 +367,19 @@ def test_annotated_tasks_come_with_the_predictions_of_a_listing_as_a_page_has_th
     assert [len(task["predictions"]) for task in wanted] == [2, 2, 2, 0]
     project = studio.project(project.id)
     assert (project.annotations, project.predictions) == (4, 12)
-    if late:  # what is drafted and annotated after the listing is read again
-        monkeypatch.setattr(studio, "_stream", lambda *given: given[-1](["[]"]))
-    found = list(studio.annotated_tasks(project))
+    with (_Early if late else LabelStudio)(label_studio.url, label_studio.token) as reading:
+        found = list(reading.annotated_tasks(project))
     parts = ("id", "result", "score", "model_version")
     assert [_with(task, parts) for task in found] == [_with(task, parts) for task in wanted]
+
+
+class _Early(LabelStudio):
+    """Lists predictions before there is one: what is drafted and annotated later is read again."""
+
+    def _stream(
+        self, what: str, path: str, params: Mapping[str, Any], take: Callable[[Iterator[str]], None]
+    ) -> None:
+        take(iter(["[]"]))
 
 
 def _with(task: dict[str, Any], parts: Sequence[str]) -> dict[str, Any]:
