@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import cleandoc
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 from rich.console import Console
@@ -58,7 +58,24 @@ class Verb(TyperCommand):
 
 def app() -> typer.Typer:
     """Make a verb's command line."""
-    return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    return _App(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+class _App(typer.Typer):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Be a program: once it has failed it ends, also while threads of it wait for a server.
+
+        Every verb survives even kill -9.
+        """
+        try:
+            return super().__call__(*args, **kwargs)
+        except SystemExit as end:
+            others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+            if end.code and not all(thread.daemon for thread in others):
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(end.code if isinstance(end.code, int) else 1)
+            raise
 
 
 def connect(settings: Settings, url: str, api_key: str) -> "LabelStudio":
@@ -83,26 +100,16 @@ def plain_errors(again: str) -> Iterator[None]:
     # ignores Ctrl-C, but has to end all the same when it is told to.
     handler = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGTERM, handler if callable(handler) else signal.default_int_handler)
-    others = set(threading.enumerate())  # this thread, and those of a program that the verb runs in
     try:
         yield
     except DraftloopError as error:
         err.print(f"[red]error:[/red] {escape(str(error))}")
         if not isinstance(error, SetupError):
             err.print(escape(again))
-        _leave(1, others)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         err.print(escape(f"Stopped. {again}"))
-        _leave(130, others)
-
-
-def _leave(code: int, others: set[threading.Thread]) -> NoReturn:
-    """Exit at once, also while the verb's threads wait for a server: every verb survives even kill -9."""
-    if any(not thread.daemon for thread in threading.enumerate() if thread not in others):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    raise typer.Exit(code) from None
+        raise typer.Exit(130) from None
 
 
 class _Rate(ProgressColumn):

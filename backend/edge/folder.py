@@ -118,7 +118,7 @@ class Lines:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Begin without a line.
+        """Begin without a line; what a killed sync left is removed.
 
         Raises:
             ServiceError: The disk failed.
@@ -126,6 +126,8 @@ class Lines:
         self._folder = folder
         self._end = 0
         try:
+            for leftover in folder.glob(".*.part"):
+                leftover.unlink()
             new = tempfile.TemporaryFile(dir=folder, prefix=".", suffix=".part", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise _failed(folder, "written", error) from error
@@ -227,16 +229,9 @@ class Files:
     """The files of a dataset on their way: written aside, put in place together, the manifest last."""
 
     def __init__(self, folder: Path) -> None:
-        """Begin without a file; what a killed sync left is removed.
-
-        Raises:
-            ServiceError: The disk failed.
-        """
+        """Begin without a file."""
         self._folder = folder
         self._asides: dict[str, Aside] = {}
-        with self._told():
-            for leftover in folder.glob(".*.part"):
-                leftover.unlink()
 
     def __enter__(self) -> Self:
         return self
