@@ -27,6 +27,7 @@ from backend.core.companions import COMPANIONS, Written
 from backend.core.corpus import Held, Options, Settled, as_judged
 from backend.core.dataset import Rejected, group_of
 from backend.core.formats import FORMATS, Format
+from backend.core.nearness import SKETCH_BYTES, sketch
 from backend.core.report import report_page
 from backend.core.sample import SAMPLE_VERSION, Brief, Record, Sample, Split, canonical, digest
 from backend.core.story import story
@@ -70,10 +71,14 @@ Rows = dict[int, Row]  # by annotation
 
 
 class Recorded(NamedTuple):
-    """A record as it was judged alone: the line to write down, and all of its row but the place."""
+    """A record as it was judged alone: the line to write down, and all of its row but the place.
+
+    sketch  of what annotators read of it; none of what is no sample
+    """
 
     line: bytes
     row: Row
+    sketch: bytes
 
 
 Given = TypeVar("Given")
@@ -276,13 +281,26 @@ def _line(record: Record) -> bytes:
 def recorded(judged: Sample | Rejected) -> Recorded:
     """Make a record of what was judged alone."""
     record = judged.record()
-    brief = Brief.of(judged) if isinstance(judged, Sample) else None
-    return Recorded(_line(record), _row(Place(0, 0, 0), record, brief))
+    line = _line(record)
+    if isinstance(judged, Rejected):
+        return Recorded(line, _row(Place(0, 0, 0), record, None), b"")
+    return Recorded(line, _row(Place(0, 0, 0), record, Brief.of(judged)), sketch(_read(judged.input)))
 
 
 def put(lines: Lines, found: Recorded) -> Row:
     """Write down a record as it was judged alone; gives where it lies."""
-    return replace(found.row, place=lines.add(found.line))
+    return replace(found.row, place=lines.add(found.line, found.sketch))
+
+
+def sketches(lines: Lines, places: Iterable[Place]) -> Iterator[bytes]:
+    """Give the sketches of samples; those of lines that were there before are made anew."""
+    for place in places:
+        known = place.is_new
+        yield lines.beside(place, SKETCH_BYTES) if known else sketch(_read(lines.get(place)["input"]))
+
+
+def _read(texts: Mapping[str, str]) -> str:
+    return " ".join(texts.values())
 
 
 def _row(place: Place, record: Record, brief: Brief | None) -> Row:

@@ -29,7 +29,20 @@ from backend.edge.folder import Lines, Place, locked, store_manifest
 from backend.edge.labelstudio import LabelStudio, Project
 from backend.edge.tokens import Tokens
 from backend.errors import SetupError, TaskError
-from backend.records import Each, Recorded, Row, Rows, Source, State, judged_in, load, put, recorded, write
+from backend.records import (
+    Each,
+    Recorded,
+    Row,
+    Rows,
+    Source,
+    State,
+    judged_in,
+    load,
+    put,
+    recorded,
+    sketches,
+    write,
+)
 from backend.reruns import Reruns, Work
 
 # Label Studio stamps a change before it commits it: a slow commit appears behind the newest stamp.
@@ -84,7 +97,7 @@ def sync(  # noqa: PLR0913  # what is read and decided, and who does the work
     *,
     wanted_case: str | None = None,
     changes: Mapping[str, Any] | None = None,
-    reruns: Reruns | None = None,
+    make_reruns: Callable[[], Reruns] | None = None,
     meter: Metering = _unwatched,
     each: Each = map,
 ) -> Report:
@@ -97,9 +110,9 @@ def sync(  # noqa: PLR0913  # what is read and decided, and who does the work
         project_ids: Projects to add; those that the folder has already are synced as well.
         wanted_case: Case of all these projects, where their backend connections do not say.
         changes: Options that are decided anew; the folder remembers the others.
-        reruns: Runs submitted code again; needed where a case has code.
+        make_reruns: Makes what runs submitted code again; needed where a case has code.
         meter: Makes what shows how far it is.
-        each: Does what is done for every task and sample by itself; runs code too, where `reruns` says so.
+        each: Does what is done for every task and sample by itself; runs code too, where reruns say so.
     Returns:
         What was done; nothing is written where nothing changed.
     Raises:
@@ -142,8 +155,9 @@ def sync(  # noqa: PLR0913  # what is read and decided, and who does the work
                 reading.read(project, case, old)
         programs, ran = len(reading.code), 0
         if programs:
-            if reruns is None:
-                raise SetupError("There is code, and nothing that runs it again.", hint="Give `reruns`.")
+            if make_reruns is None:
+                raise SetupError("There is code, and nothing that runs it again.", hint="Give `make_reruns`.")
+            reruns = make_reruns()
             if reruns.there is not None and options.rerun:
                 with meter("running code again elsewhere", programs) as running:
                     ran = reading.run_code_there(reruns.there, running)
@@ -161,7 +175,7 @@ def sync(  # noqa: PLR0913  # what is read and decided, and who does the work
             written = store_manifest(folder, _with_cursors(before.manifest, after.sources))
         else:
             briefs = (row.brief for row in after.rows.values() if row.brief is not None)
-            settled = settle(briefs, options, _splits(before, after.rows), reading.texts, checks)
+            settled = settle(briefs, options, _splits(before, after.rows), reading.sketches, checks)
             written, counts = write(folder, lines, after, settled, each)
     return Report(reading.looked_at, new, changed, gone, written, counts, programs, ran)
 
@@ -251,10 +265,9 @@ class _Reading:
     def _put(self, record: Recorded) -> None:
         self.rows[record.row.annotation] = put(self.lines, record)
 
-    def texts(self, briefs: Sequence[Brief]) -> Iterator[str]:
-        """Give what annotators read of samples."""
-        places = (self.rows[brief.annotation].place for brief in briefs)
-        return (" ".join(self.lines.get(place)["input"].values()) for place in places)
+    def sketches(self, briefs: Sequence[Brief]) -> Iterator[bytes]:
+        """Give the sketches of what annotators read of samples."""
+        return sketches(self.lines, (self.rows[brief.annotation].place for brief in briefs))
 
     def _of(self, project: Project) -> Iterator[Row]:
         return (row for row in self.rows.values() if row.project == project.id)

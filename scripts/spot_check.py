@@ -9,6 +9,7 @@ again adds the samples that were drawn since.
     scripts/spot_check --out dataset/
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -38,12 +39,12 @@ def main(
         settings = Settings()
         label_studio = connect(settings, url, api_key)
         cases = Cases(settings.store.cases_dir)
-        reruns = make_reruns(settings)
+        again = partial(make_reruns, settings)
         decided = {} if share is None else {"spot_check": share}
-        sync(label_studio, cases, out_folder, changes=decided, reruns=reruns, meter=Meter)
+        sync(label_studio, cases, out_folder, changes=decided, make_reruns=again, meter=Meter)
         opened = open_spot_check(label_studio, out_folder)
         number = opened.project.id
-        counts = sync(label_studio, cases, out_folder, changes={"reviews": number}, reruns=reruns).counts
+        counts = sync(label_studio, cases, out_folder, changes={"reviews": number}, make_reruns=again).counts
         held = counts["stopped_by"].get("spot_checked", 0)
         out.print(f"{opened.waiting} samples wait for a second human; {opened.sent} of them came just now")
         out.print(

@@ -20,18 +20,19 @@ Formats: FORMATS.
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from backend.app import make_reruns
 from backend.core.formats import FORMATS
 from backend.edge.cases import Cases
 from backend.edge.ray import RayData
 from backend.errors import SetupError
 from backend.records import Each, explain
+from backend.reruns import Reruns
 from backend.settings import Settings
 from backend.sync import sync
 from scripts.terminal import ApiKeyOption, Meter, UrlOption, Verb, app, connect, err, out, plain_errors
@@ -59,6 +60,13 @@ def _rays(address: str) -> Iterator[Each]:
     with RayData(address) as rays:
         err.print(f"Ray: {rays.cpus} processes")
         yield rays
+
+
+def _reruns(settings: Settings, *, elsewhere: bool) -> Reruns:
+    # It brings the parts of the server along, which most syncs need not wait for.
+    from backend.app import make_reruns  # noqa: PLC0415
+
+    return make_reruns(settings, elsewhere=elsewhere)
 
 
 @cli.command(cls=Verb, help=WORDS)
@@ -157,7 +165,7 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
                 project or [],
                 wanted_case=case or None,
                 changes={name: part for name, part in changes.items() if part is not None},
-                reruns=make_reruns(settings, elsewhere=engine == "ray"),
+                make_reruns=partial(_reruns, settings, elsewhere=engine == "ray"),
                 meter=Meter,
                 each=each,
             )

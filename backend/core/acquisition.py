@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from backend.core.nearness import shares, sketches
+from backend.core.nearness import shares, sketch, tabled
 
 _POOL = 10  # candidates of likeness for each task that is wanted
 _LIKENESS = 0.5  # weight of likeness against uncertainty
@@ -59,7 +59,7 @@ def rank(
         return undrafted if candidate.score is None else 1.0 - min(1.0, max(0.0, candidate.score))
 
     pool = heapq.nlargest(count * _POOL, candidates, key=lambda one: (uncertainty(one), _lot(seed, one.task)))
-    table = sketches((one.text for one in pool), len(pool))
+    table = tabled((sketch(one.text) for one in pool), len(pool))
     worth = (1 - _LIKENESS) * np.array([uncertainty(one) for one in pool])
     nearest = np.zeros(len(pool))
     found: list[Ranked] = []

@@ -124,7 +124,7 @@ class Corpus:
 
     samples: Sequence[Brief]
     options: Options
-    texts: Callable[[Sequence[Brief]], Iterator[str]]
+    sketches: Callable[[Sequence[Brief]], Iterator[bytes]]
     splits: Mapping[str, Split] = field(default_factory=dict)  # by group, as they were given before
     checks: Mapping[int, Sequence[Check]] = field(default_factory=dict)  # by annotation
     given: dict[int, Split] = field(default_factory=dict)  # by annotation, now
@@ -140,7 +140,7 @@ class Corpus:
             a, b = samples[one], samples[other]
             return (a.system, a.answer) == (b.system, b.answer)
 
-        found = nearness(self.texts(samples), len(samples), same)
+        found = nearness(self.sketches(samples), len(samples), same)
         ids = [sample.annotation for sample in samples]
         return Nearness(
             {ids[one]: {ids[other] for other in others} for one, others in found.near.items()},
@@ -152,7 +152,7 @@ def settle(
     samples: Iterable[Brief],
     options: Options,
     splits: Mapping[str, Split],
-    texts: Callable[[Sequence[Brief]], Iterator[str]],
+    sketches: Callable[[Sequence[Brief]], Iterator[bytes]],
     checks: Mapping[int, Sequence[Check]] | None = None,
 ) -> Settled:
     """Pass samples through the gates that look at all of them, and give each that stays its split.
@@ -161,12 +161,12 @@ def settle(
         samples: Those that passed their own gates, in any order.
         options: What the team decided.
         splits: Splits by group as they were given last time; these stay.
-        texts: Gives what annotators read of samples, one text for each, in their order.
+        sketches: Gives what annotators read of samples, sketched (`nearness.sketch`), in their order.
         checks: Verdicts of reviewers by annotation.
     """
     # Annotations are numbered as they come: what is new never changes what became of the old.
     ordered = sorted(samples, key=lambda one: one.annotation)
-    corpus = Corpus(ordered, options, texts, splits, checks or {})
+    corpus = Corpus(ordered, options, sketches, splits, checks or {})
     held: dict[int, Held] = {}
     for gate in CORPUS_GATES:
         reasons = gate(corpus)

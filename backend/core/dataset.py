@@ -242,8 +242,14 @@ def _changed(case: Case, draft: Value, value: Value) -> tuple[str, ...]:
         for control in case.labelling.controls
         # A verdict is not about what the draft said: it says how right that was.
         if control.name not in case.labelling.human
-        and canonical(draft.get(control.name)) != canonical(value.get(control.name))
+        and not _same(draft.get(control.name), value.get(control.name))
     )
+
+
+def _same(one: Any, other: Any) -> bool:
+    if one is other or (isinstance(one, str) and isinstance(other, str)):
+        return one == other  # most parts are texts, or not there
+    return canonical(one) == canonical(other)  # 1 and true are not the same, nor 1 and 1.0
 
 
 # ---------------------------------------------------------------------------------- gates

@@ -16,13 +16,14 @@ is present and an absent one is `null`.
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError, canonicalize
 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 from jsonschema import Draft202012Validator
+from jsonschema.protocols import Validator
 
 from backend.core.choices import Choices, Pairwise, Ranker, Taxonomy
 from backend.core.conditions import walk
@@ -229,7 +230,7 @@ class Labelling:
             part = value.get(control.name)
             if part is None:
                 continue
-            if Draft202012Validator(shape(control.schema())).is_valid(part):
+            if self._shapes[control.name].is_valid(part):
                 fitting[control.name] = part
             else:
                 placed.problems.append(
@@ -339,6 +340,11 @@ class Labelling:
             if part is not None:
                 value[control.name] = part
         return value
+
+    @cached_property
+    def _shapes(self) -> Mapping[str, Validator]:
+        """By control, what tells whether a part of a value has its shape."""
+        return {control.name: Draft202012Validator(shape(control.schema())) for control in self.controls}
 
     def _hosts(self) -> Iterator[Labels]:
         return (control for control in self.controls if isinstance(control, Labels))

@@ -7,16 +7,21 @@ index of `datasketch` itself would take ten times their size.
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
-from datasketch import MinHash
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
 
 NEAR = 0.9  # share of common shingles from which two texts are nearly the same
 
 _SHINGLE = 4  # characters; words would need a language
 _PERMUTATIONS = 128  # standard error of the estimated share at 0.9: 0.027
+_NUMBER: Any = np.dtype("<u4")
+SKETCH_BYTES = _PERMUTATIONS * _NUMBER.itemsize
 # 16 bands of 8: one of 8,000 pairs with a share of 0.9 has no band in common; false hits are checked.
 _BANDS, _ROWS = 16, 8
 
@@ -32,15 +37,22 @@ class Nearness(NamedTuple):
     repeats: dict[int, tuple[int, float]]
 
 
-def nearness(texts: Iterator[str], count: int, same: Callable[[int, int], bool]) -> Nearness:
+def sketch(text: str) -> bytes:
+    """Sketch a text: SKETCH_BYTES that share as many numbers with another's as the texts share shingles."""
+    hashes = _empty().copy()  # making one draws all permutations anew
+    hashes.update_batch(_shingles(text))
+    return bytes(hashes.hashvalues.astype(_NUMBER))
+
+
+def nearness(sketches: Iterator[bytes], count: int, same: Callable[[int, int], bool]) -> Nearness:
     """Compare all texts with those before them.
 
     Args:
-        texts: The texts, one at a time.
+        sketches: Of the texts, one at a time.
         count: How many they are.
         same: Tells of two places whether what is said of the texts is the same.
     """
-    table = sketches(texts, count)
+    table = tabled(sketches, count)
     buckets = _buckets(table)
     found = Nearness({}, {})
     members: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
@@ -63,19 +75,16 @@ def nearness(texts: Iterator[str], count: int, same: Callable[[int, int], bool])
     return found
 
 
-def sketches(texts: Iterator[str], count: int) -> Any:
-    """Sketch texts: a row each, an array of `count` rows.
+def tabled(sketches: Iterator[bytes], count: int) -> Any:
+    """Put sketches into a table: a row each, an array of `count` rows.
 
     Args:
-        texts: The texts, one at a time.
+        sketches: The sketches, one at a time.
         count: How many they are.
     """
-    table: Any = np.zeros((count, _PERMUTATIONS), dtype=np.uint32)
-    empty = MinHash(num_perm=_PERMUTATIONS, hashfunc=crc32)
-    for place, text in zip(range(count), texts, strict=True):
-        hashes = empty.copy()  # making one draws all permutations anew
-        hashes.update_batch(_shingles(text))
-        table[place] = hashes.hashvalues
+    table: Any = np.empty((count, _PERMUTATIONS), dtype=_NUMBER)
+    for place, one in zip(range(count), sketches, strict=True):
+        table[place] = np.frombuffer(one, dtype=_NUMBER)
     return table
 
 
@@ -96,6 +105,13 @@ def _buckets(table: Any) -> Any:
         )
         buckets[:, band] = np.where(counts[numbers] > 1, numbers, -1)
     return buckets
+
+
+@cache
+def _empty() -> "MinHash":
+    from datasketch import MinHash  # noqa: PLC0415  # brings half of scipy
+
+    return MinHash(num_perm=_PERMUTATIONS, hashfunc=crc32)
 
 
 def _shingles(text: str) -> list[bytes]:

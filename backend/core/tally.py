@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
+from functools import lru_cache
 from typing import Any
 
 from backend.core.agreement import Agreement
@@ -242,13 +243,18 @@ def _same(first: str, second: str) -> int:
 
 def writing(text: str) -> str:
     """Say what most letters of a text belong to: Chinese characters, Latin, ...; a language it is not."""
-    kinds = Counter(
-        unicodedata.name(character, "").split(" ")[0].split("-")[0].capitalize()
-        for character in text[:_READ_CHARS]
-        if character.isalpha()
-    )
+    characters = Counter(text[:_READ_CHARS])
+    kinds = Counter[str]()
+    for character, count in characters.items():
+        if character.isalpha():
+            kinds[_script(character)] += count
     kind = min(kinds, key=lambda name: (-kinds[name], name), default="")
     return {"Cjk": "Chinese characters", "": "no letters"}.get(kind, kind)
+
+
+@lru_cache(1 << 14)
+def _script(letter: str) -> str:
+    return unicodedata.name(letter, "").split(" ")[0].split("-")[0].capitalize()
 
 
 def _upper_end(length: int) -> int:

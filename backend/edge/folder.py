@@ -20,6 +20,7 @@ import orjson
 from backend.errors import ServiceError, SetupError
 
 MANIFEST = "manifest.json"
+_UNWRITTEN_BYTES = 1 << 18  # new lines that wait for each other
 
 
 @contextmanager
@@ -125,6 +126,7 @@ class Lines:
         """
         self._folder = folder
         self._end = 0
+        self._unwritten = bytearray()
         try:
             for leftover in folder.glob(".*.part"):
                 leftover.unlink()
@@ -140,21 +142,29 @@ class Lines:
         for file in self._files:
             file.close()
 
-    def add(self, line: bytes) -> Place:
-        """Write a new line.
+    def add(self, line: bytes, beside: bytes = b"") -> Place:
+        """Write a new line, and something beside it that is no part of it.
 
         Raises:
             ServiceError: The disk failed.
         """
         place = Place(0, self._end, len(line))
+        self._unwritten += line
+        self._unwritten += beside
+        self._end += len(line) + len(beside)
+        if len(self._unwritten) > _UNWRITTEN_BYTES:
+            self._flush()
+        return place
+
+    def _flush(self) -> None:
         try:
-            view = memoryview(line)
-            while view:
-                view = view[os.write(self._files[0].fileno(), view) :]
+            with memoryview(self._unwritten) as left:
+                done = 0
+                while done < len(left):
+                    done += os.write(self._files[0].fileno(), left[done:])
         except OSError as error:
             raise _failed(self._folder, "written", error) from error
-        self._end += len(line)
-        return place
+        self._unwritten.clear()
 
     def read(self, name: str) -> Iterator[tuple[Place, dict[str, Any]]]:
         """Read one of the folder's files from its beginning, each line with its place.
@@ -176,10 +186,23 @@ class Lines:
         """Read a line again, as it lies there.
 
         Raises:
-            ServiceError: It cannot be read.
+            ServiceError: The disk failed.
         """
+        return self._bytes(place.file, place.start, place.size_bytes)
+
+    def beside(self, place: Place, size_bytes: int) -> bytes:
+        """Read what was written beside a new line.
+
+        Raises:
+            ServiceError: The disk failed.
+        """
+        return self._bytes(place.file, place.start + place.size_bytes, size_bytes)
+
+    def _bytes(self, file: int, start: int, size_bytes: int) -> bytes:
+        if file == 0 and self._unwritten:
+            self._flush()
         try:
-            return os.pread(self._files[place.file].fileno(), place.size_bytes, place.start)
+            return os.pread(self._files[file].fileno(), size_bytes, start)
         except OSError as error:
             raise _failed(self._folder, "read", error) from error
 
@@ -187,7 +210,7 @@ class Lines:
         """Read a line again, as JSON.
 
         Raises:
-            ServiceError: It cannot be read.
+            ServiceError: The disk failed.
         """
         found: dict[str, Any] = orjson.loads(self.line(place))
         return found

@@ -303,7 +303,13 @@ def test_code_is_run_again_on_the_machines_and_counts_here_as_if_it_had_run_here
         def told(name: str, each: Each, there: RunsThere | None) -> tuple[Report, int]:
             reruns = _reruns(url, execution, 2, there)
             report = sync(
-                studio, CASES, tmp_path / name, [1], wanted_case="code_analysis", reruns=reruns, each=each
+                studio,
+                CASES,
+                tmp_path / name,
+                [1],
+                wanted_case="code_analysis",
+                make_reruns=lambda: reruns,
+                each=each,
             )
             return report, reruns.ran
 

@@ -2,11 +2,13 @@
 
 import json
 
+import phonenumbers
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from phonenumbers import PhoneMetadata, PhoneNumberDesc, PhoneNumberMatcher
 
-from backend.core.personal import Mask, described, find, strings
+from backend.core.personal import Mask, described, find, phones, strings
 
 EMAIL = "zhang.san+a@mail.example.cn"
 PHONE = "13812345678"
@@ -36,6 +38,25 @@ def test_what_is_personal_is_found_and_what_is_not_is_left(text: str, kinds: lis
 def test_the_country_decides_about_numbers_without_a_country_code() -> None:
     assert not find("call (650) 253-0000", "CN")
     assert [found.kind for found in find("call (650) 253-0000", "US")] == ["phone"]
+
+
+def test_no_number_is_shorter_than_what_is_looked_for() -> None:
+    for code, regions in phonenumbers.COUNTRY_CODE_TO_REGION_CODE.items():
+        for region in regions:
+            about = PhoneMetadata.metadata_for_region_or_calling_code(code, region)
+            kinds = [] if about is None else vars(about).values()
+            for kind in (kind for kind in kinds if isinstance(kind, PhoneNumberDesc)):
+                own = [length for length in kind.possible_length if length > 0]
+                assert min(own, default=9) >= 6 - len(str(code))
+
+
+@given(
+    st.text("0123456789٣３ +-./()[]x（）ー、a张", max_size=24)
+    | st.sampled_from(["+43 1234", "0043-1234", "+290 8999", "1 2 3 4", "+683 4000", "010-6552 9988"]),
+    st.sampled_from(["CN", "US", "DE", "AT", "SH", "NU", "XX"]),
+)
+def test_every_number_that_the_library_finds_is_found(text: str, region: str) -> None:
+    assert list(phones(text, region)) == [(one.start, one.end) for one in PhoneNumberMatcher(text, region)]
 
 
 def test_a_stand_in_is_the_same_everywhere_and_has_the_same_shape() -> None:

@@ -63,6 +63,7 @@ class Bench:
         **changes: Any,
     ) -> Report:
         with self._label_studio() as studio:
+            reruns = Reruns(self.store, self.runner() if runner else None, jobs=2, there=there)
             return sync(
                 studio,
                 CASES,
@@ -70,7 +71,7 @@ class Bench:
                 [1],
                 wanted_case="code_analysis",
                 changes=changes,
-                reruns=Reruns(self.store, self.runner() if runner else None, jobs=2, there=there),
+                make_reruns=lambda: reruns,
             )
 
     @contextmanager

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from backend.core.corpus import CORPUS_GATES, POLICIES, Options, as_judged, settle, split_of
 from backend.core.corpus import Settled as Fates
 from backend.core.dataset import SAMPLE_GATES, Rejected, annotations_of, group_of, judge
+from backend.core.nearness import sketch
 from backend.core.sample import Brief, Sample, Split
 from backend.core.spotcheck import Check
 from backend.edge.cases import Cases
@@ -67,10 +68,10 @@ def settle_all(
 ) -> Settled:
     by_id = {sample.annotation: sample for sample in samples}
 
-    def texts(briefs: Sequence[Brief]) -> Iterator[str]:
-        return (" ".join(by_id[brief.annotation].input.values()) for brief in briefs)
+    def sketches(briefs: Sequence[Brief]) -> Iterator[bytes]:
+        return (sketch(" ".join(by_id[brief.annotation].input.values())) for brief in briefs)
 
-    fates = settle(map(Brief.of, samples), options, splits, texts, checks)
+    fates = settle(map(Brief.of, samples), options, splits, sketches, checks)
     ordered = sorted(map(as_judged, samples), key=lambda one: (one.task, one.annotation))
     done = [fates.finished(sample) for sample in ordered]
     assert fates.splits.keys() | fates.held.keys() == by_id.keys()

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 
 import httpx
 import orjson
-from label_studio_sdk.client import LabelStudio as Sdk
+from label_studio_sdk.base_client import LabelStudioBase as Sdk
 from label_studio_sdk.core.api_error import ApiError
 from label_studio_sdk.core.request_options import RequestOptions
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
