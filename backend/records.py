@@ -13,6 +13,7 @@ Knows the folder's files and its manifest. Does not know Label Studio, nor how b
     manifest.json               counts, hashes, cursors; written last: what it does not match is not valid
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -29,7 +30,7 @@ from backend.core.dataset import Rejected, group_of
 from backend.core.formats import FORMATS, Format
 from backend.core.nearness import SKETCH_BYTES, sketch
 from backend.core.report import report_page
-from backend.core.sample import SAMPLE_VERSION, Brief, Record, Sample, Split, canonical, digest
+from backend.core.sample import SAMPLE_VERSION, Brief, Record, Sample, Split, canonical
 from backend.core.story import story
 from backend.core.tally import Counts, Tally
 from backend.edge.folder import MANIFEST, Files, Lines, Place, is_intact, lines_of, manifest_of, sha256_of
@@ -246,7 +247,7 @@ class _Finish:
         record = orjson.loads(line)
         if "gates" not in record:
             return _Finished(Rejected.from_record(record), None, line, {})
-        sample = settled.finished(as_judged(Sample.from_record(record)))
+        sample = settled.finished(Sample.from_record(as_judged(record)))
         held = settled.held.get(sample.annotation)
         if held is not None:
             return _Finished(sample, held, _line(sample.record() | {"held": held._asdict()}), {})
@@ -304,13 +305,22 @@ def _read(texts: Mapping[str, str]) -> str:
 
 
 def _row(place: Place, record: Record, brief: Brief | None) -> Row:
-    own = digest(canonical({key: part for key, part in record.items() if key not in _NOT_OWN}))
-    return Row(record["project"], record["task"], record["annotation"], own, place, brief)
+    own = {key: part for key, part in record.items() if key not in _NOT_OWN}
+    return Row(record["project"], record["task"], record["annotation"], _compared(own), place, brief)
+
+
+def _compared(record: Record) -> bytes:
+    """Hash a record, to be compared with others of the same sync and never kept."""
+    try:
+        told = orjson.dumps(record, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # numbers of more than 64 bits, which are seldom
+        told = canonical(record).encode()
+    return hashlib.blake2b(told, digest_size=16).digest()
 
 
 def judged_in(line: bytes) -> Sample:
     """Read a sample's line back, as it was judged alone."""
-    return as_judged(Sample.from_record(orjson.loads(line)))
+    return Sample.from_record(as_judged(orjson.loads(line)))
 
 
 # ---------------------------------------------------------------------------------- read by itself

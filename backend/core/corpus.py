@@ -24,11 +24,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from backend.core.formats import DEFAULT_FORMATS, FORMATS
 from backend.core.nearness import Nearness, nearness
-from backend.core.sample import Brief, Review, Sample, Split
+from backend.core.sample import Brief, Record, Review, Sample, Split
 from backend.core.spotcheck import ENOUGH, WAITS, Check, Stratum, drawn, latest_of, strata
 from backend.errors import SetupError
 
 TEST_PCT = 10
+_OF_ALL = ("split", "review")  # what the look at all samples writes into a record, beside gates
 
 _Part = TypeVar("_Part")
 
@@ -108,8 +109,7 @@ class Settled:
     def finished(self, sample: Sample) -> Sample:
         """Give a sample with its split, the gates that it passed here, and its review."""
         held = self.held.get(sample.annotation)
-        names = [gate.__name__ for gate in CORPUS_GATES]
-        passed = names if held is None else names[: names.index(held.gate)]
+        passed = _GATE_NAMES if held is None else _GATE_NAMES[: _GATE_NAMES.index(held.gate)]
         return replace(
             sample,
             gates=(*sample.gates, *passed),
@@ -180,11 +180,10 @@ def split_of(group: str) -> Split:
     return "test" if int(group, 16) % 100 < TEST_PCT else "train"
 
 
-def as_judged(sample: Sample) -> Sample:
-    """Give a sample as it was before others were looked at."""
-    names = {gate.__name__ for gate in CORPUS_GATES}
-    gates = tuple(name for name in sample.gates if name not in names)
-    return replace(sample, split=None, review=None, gates=gates)
+def as_judged(record: Record) -> Record:
+    """Give a sample's record as it was before others were looked at."""
+    gates = [name for name in record["gates"] if name not in _GATE_NAMES]
+    return {key: part for key, part in record.items() if key not in _OF_ALL} | {"gates": gates}
 
 
 # ---------------------------------------------------------------------------------- gates
@@ -363,3 +362,4 @@ CORPUS_GATES: tuple[CorpusGate, ...] = (
     not_leaking,
     spot_checked,
 )
+_GATE_NAMES = tuple(gate.__name__ for gate in CORPUS_GATES)

@@ -42,11 +42,15 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An annotation on its way to a sample: its value and what is wrong with it, or why there is none."""
+    """An annotation on its way to a sample: its value and what is wrong with it, or why there is none.
+
+    texts  what the annotator read, by key of task data
+    """
 
     annotation: Annotation
     case: Case
     value: Value | None
+    texts: Mapping[str, str] = field(default_factory=dict)
     unreadable: str = ""
     broken: tuple[Reason, ...] = ()
 
@@ -126,10 +130,11 @@ def judge(
         case = case.for_task(annotation.task)
         texts = case.labelling.inputs(annotation.task)  # what cannot be shown is no sample
         candidate = _candidate(
-            annotation, case, case.labelling.from_regions(annotation.regions, annotation.task)
+            annotation, case, case.labelling.from_regions(annotation.regions, annotation.task), texts
         )
     except TaskError as error:
-        candidate, texts = Candidate(annotation, case, None, str(error)), {}
+        texts = {}
+        candidate = Candidate(annotation, case, None, unreadable=str(error))
     # Of the texts as they are: no sample changes sides because it is masked.
     source = annotation.task.data.get(group_by) if group_by else None
     group = group_of(texts if source is None else {group_by: source})
@@ -140,7 +145,7 @@ def judge(
     stopped = _stopped(candidate)
     if stopped is None and hide is not None:
         masked = replace(annotation, task=Task(annotation.task.id, hide(dict(annotation.task.data))))
-        candidate = _candidate(masked, case, hide(candidate.value))
+        candidate = _candidate(masked, case, hide(candidate.value), case.labelling.inputs(masked.task))
         stopped = _stopped(candidate)
         if stopped is None:
             return _sample(candidate, hide(draft), group, region)
@@ -159,8 +164,8 @@ def judge(
     )
 
 
-def _candidate(annotation: Annotation, case: Case, value: Value) -> Candidate:
-    return Candidate(annotation, case, value, broken=case.rules.check(value, annotation.task))
+def _candidate(annotation: Annotation, case: Case, value: Value, texts: Mapping[str, str]) -> Candidate:
+    return Candidate(annotation, case, value, texts, broken=case.rules.check(value, annotation.task))
 
 
 def _stopped(candidate: Candidate) -> tuple[str, str] | None:
@@ -201,7 +206,6 @@ def _sample(candidate: Candidate, draft: Value | None, group: str, region: str) 
     labelling = case.labelling
     changed = () if draft is None else _changed(case, draft, value)
     system, user = render(case, annotation.task, "compact")
-    texts = labelling.inputs(annotation.task)
     notes = ((note.__name__, note(candidate, region)) for note in NOTES)
     return Sample(
         project=annotation.project,
@@ -209,7 +213,7 @@ def _sample(candidate: Candidate, draft: Value | None, group: str, region: str) 
         annotation=annotation.id,
         case=case.name,
         verdict="written" if draft is None else "corrected" if changed else "accepted",
-        input=texts,
+        input=candidate.texts,
         system=system.content,
         instruction=user.content,
         value=value,
@@ -296,8 +300,7 @@ def still_right_when_masked(stopped: tuple[str, str]) -> str:
 
 def personal_data(candidate: Candidate, region: str) -> str:
     """Note personal data in the texts and in the value, without quoting it."""
-    texts = candidate.case.labelling.inputs(candidate.annotation.task)
-    return described([*texts.values(), *strings(candidate.value)], region)
+    return described([*candidate.texts.values(), *strings(candidate.value)], region)
 
 
 def _broken(candidate: Candidate, kind: str) -> str | None:

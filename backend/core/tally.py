@@ -243,11 +243,7 @@ def _same(first: str, second: str) -> int:
 
 def writing(text: str) -> str:
     """Say what most letters of a text belong to: Chinese characters, Latin, ...; a language it is not."""
-    characters = Counter(text[:_READ_CHARS])
-    kinds = Counter[str]()
-    for character, count in characters.items():
-        if character.isalpha():
-            kinds[_script(character)] += count
+    kinds = Counter(map(_script, filter(str.isalpha, text[:_READ_CHARS])))
     kind = min(kinds, key=lambda name: (-kinds[name], name), default="")
     return {"Cjk": "Chinese characters", "": "no letters"}.get(kind, kind)
 

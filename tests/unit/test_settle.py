@@ -72,7 +72,8 @@ def settle_all(
         return (sketch(" ".join(by_id[brief.annotation].input.values())) for brief in briefs)
 
     fates = settle(map(Brief.of, samples), options, splits, sketches, checks)
-    ordered = sorted(map(as_judged, samples), key=lambda one: (one.task, one.annotation))
+    alone = [Sample.from_record(as_judged(sample.record())) for sample in samples]
+    ordered = sorted(alone, key=lambda one: (one.task, one.annotation))
     done = [fates.finished(sample) for sample in ordered]
     assert fates.splits.keys() | fates.held.keys() == by_id.keys()
     return Settled(

@@ -68,4 +68,8 @@ WITHOUT_PREDICTIONS = {
     ),
     "expand": "annotations",
 }
-FULL = {**WITHOUT_PREDICTIONS, "include": f"{WITHOUT_PREDICTIONS['include']},predictions"}
+FULL = {
+    **WITHOUT_PREDICTIONS,
+    "include": f"{WITHOUT_PREDICTIONS['include']},predictions",
+    "page_size": 500,  # as long as 1000 without predictions
+}

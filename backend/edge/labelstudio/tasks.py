@@ -26,7 +26,7 @@ from backend.edge.labelstudio.queries import (
 from backend.edge.labelstudio.requests import Connection, Fields, Json, dumps
 from backend.errors import DraftloopError, ServiceError
 
-_PAGE = 500  # tasks a listing page: 0.1 s without, 0.3 s with annotations, 0.6 s with predictions too
+_PAGE = 1000  # tasks a listing page: 0.2 s without, 0.6 s with annotations
 _IMPORT_TASKS = 2000
 _IMPORT_BYTES = 20_000_000  # Label Studio takes 250 MB a body; this keeps both sides' memory small
 # Whatever the number, Label Studio counts anew over all tasks that have some: 20 s a request at 25,000.
@@ -169,7 +169,7 @@ class Tasks(Connection):
 
         def following(before: Future[list[dict[str, Json]]]) -> list[dict[str, Json]]:
             page = before.result()
-            return after(page[-1]["id"]) if len(page) == _PAGE else []
+            return after(page[-1]["id"]) if len(page) == fields.get("page_size", _PAGE) else []
 
         reader = ThreadPoolExecutor(1, "page")
         try:
