@@ -18,6 +18,7 @@ completes it.
 Formats: FORMATS.
 """
 
+import gc
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -60,6 +61,14 @@ def _rays(address: str) -> Iterator[Each]:
     with RayData(address) as rays:
         err.print(f"Ray: {rays.cpus} processes")
         yield rays
+
+
+def _collect_seldom() -> None:
+    # Pages of tasks are hundreds of thousands of objects without cycles: to look for some takes a tenth of a
+    # first sync. It is looked for less often, and not at all among what was there before.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 def _reruns(settings: Settings, *, elsewhere: bool) -> Reruns:
@@ -153,6 +162,7 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
             "reviews": reviews,
             "rerun": rerun,
         }
+        _collect_seldom()
         spreading = spread(engine, ray_address)
         settings = Settings()
         label_studio = connect(settings, url, api_key)

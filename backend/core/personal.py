@@ -117,16 +117,22 @@ def ids(text: str, _: str) -> Iterator[tuple[int, int]]:
 
 def phones(text: str, region: str) -> Iterator[tuple[int, int]]:
     """Find telephone numbers that can exist."""
-    if not _enough_digits(region).search(text):  # looking takes most of the time of a sample's gates
+    abroad = "+" in text or "＋" in text  # both begin a number
+    if not _enough_digits(region, abroad=abroad).search(text):  # looking takes most of a sample's time
         return
     for found in PhoneNumberMatcher(text, region):
         yield found.start, found.end
 
 
 @cache
-def _enough_digits(region: str) -> re.Pattern[str]:
-    """Give what every telephone number holds: enough digits, with no more between two than may be."""
-    least = _SHORTEST_PHONE
+def _enough_digits(region: str, *, abroad: bool) -> re.Pattern[str]:
+    """Give what every telephone number holds: enough digits, with no more between two than may be.
+
+    Args:
+        region: As in `find`.
+        abroad: Whether the number may begin with a + and its country code.
+    """
+    least = _SHORTEST_PHONE if abroad else _SHORTEST_PHONE + 1  # + or the shortest way to dial it, a 0
     about = PhoneMetadata.metadata_for_region(region)
     kinds = (
         [] if about is None else [part for part in vars(about).values() if isinstance(part, PhoneNumberDesc)]

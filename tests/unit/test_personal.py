@@ -51,9 +51,20 @@ def test_no_number_is_shorter_than_what_is_looked_for() -> None:
 
 
 @given(
-    st.text("0123456789٣３ +-./()[]x（）ー、a张", max_size=24)
-    | st.sampled_from(["+43 1234", "0043-1234", "+290 8999", "1 2 3 4", "+683 4000", "010-6552 9988"]),
-    st.sampled_from(["CN", "US", "DE", "AT", "SH", "NU", "XX"]),
+    st.text("0123456789٣３ +＋-./()[]x（）ー、a张", max_size=24)
+    | st.sampled_from(
+        [
+            "+43 1234",
+            "0043-1234",
+            "+290 8999",
+            "1 2 3 4",
+            "+683 4000",
+            "010-6552 9988",
+            "0431234",
+            "86 1234567",
+        ]
+    ),
+    st.sampled_from(["CN", "US", "DE", "AT", "SH", "NU", "WS", "XX"]),
 )
 def test_every_number_that_the_library_finds_is_found(text: str, region: str) -> None:
     assert list(phones(text, region)) == [(one.start, one.end) for one in PhoneNumberMatcher(text, region)]
