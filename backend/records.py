@@ -247,12 +247,12 @@ class _Finish:
         record = orjson.loads(line)
         if "gates" not in record:
             return _Finished(Rejected.from_record(record), None, line, {})
-        sample = settled.finished(Sample.from_record(as_judged(record)))
+        record = settled.finished(record)
+        sample = Sample.from_record(record)
         held = settled.held.get(sample.annotation)
-        if held is not None:
-            return _Finished(sample, held, _line(sample.record() | {"held": held._asdict()}), {})
-        rows = {form.name: [line_of(row) for row in form.rows(sample)] for form in self.forms}
-        return _Finished(sample, None, _line(sample.record()), rows)
+        kept = self.forms if held is None else ()
+        rows = {form.name: [line_of(row) for row in form.rows(sample)] for form in kept}
+        return _Finished(sample, held, _line(record), rows)
 
 
 class _FormFiles:

@@ -18,18 +18,18 @@ nearly the same text has one already. It is remembered: neither growth nor delet
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 from backend.core.formats import DEFAULT_FORMATS, FORMATS
 from backend.core.nearness import Nearness, nearness
-from backend.core.sample import Brief, Record, Review, Sample, Split
+from backend.core.sample import Brief, Record, Review, Split
 from backend.core.spotcheck import ENOUGH, WAITS, Check, Stratum, drawn, latest_of, strata
 from backend.errors import SetupError
 
 TEST_PCT = 10
-_OF_ALL = ("split", "review")  # what the look at all samples writes into a record, beside gates
+_OF_ALL = ("split", "review", "held")  # what the look at all samples writes into a record, beside gates
 
 _Part = TypeVar("_Part")
 
@@ -106,16 +106,20 @@ class Settled:
 
         return Settled(of(self.splits), of(self.held), of(self.reviews))
 
-    def finished(self, sample: Sample) -> Sample:
-        """Give a sample with its split, the gates that it passed here, and its review."""
-        held = self.held.get(sample.annotation)
+    def finished(self, record: Record) -> Record:
+        """Give a sample's record with its split, the gates that it passed here, its review, why it is held.
+
+        Args:
+            record: As it was judged alone, or as it was finished another time.
+        """
+        annotation = record["annotation"]
+        held = self.held.get(annotation)
         passed = _GATE_NAMES if held is None else _GATE_NAMES[: _GATE_NAMES.index(held.gate)]
-        return replace(
-            sample,
-            gates=(*sample.gates, *passed),
-            split=self.splits.get(sample.annotation),
-            review=self.reviews.get(sample.annotation),
-        )
+        own = as_judged(record)
+        own["gates"] += passed
+        said = {"split": self.splits, "review": self.reviews}
+        own |= {name: parts[annotation] for name, parts in said.items() if annotation in parts}
+        return own if held is None else own | {"held": held._asdict()}
 
 
 @dataclass

@@ -46,8 +46,10 @@ class Counts:
             self._all["held"] += 1
             self._stopped[held.gate] += 1
         else:
-            self._all.update(("samples", str(row.split), row.verdict))
-            self._noted.update(note["gate"] for note in row.notes)
+            for name in ("samples", str(row.split), row.verdict):
+                self._all[name] += 1
+            for note in row.notes:
+                self._noted[note["gate"]] += 1
 
     def record(self) -> dict[str, Any]:
         """Give the counts of the manifest."""

@@ -20,7 +20,7 @@ import orjson
 from backend.errors import ServiceError, SetupError
 
 MANIFEST = "manifest.json"
-_UNWRITTEN_BYTES = 1 << 18  # new lines that wait for each other
+_UNWRITTEN_BYTES = 1 << 18  # of each file: lines wait for each other
 
 
 @contextmanager
@@ -157,14 +157,12 @@ class Lines:
         return place
 
     def _flush(self) -> None:
+        content = bytes(self._unwritten)
+        self._unwritten.clear()
         try:
-            with memoryview(self._unwritten) as left:
-                done = 0
-                while done < len(left):
-                    done += os.write(self._files[0].fileno(), left[done:])
+            _write_all(self._files[0].fileno(), content)
         except OSError as error:
             raise _failed(self._folder, "written", error) from error
-        self._unwritten.clear()
 
     def read(self, name: str) -> Iterator[tuple[Place, dict[str, Any]]]:
         """Read one of the folder's files from its beginning, each line with its place.
@@ -217,12 +215,13 @@ class Lines:
 
 
 class Aside(io.RawIOBase):
-    """A file that is being written aside; counts its bytes and lines and hashes them."""
+    """A file that is being written aside; when it is closed, its bytes and lines are counted and hashed."""
 
     def __init__(self, path: Path) -> None:
         """Begin it."""
-        self._file = path.open("wb")
+        self._file = path.open("wb", buffering=0)
         self._sha256 = hashlib.sha256()
+        self._unwritten = bytearray()
         self.size_bytes = 0
         self.rows = 0
 
@@ -232,15 +231,28 @@ class Aside(io.RawIOBase):
 
     def write(self, content: Any) -> int:
         """Append some bytes."""
-        self._sha256.update(content)
-        self.size_bytes += len(content)
-        self.rows += bytes(content).count(b"\n")
-        return self._file.write(content)
+        self._unwritten += content
+        if len(self._unwritten) > _UNWRITTEN_BYTES:
+            self._flush()
+        return len(content)
 
     def close(self) -> None:
         """End it."""
-        self._file.close()
-        super().close()
+        if self.closed:
+            return
+        try:
+            self._flush()
+        finally:
+            self._file.close()
+            super().close()
+
+    def _flush(self) -> None:
+        content = bytes(self._unwritten)
+        self._unwritten.clear()
+        self._sha256.update(content)
+        self.size_bytes += len(content)
+        self.rows += content.count(b"\n")
+        _write_all(self._file.fileno(), content)
 
     @property
     def sha256(self) -> str:
@@ -340,6 +352,12 @@ def store_manifest(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, ...]
     except OSError as error:
         raise _failed(folder, "written", error) from error
     return (MANIFEST,)
+
+
+def _write_all(file: int, content: bytes) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[os.write(file, left) :]
 
 
 def _failed(folder: Path, done: str, error: OSError) -> ServiceError:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backend.core.corpus import CORPUS_GATES, POLICIES, Options, as_judged, settle, split_of
+from backend.core.corpus import CORPUS_GATES, POLICIES, Options, settle, split_of
 from backend.core.corpus import Settled as Fates
 from backend.core.dataset import SAMPLE_GATES, Rejected, annotations_of, group_of, judge
 from backend.core.nearness import sketch
@@ -72,9 +72,8 @@ def settle_all(
         return (sketch(" ".join(by_id[brief.annotation].input.values())) for brief in briefs)
 
     fates = settle(map(Brief.of, samples), options, splits, sketches, checks)
-    alone = [Sample.from_record(as_judged(sample.record())) for sample in samples]
-    ordered = sorted(alone, key=lambda one: (one.task, one.annotation))
-    done = [fates.finished(sample) for sample in ordered]
+    ordered = sorted(samples, key=lambda one: (one.task, one.annotation))
+    done = [Sample.from_record(fates.finished(sample.record())) for sample in ordered]
     assert fates.splits.keys() | fates.held.keys() == by_id.keys()
     return Settled(
         tuple(sample for sample in done if sample.annotation not in fates.held),
