@@ -7,7 +7,7 @@ import json
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 
 from backend.edge.labelstudio.listing import Listing
 from backend.edge.labelstudio.queries import (
@@ -96,18 +96,20 @@ class Tasks(Connection):
             for filters in kinds:
                 yield from self._pages(project, filters, FULL)
             return
+        submitted, others = (self._pages(project, filters, WITHOUT_PREDICTIONS) for filters in kinds)
         with Listing() as predictions:
+            first = list(islice(submitted, 1))  # so that more are on their way while predictions come
             self._stream(
                 f"predictions of project {project.id}",
                 "api/predictions/",
                 {"project": project.id},
                 predictions.fill,
             )
-            for filters in kinds:
-                yield from self._joined(project, filters, predictions)
+            yield from self._joined(project, chain(first, submitted, others), predictions)
 
-    def _joined(self, project: Project, filters: Filters, predictions: Listing) -> Iterator[dict[str, Json]]:
-        pages = self._pages(project, filters, WITHOUT_PREDICTIONS)
+    def _joined(
+        self, project: Project, pages: Iterator[dict[str, Json]], predictions: Listing
+    ) -> Iterator[dict[str, Json]]:
         while page := {task["id"]: task for task in islice(pages, _PAGE)}:
             later = []
             for number, task in page.items():
