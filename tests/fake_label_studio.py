@@ -47,6 +47,8 @@ class FakeLabelStudio:
     def answer(self, method: str, path: str, query: Mapping[str, str], body: Body) -> tuple[int, Body]:
         """Answer a request as status and body."""
         project = f"/api/projects/{_PROJECT}/"
+        if path == "/api/version/":
+            return 200, {"release": "1.23.2", "edition": "Community"}
         if path == "/api/current-user/whoami":
             return 200, {"id": 1, "email": "fake@example.com", "username": "fake"}
         if path == project and method in ("GET", "PATCH"):
