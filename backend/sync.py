@@ -320,7 +320,8 @@ def counted(sample: Sample, counter: Tokens | None) -> Sample:
     """Give a sample with its length in tokens; without, where nothing counts or the template refuses."""
     notes = tuple(note for note in sample.notes if note["gate"] != "fits_tokens")
     if counter is None:
-        return replace(sample, tokens=None, notes=notes)
+        is_so = sample.tokens is None and notes == sample.notes
+        return sample if is_so else replace(sample, tokens=None, notes=notes)
     try:
         return replace(sample, tokens=counter.count(conversation(sample), tools(sample)), notes=notes)
     except TaskError as error:

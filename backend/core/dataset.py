@@ -204,7 +204,8 @@ def _sample(candidate: Candidate, draft: Value | None, group: str, region: str) 
     if value is None:
         raise InvalidValue(candidate.unreadable)
     labelling = case.labelling
-    changed = () if draft is None else _changed(case, draft, value)
+    changed = () if draft is None or draft is value else _changed(case, draft, value)
+    target = labelling.encode(value)
     system, user = render(case, annotation.task, "compact")
     notes = ((note.__name__, note(candidate, region)) for note in NOTES)
     return Sample(
@@ -217,10 +218,10 @@ def _sample(candidate: Candidate, draft: Value | None, group: str, region: str) 
         system=system.content,
         instruction=user.content,
         value=value,
-        target=labelling.encode(value),
+        target=target,
         group=group,
         draft=draft,
-        draft_target=None if draft is None else labelling.encode(draft),
+        draft_target=None if draft is None else target if draft is value else labelling.encode(draft),
         changed=changed,
         ground_truth=annotation.ground_truth,
         gates=tuple(gate.__name__ for gate in SAMPLE_GATES),
@@ -233,6 +234,8 @@ def draft_of(candidate: Candidate) -> Value | None:
     """Give the value of the draft that a human began from; None where none can be read."""
     if candidate.annotation.draft is None:
         return None
+    if candidate.value is not None and candidate.annotation.draft == candidate.annotation.regions:
+        return candidate.value
     try:
         draft = candidate.case.labelling.from_regions(candidate.annotation.draft, candidate.annotation.task)
     except TaskError:

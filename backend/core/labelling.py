@@ -114,7 +114,7 @@ class Labelling:
     program: Program | None = None
     overlay: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
-    @property
+    @cached_property
     def dynamic(self) -> bool:
         """Tell whether options come from each task, so that each task has schemas of its own."""
         return any(control.is_dynamic for control in self.controls)

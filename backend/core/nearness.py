@@ -115,7 +115,7 @@ def _empty() -> "MinHash":
     return MinHash(num_perm=_PERMUTATIONS, hashfunc=crc32)  # draws all permutations
 
 
-def _shingles(text: str) -> list[bytes]:
+def _shingles(text: str) -> set[bytes]:
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     ends = range(max(1, len(plain) - _SHINGLE + 1))
-    return sorted({plain[start : start + _SHINGLE].encode() for start in ends})
+    return {plain[start : start + _SHINGLE].encode() for start in ends}

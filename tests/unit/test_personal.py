@@ -1,6 +1,7 @@
 """Personal data is found where it stands, and its stand-ins have its shape."""
 
 import json
+from collections import Counter
 
 import phonenumbers
 import pytest
@@ -15,6 +16,7 @@ PHONE = "13812345678"
 CARD = "4111 1111 1111 1111"
 PERSON = "11010519491231002X"
 ACCOUNT = "DE89 3704 0044 0532 0130 00"
+PIECES = st.sampled_from([EMAIL, PHONE, CARD, PERSON, ACCOUNT, PHONE[:6], PHONE[6:], "+86", "ext. 12"])
 
 
 @pytest.mark.parametrize(
@@ -38,6 +40,12 @@ def test_what_is_personal_is_found_and_what_is_not_is_left(text: str, kinds: lis
 def test_the_country_decides_about_numbers_without_a_country_code() -> None:
     assert not find("call (650) 253-0000", "CN")
     assert [found.kind for found in find("call (650) 253-0000", "US")] == ["phone"]
+
+
+@given(st.lists(st.text("0123456789 +-./()[]x,;aB@.中\t", max_size=24) | PIECES, max_size=4))
+def test_texts_are_described_together_as_each_by_itself(texts: list[str]) -> None:
+    kinds = Counter(found.kind for text in texts for found in find(text, "CN"))
+    assert described(texts, "CN") == ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items()))
 
 
 def test_no_number_is_shorter_than_what_is_looked_for() -> None:
