@@ -15,7 +15,7 @@ is present and an absent one is `null`.
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError, canonicalize
@@ -113,6 +113,10 @@ class Labelling:
     human: frozenset[str] = frozenset()
     program: Program | None = None
     overlay: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give what is pickled: what is found from it is found again there."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
 
     @cached_property
     def dynamic(self) -> bool:
