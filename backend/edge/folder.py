@@ -20,7 +20,7 @@ import orjson
 from backend.errors import ServiceError, SetupError
 
 MANIFEST = "manifest.json"
-_UNWRITTEN_BYTES = 1 << 18  # of each file: lines wait for each other
+_UNWRITTEN_BYTES = 1 << 15  # of each file: lines wait for each other
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import pytest
 from backend.edge.cases import Cases
 from backend.edge.folder import Lines, is_intact, manifest_of
 from backend.edge.labelstudio import LabelStudio
+from backend.edge.labelstudio.queries import FULL
 from backend.edge.ray import RayData
 from backend.errors import SetupError
 from backend.records import explain
@@ -140,6 +141,7 @@ def test_memory_holds_less_than_two_kilobytes_of_each_sample(
     """The peak of a sync that reads a full folder and all tasks again, over that of a small one."""
     # How many pages are held at the peak is a matter of moments; these weigh little.
     monkeypatch.setattr("backend.edge.labelstudio.tasks._PAGE", 100)
+    monkeypatch.setitem(FULL, "page_size", 100)
 
     def peak(tasks: int) -> int:
         folder = tmp_path / str(tasks)
