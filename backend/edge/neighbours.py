@@ -1,6 +1,6 @@
 """Earlier answers by likeness: MinHash bands in the SQLite file of the exact cache.
 
-The only file that imports datasketch. Shared by all workers of a machine, bounded by rows, oldest first.
+The only edge that imports datasketch. Shared by all workers of a machine, bounded by rows, oldest first.
 It finds only texts of the same version. Like the exact cache it never fails: at worst it finds nothing.
 """
 
