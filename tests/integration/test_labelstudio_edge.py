@@ -126,6 +126,16 @@ def test_a_missing_project_is_told_by_its_number(studio: LabelStudio) -> None:
         studio.project(999_999)
 
 
+def test_projects_are_found_on_every_page(studio: LabelStudio) -> None:
+    title = f"page {time.time_ns()}"
+    made = [studio.create_project(f"{title} {number}", CONFIG).id for number in range(31)]  # 30 are a page
+    assert set(made) <= set(studio.project_ids())
+    for number in (0, 30):
+        found = studio.find_project(f"{title} {number}")
+        assert found is not None
+        assert found.id == made[number]
+
+
 def test_a_project_is_found_by_its_exact_title(studio: LabelStudio, project: Project) -> None:
     assert studio.find_project(project.title) == project
     assert studio.find_project(project.title[:-1]) is None

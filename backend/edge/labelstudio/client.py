@@ -4,6 +4,7 @@ import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import count
 
 from backend.edge.labelstudio.queries import Project
 from backend.edge.labelstudio.requests import Fields, Json, holds
@@ -50,12 +51,7 @@ class LabelStudio(Tabs, Tasks):
 
     def project_ids(self) -> list[int]:
         """List the projects that the token may see."""
-
-        def every() -> list[int]:
-            found: Iterator[Json] = iter(self._sdk.projects.list())
-            return [project.id for project in found]
-
-        return sorted(self._ask("the list of projects", every))
+        return sorted(project["id"] for project in self._projects())
 
     def find_project(self, title: str) -> Project | None:
         """Find the project that has exactly this title.
@@ -63,18 +59,21 @@ class LabelStudio(Tabs, Tasks):
         Raises:
             SetupError: Several projects have it.
         """
-
-        def exactly() -> list[int]:
-            found: Iterator[Json] = iter(self._sdk.projects.list(title=title))
-            return [project.id for project in found if project.title == title]
-
-        ids = self._ask("the list of projects", exactly)
+        ids = [project["id"] for project in self._projects(title=title) if project["title"] == title]
         if len(ids) > 1:
             raise SetupError(
                 f"Projects {', '.join(map(str, sorted(ids)))} are all called '{title}'.",
                 hint="Say which one with --project ID.",
             )
         return self.project(ids[0]) if ids else None
+
+    def _projects(self, **wanted: str) -> Iterator[Json]:
+        # The SDK asks for pages until one is missing, which its plain client takes for an error.
+        for page in count(1):
+            found = self._get("the list of projects", "api/projects/", {"page": page, **wanted})
+            yield from found["results"]
+            if not found["next"]:
+                return
 
     def create_project(self, title: str, label_config: str) -> Project:
         """Make a project.
