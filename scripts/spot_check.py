@@ -9,7 +9,6 @@ again adds the samples that were drawn since.
     scripts/spot_check --out dataset/
 """
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -39,12 +38,14 @@ def main(
         settings = Settings()
         label_studio = connect(settings, url, api_key)
         cases = Cases(settings.store.cases_dir)
-        again = partial(make_reruns, settings)
+        reruns = make_reruns(settings)  # one for both: a sandbox is started once
         decided = {} if share is None else {"spot_check": share}
-        sync(label_studio, cases, out_folder, changes=decided, make_reruns=again, meter=Meter)
+        sync(label_studio, cases, out_folder, changes=decided, make_reruns=lambda: reruns, meter=Meter)
         opened = open_spot_check(label_studio, out_folder)
         number = opened.project.id
-        counts = sync(label_studio, cases, out_folder, changes={"reviews": number}, make_reruns=again).counts
+        counts = sync(
+            label_studio, cases, out_folder, changes={"reviews": number}, make_reruns=lambda: reruns
+        ).counts
         held = counts["stopped_by"].get("spot_checked", 0)
         out.print(f"{opened.waiting} samples wait for a second human; {opened.sent} of them came just now")
         out.print(
