@@ -6,7 +6,9 @@
 # What they write goes to /data and /tmp. scripts/test --containers builds all four, runs docker-compose.yml and attacks
 # the sandbox in its container.
 
-FROM debian:bookworm-slim AS python
+# By digest, where one is given: scripts/pins --images writes it to .env for docker-compose.yml.
+ARG BASE_IMAGE=debian:bookworm-slim
+FROM ${BASE_IMAGE} AS python
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin \
     PIP_NO_CACHE_DIR=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -41,14 +43,15 @@ RUN export DRAFTLOOP_HOME=/opt/draftloop \
 # ---------------------------------------------------------------- the sandbox by itself; no server, no port
 # scripts/sandbox_container starts it.
 FROM code AS sandbox
-COPY backend/__init__.py backend/errors.py backend/
-COPY backend/core/__init__.py backend/core/execution.py backend/core/
-COPY backend/sandbox backend/sandbox
+COPY backend/draftloop/__init__.py backend/draftloop/errors.py backend/draftloop/
+COPY backend/draftloop/runs backend/draftloop/runs
+COPY backend/draftloop/sandbox backend/draftloop/sandbox
+COPY backend/draftloop/support backend/draftloop/support
 ENV PATH=/opt/sandbox/bin:/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin \
-    PYTHONPATH=/srv PYTHONHASHSEED=0 LANG=C.UTF-8 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+    PYTHONPATH=/srv/backend PYTHONHASHSEED=0 LANG=C.UTF-8 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 USER 10001:10001
 WORKDIR /
-CMD ["python", "-P", "-s", "-m", "backend.sandbox", "--folder", "/data/sandbox"]
+CMD ["python", "-P", "-s", "-m", "draftloop.sandbox", "--folder", "/data/sandbox"]
 
 # ---------------------------------------------------------------- the backend, and the verbs that work on it
 # It runs code that a human asks for, in a sandbox beside it. Open Interpreter, with which drafts are run unasked, is
@@ -56,12 +59,15 @@ CMD ["python", "-P", "-s", "-m", "backend.sandbox", "--folder", "/data/sandbox"]
 FROM code AS backend
 COPY requirements/backend.txt requirements/s3.txt requirements/
 RUN python3 -m venv /opt/venv \
-    && pip install --no-deps --requirement requirements/backend.txt --requirement requirements/s3.txt
+    && pip install --no-deps --require-hashes \
+        --requirement requirements/backend.txt --requirement requirements/s3.txt
 RUN pip check
 COPY backend backend
 COPY scripts scripts
 COPY label_config label_config
-ENV PYTHONPATH=/srv \
+RUN printf '#!/bin/sh\nexec python -P -m draftloop.cli "$@"\n' > /usr/local/bin/draftloop \
+    && chmod 0755 /usr/local/bin/draftloop
+ENV PYTHONPATH=/srv/backend:/srv \
     CACHE_URL=sqlite:////data/cache.sqlite3 \
     LEDGER_URL=sqlite:////data/draftloop.sqlite3 \
     EXECUTION=ask \
@@ -73,15 +79,19 @@ VOLUME /data
 EXPOSE 9090
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:9090/health', timeout=4)"]
-CMD ["gunicorn", "backend.app:create_app()", "--workers=1", "--threads=64", "--worker-class=gthread", \
-     "--timeout=120", "--worker-tmp-dir=/tmp", "--bind=0.0.0.0:9090"]
+CMD ["gunicorn", "draftloop.app:create_app()", "--workers=1", "--threads=64", \
+     "--worker-class=draftloop.serving.server.Worker", "--timeout=120", "--no-control-socket", \
+     "--worker-tmp-dir=/tmp", "--bind=0.0.0.0:9090"]
 
 # ---------------------------------------------------------------- Label Studio, nothing of which phones home
 FROM python AS label-studio
-COPY requirements/label-studio.txt requirements/
-RUN python3 -m venv /opt/venv \
-    && pip install --no-deps --requirement requirements/label-studio.txt
-RUN pip check \
+# scripts/setup knows how to build the pins that have no wheels.
+COPY scripts/setup scripts/
+COPY requirements/build.txt requirements/label-studio.txt requirements/
+RUN export DRAFTLOOP_HOME=/opt/draftloop \
+    && scripts/setup label-studio \
+    && ln -s "$(scripts/setup --print label-studio)" /opt/venv \
+    && rm -rf /opt/draftloop/log \
     && install --directory --owner 10002 --group 10002 --mode 0700 /data
 # Empty, not absent, where absent means its maker's Sentry.
 ENV LABEL_STUDIO_COLLECT_ANALYTICS=false \
@@ -106,7 +116,7 @@ RUN apt-get update \
 # scripts/setup knows what the CPU build needs besides its pins, and where its torch comes from.
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 COPY scripts/setup scripts/
-COPY requirements/vllm.txt requirements/
+COPY requirements/torch-cpu.txt requirements/vllm.txt requirements/
 RUN export DRAFTLOOP_HOME=/opt/draftloop \
     && scripts/setup vllm \
     && ln -s "$(scripts/setup --print vllm)" /opt/venv \

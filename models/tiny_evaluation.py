@@ -53,7 +53,7 @@ DECODING_SCHEMAS: dict[str, dict[str, Any]] = {
     "sentiment": _object({"sentiment": {"enum": ["positive", "negative", "neutral"]}}),
 }
 
-# Where strings are quotes from the text, as backend/core/grammar.py wants it.
+# Where strings are quotes from the text, as backend/draftloop/labelling/grammar.py wants it.
 QUOTED: dict[str, tuple[tuple[str, ...], ...]] = {
     "complaint": (("name",), ("address",), ("email",), ("question",)),
     "flight_booking": (("departure_city",), ("arrival_city",)),

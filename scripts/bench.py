@@ -31,10 +31,12 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from backend.errors import SetupError
-from scripts import servers
+from draftloop.cli import servers
+from draftloop.cli.commands import Verb, app
+from draftloop.cli.terminal import err, out, plain_errors
+from draftloop.errors import SetupError
+from draftloop.support.environments import ROOT
 from scripts.benchmarks import circle, engine, examples, memory, plot, sandbox, scores, sync, tasks
-from scripts.terminal import Verb, app, err, out, plain_errors
 
 cli = app()
 _LORA_RANK = 16  # of the adapters that vLLM takes
@@ -106,21 +108,21 @@ def _say(words: str) -> None:
 
 
 def _engine(scratch: Path, sizes: Sizes) -> Measured:
-    model = servers.ROOT / "models" / engine.MODEL
+    model = ROOT / "models" / engine.MODEL
     with servers.start_vllm(model, served_name=engine.MODEL) as vllm:
         return engine.measure(scratch, vllm.url, sizes.pairs, _say)
 
 
 def _scores(scratch: Path, sizes: Sizes) -> Measured:
     del scratch, sizes
-    model = servers.ROOT / "models" / engine.MODEL
+    model = ROOT / "models" / engine.MODEL
     with servers.start_vllm(model, served_name=engine.MODEL) as vllm:
         return scores.measure(vllm.url, engine.MODEL, 300, _say)
 
 
 def _examples(scratch: Path, sizes: Sizes) -> Measured:
     del sizes
-    model = servers.ROOT / "models" / engine.MODEL
+    model = ROOT / "models" / engine.MODEL
     with servers.start_vllm(model, served_name=engine.MODEL) as vllm:
         return examples.measure(scratch, vllm.url, engine.MODEL, _say)
 
@@ -143,7 +145,7 @@ def _sandbox(scratch: Path, sizes: Sizes) -> Measured:
 
 def _circle(scratch: Path, sizes: Sizes) -> Measured:
     del scratch
-    model = servers.ROOT / "models" / engine.MODEL
+    model = ROOT / "models" / engine.MODEL
     with servers.start_vllm(model, served_name=engine.MODEL, lora_rank=_LORA_RANK) as vllm:
         return circle.measure(sizes.kept.resolve(), vllm.url, engine.MODEL, _say)
 

@@ -20,11 +20,13 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from backend.edge.labelstudio import LabelStudio
+from draftloop.cli.commands import Verb, app
+from draftloop.cli.servers import start_label_studio
+from draftloop.cli.terminal import err, out, plain_errors
+from draftloop.labelstudio import LabelStudio
+from draftloop.support.environments import home
 from scripts.demos import code, flywheel, texts
 from scripts.demos.stage import USER, Demo
-from scripts.servers import home, start_label_studio
-from scripts.terminal import Verb, app, err, out, plain_errors
 
 cli = app()
 
@@ -59,17 +61,23 @@ def main(
             summary[code.CASE] = code.finish(label_studio, prepared_code)
             tell(demo, summary)
             return
-        runs = _exports(with_code, "ARTIFACTS_URL", "INPUT_ROOT")
         exports = [
-            f"{_exports(demo)} scripts/sync --project {one.project.id} --out dataset/{name}"
+            f". {demo.settings_file()} && scripts/sync --project {one.project.id} --out dataset/{name}"
             for name, one in prepared.items()
         ]
         exports.append(
-            f"{_exports(demo)} {runs} scripts/sync --project {prepared_code.project.id} "
-            f"--out dataset/{code.CASE}"
+            f". {with_code.settings_file('code-settings.sh')} && "
+            f"scripts/sync --project {prepared_code.project.id} --out dataset/{code.CASE}"
+        )
+        links = (
+            "Links to whole runs open in the browser that is logged in there by this very address; any other "
+            f"browser is asked for user {demo.environment['BACKEND_USER']} and the same password."
         )
         words = "Open a project, then a task: it is filled in. Correct it, submit, and export with"
-        _stay(label_studio, login, "\n  ".join([words, *exports]))
+        rest = (
+            "With the settings of these files every other verb works as well, scripts/prelabel for example."
+        )
+        _stay(label_studio, login, "\n  ".join([f"{links}\n{words}", *exports]) + f"\n{rest}")
 
 
 def turn(demo: Demo, running: ExitStack, login: dict[str, str], *, once: bool) -> None:
@@ -129,15 +137,10 @@ def _write(demo: Demo, told: dict[str, Any]) -> None:
 def _stay(label_studio: LabelStudio, login: dict[str, str], words: str) -> NoReturn:
     out.print(f"\nLabel Studio   {label_studio.url}\nuser           {login['user']}")
     out.print(f"password       {login['password']}")
-    out.print(words)
+    out.print(words, markup=False)
     out.print("Ctrl-C stops all of it; what you did is kept and found again by the next run.")
     while True:
         signal.pause()
-
-
-def _exports(demo: Demo, *names: str) -> str:
-    chosen = names or ("LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY")
-    return " ".join(f"{name}={demo.environment[name]}" for name in chosen)
 
 
 if __name__ == "__main__":

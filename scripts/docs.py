@@ -15,21 +15,23 @@ import inspect
 import json
 import re
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from backend.core.codegates import CODE_GATES, CODE_NOTES
-from backend.core.corpus import CORPUS_GATES
-from backend.core.dataset import NOTES, SAMPLE_GATES
-from backend.core.formats import FORMATS
-from backend.core.labelling import CONTROLS, compile_labelling
-from backend.errors import SetupError
-from backend.settings import ROOT, variables
-from backend.training.recipe import Recipe
-from scripts.servers import NotInstalledError
+from draftloop.cli.commands import Verb, app
+from draftloop.cli.terminal import err, out
+from draftloop.dataset.code_gates import CODE_GATES, CODE_NOTES
+from draftloop.dataset.corpus import CORPUS_GATES
+from draftloop.dataset.formats import FORMATS
+from draftloop.dataset.gates import NOTES, SAMPLE_GATES
+from draftloop.dataset.sample import Gate
+from draftloop.errors import SetupError
+from draftloop.labelling.labelling import CONTROLS, compile_labelling
+from draftloop.settings import variables
+from draftloop.support.environments import ROOT, NotInstalledError
+from draftloop.training.recipe import Recipe
 from scripts.templates import templates
-from scripts.terminal import Verb, app, err, out
 
 cli = app()
 FILES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("configs.md", "dataset.md", "train.md")))
@@ -78,14 +80,14 @@ def templates_table() -> str | None:
 def gates_table() -> str:
     """Give what each gate does, in the order in which they look: the first line of its function."""
     rows = ["| gate | what it does |", "| --- | --- |"]
-    gates: tuple[Callable[..., object], ...] = (
+    gates: tuple[Gate[Any, Any], ...] = (
         *SAMPLE_GATES,
         *CODE_GATES,
         *CORPUS_GATES,
         *NOTES,
         *CODE_NOTES,
     )
-    return "\n".join([*rows, *(f"| `{gate.__name__}` | {_first_line(gate)} |" for gate in gates)])
+    return "\n".join([*rows, *(f"| `{gate.name}` | {_first_line(gate.check)} |" for gate in gates)])
 
 
 def formats_table() -> str:

@@ -24,18 +24,19 @@ from typing import Annotated, Any
 import httpx
 import typer
 
-from backend.core.execution import Attempt, Job, Script
-from backend.core.runs import missing_outputs
-from backend.edge.cases import Cases
-from backend.edge.sandbox import SandboxProcess, installed_python
-from backend.errors import InvalidValue
-from backend.runner import told
+from draftloop.cli.commands import Verb, app
+from draftloop.cli.terminal import out, plain_errors
+from draftloop.errors import InvalidValue
+from draftloop.execution.runner import told
+from draftloop.execution.sandbox import SandboxProcess, installed_python
+from draftloop.prompting.cases import Cases
+from draftloop.runs.job import Attempt, Job, Script
+from draftloop.runs.run import missing_outputs
+from draftloop.support.environments import ROOT
 from models.corpus.code_checks import mistakes
 from models.corpus.code_failures import answered
 from models.corpus.code_tasks import FAMILIES, FAULT_SHARE, KINDS, SYSTEM, CodeTask, generate, user_text
 from models.corpus.words import Split
-from scripts.servers import ROOT
-from scripts.terminal import Verb, app, out, plain_errors
 
 cli = app()
 _TURNS = 3

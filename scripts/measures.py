@@ -1,7 +1,7 @@
-"""Measures of drafts against known answers, and how they are told, shared by the verbs."""
+"""Measures of drafts against known answers, for the demo."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Value = Mapping[str, Any]
@@ -29,37 +29,3 @@ def span_f1(values: Sequence[Value | None], truths: Sequence[Value], key: str) -
         expected += theirs.total()
         right += (ours & theirs).total()
     return 2 * right / (found + expected) if found + expected else 1.0
-
-
-_SHARES = {
-    "quality": "fields right",
-    "accepted": "accepted as they are",
-    "schema_valid": "fit the schema",
-    "rule_valid": "obey the rules",
-    "ran": "code ended well",
-}
-
-
-def side_by_side(
-    before: Mapping[str, Any], after: Mapping[str, Any], gain: Mapping[str, float]
-) -> Iterator[str]:
-    """Tell the figures of two versions beside each other, and by how much the second is better."""
-    for field, shares in before["fields"].items():
-        then = after["fields"][field]
-        yield (
-            f"  {field:<24} exact match {_points(shares['exact_match'], then['exact_match'])}   "
-            f"F1 {_points(shares['f1'], then['f1'])}"
-        )
-    for figure, words in _SHARES.items():
-        if figure in before:
-            yield f"  {words:<24} {_points(before[figure], after[figure])}"
-    for figure in ("prompt_tokens", "completion_tokens"):
-        yield f"  {figure.replace('_', ' '):<24} {before[figure]:.1f} -> {after[figure]:.1f}"
-    times = [f"{part['ms']['mean']:.0f} (p95 {part['ms']['p95']:.0f})" for part in (before, after)]
-    yield f"  {'ms a draft':<24} {' -> '.join(times)}"
-    low, mean, high = (100 * gain[key] for key in ("low", "mean", "high"))
-    yield f"  gain {mean:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}"
-
-
-def _points(before: float, after: float) -> str:
-    return f"{100 * before:5.1f} -> {100 * after:5.1f}"

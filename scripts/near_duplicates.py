@@ -19,13 +19,14 @@ from typing import Annotated, Any
 
 import typer
 
-from backend.core.duplicates import carried
-from backend.core.labelling import Task
-from backend.edge.cases import Cases
-from backend.edge.neighbours import SqliteNeighbours
-from backend.settings import ROOT
+from draftloop.cli.commands import Verb, app
+from draftloop.cli.terminal import Meter, out
+from draftloop.drafting.duplicates import carried
+from draftloop.drafting.neighbours import SqliteNeighbours
+from draftloop.labelling.labelling import Task
+from draftloop.prompting.cases import Cases
+from draftloop.support.environments import ROOT
 from models.corpus import generate
-from scripts.terminal import Meter, Verb, app, out
 
 cli = app()
 Value = dict[str, Any]
@@ -165,7 +166,7 @@ def measure(case_name: str, count: int, seed: int, folder: Path) -> Iterator[tup
             if not case.rules.check(case.labelling.decode(neighbour.answer), task):
                 counts["by rules"] += 1
                 counts["by rules, false"] += neighbour.answer != right
-            if carried(case, task, changed.text, neighbour) is not None:
+            if carried(case, case.labelling.read(task), neighbour) is not None:
                 counts["reused"] += 1
                 counts["reused, false"] += neighbour.answer != right
         yield kind, counts

@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
-from backend.core.labelling import Labelling, compile_labelling
-from backend.core.sources import Task, look_up
-from scripts.servers import environment
+from draftloop.labelling.attributes import look_up
+from draftloop.labelling.labelling import Labelling, Task, compile_labelling
+from draftloop.support.environments import find_environment
 
 _COMMENT = re.compile(r"<!--(.*?)-->", re.DOTALL)
 
@@ -34,7 +34,7 @@ class Template:
         """Give an example task for it."""
         data: dict[str, Any] = {}
         for found in _examples(self.config):
-            if not data and any(look_up(Task(1, found), key) is not None for key in labelling.keys):
+            if not data and any(look_up(found, key) is not None for key in labelling.keys):
                 data = dict(found)
         for source in labelling.sources:
             if source.key and source.key not in data:
@@ -71,7 +71,7 @@ def labelled(name: str) -> tuple[Template, Labelling, Task]:
 
 def _folder() -> Path:
     return next(
-        environment("label-studio").glob("lib/python3*/site-packages/label_studio/annotation_templates")
+        find_environment("label-studio").glob("lib/python3*/site-packages/label_studio/annotation_templates")
     )
 
 

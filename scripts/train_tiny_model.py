@@ -24,7 +24,7 @@ from typing import Any
 
 import httpx
 
-from backend.core.grammar import bound
+from draftloop.labelling.grammar import bound
 from models.corpus import CASES, INSTRUCTIONS, Generated, generate
 from models.tiny_evaluation import DECODING_SCHEMAS, QUOTED, canonical, score
 

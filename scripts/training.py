@@ -7,8 +7,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from backend.errors import ServiceError
-from scripts.servers import ROOT, environment
+from draftloop.cli.servers import PYTHONPATH
+from draftloop.errors import ServiceError
+from draftloop.support.environments import ROOT, find_environment
 
 EMBEDDED = ROOT / "models" / "tiny-qwen3.yaml"
 
@@ -30,10 +31,20 @@ def train(
         NotInstalledError: The environment `train` is not there.
         ServiceError: It did not come to its end; where there is a log, with its last words.
     """
-    python = environment("train") / "bin" / "python"
-    command = [str(python), "-P", "-m", "scripts.train", "--dataset", str(dataset), "--out", str(out)]
+    python = find_environment("train") / "bin" / "python"
+    command = [
+        str(python),
+        "-P",
+        "-m",
+        "draftloop.cli",
+        "train",
+        "--dataset",
+        str(dataset),
+        "--out",
+        str(out),
+    ]
     command += ["--resume", *(["--config", str(config)] if config else []), *map(str, options)]
-    surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONNOUSERSITE": "1"}
+    surroundings = {**os.environ, "PYTHONPATH": PYTHONPATH, "PYTHONNOUSERSITE": "1"}
     with log.open("ab") if log else nullcontext() as stream:
         process = subprocess.Popen(
             command, env=surroundings, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stream

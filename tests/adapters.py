@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from scripts import servers
+from draftloop.support.environments import ROOT, find_environment
 
 
 def run_of(folder: Path, *, rank: int = 8, weights: bytes = b"weights", **told: Any) -> Path:
@@ -30,11 +30,11 @@ def run_of(folder: Path, *, rank: int = 8, weights: bytes = b"weights", **told: 
 
 def peft_runs(folder: Path, *, rank: int = 8) -> dict[str, Path]:
     """Have PEFT make the runs of tests/consumers/peft_adapters.py, for the embedded model."""
-    python = servers.environment("train") / "bin" / "python"
-    model = servers.ROOT / "models" / "tiny-qwen3"
+    python = find_environment("train") / "bin" / "python"
+    model = ROOT / "models" / "tiny-qwen3"
     command = [str(python), "-P", "tests/consumers/peft_adapters.py", str(model), str(folder), str(rank)]
     offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=servers.ROOT, env=offline, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=offline, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return {name: folder / name for name in ("zero", "worse")}
 

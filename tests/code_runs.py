@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from backend.core.execution import Attempt, OutputFile, Refused, Script, Step
-from backend.core.runs import InputFile, Run, run_key
+from draftloop.runs.job import Attempt, OutputFile, Refused, Script, Step
+from draftloop.runs.run import InputFile, Run, run_key
 
 SALES = InputFile("销售.csv", "2026/销售.csv", 1234, "a" * 64)
 

@@ -11,16 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import httpx
 import pytest
 from hypothesis import settings
 from label_studio_sdk import LabelStudio
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from backend.core.labelling import Labelling, Task
-from scripts import servers
+from draftloop.cli import servers
+from draftloop.labelling.labelling import Labelling, Task
+from draftloop.support.environments import ROOT, NotInstalledError
 from scripts.templates import Template, labelled
 from tests.adapters import peft_runs
 
@@ -34,7 +35,7 @@ settings.register_profile("draftloop", deadline=None)
 settings.register_profile("fast", deadline=None, max_examples=35)
 settings.load_profile("draftloop")
 
-MODEL = servers.ROOT / "models" / "tiny-qwen3"
+MODEL = ROOT / "models" / "tiny-qwen3"
 LORA_RANK = 16
 
 
@@ -132,8 +133,14 @@ class BackendServer:
     url: str
     user: str
     password: str = field(repr=False)
+    webhook_secret: str = field(repr=False)
     ledger: Path
     log: Path
+
+    @property
+    def logins(self) -> dict[str, Any]:
+        """What Label Studio is given to call it."""
+        return {"user": self.user, "password": self.password, "webhook_secret": self.webhook_secret}
 
 
 @contextmanager
@@ -201,8 +208,9 @@ def backend_settings(
         "BACKEND_DEADLINE_S": "60",
         "BACKEND_PASSWORD": "draftloop-tests",
         "BACKEND_USER": "drafts",
+        "BACKEND_WEBHOOK_SECRET": "draftloop-tests-webhooks",
         "CACHE_URL": f"sqlite:///{folder / 'cache.sqlite3'}",
-        "CASES_DIR": str(servers.ROOT / "label_config"),
+        "CASES_DIR": str(ROOT / "label_config"),
         "EXECUTION": "off",
         "LABEL_STUDIO_API_KEY": label_studio.token,
         "LABEL_STUDIO_URL": label_studio.url,
@@ -218,7 +226,8 @@ def backend_settings(
 def backend_server(url: str, settings: dict[str, str], log: Path) -> BackendServer:
     """Say how a backend with these settings is asked, and where its state is."""
     ledger = Path(settings["LEDGER_URL"].removeprefix("sqlite:///"))
-    return BackendServer(url, settings["BACKEND_USER"], settings["BACKEND_PASSWORD"], ledger, log)
+    user, password, secret = (settings[f"BACKEND_{name}"] for name in ("USER", "PASSWORD", "WEBHOOK_SECRET"))
+    return BackendServer(url, user, password, secret, ledger, log)
 
 
 @pytest.fixture(scope="session")
@@ -255,6 +264,19 @@ def logged_in(browser: Browser, label_studio: LabelStudioServer) -> Iterator[Pag
     context.close()
 
 
+def rewrite(region: Locator, words: str) -> None:
+    """Put words in the place of a region of a TextArea, as an annotator does.
+
+    The page moves the caret to the end some time after the click, so keys that select all before that add
+    the words to the old ones; `fill` selects and writes in one step.
+    """
+    region.get_by_test_id("htx-textbox-edit-button").click()
+    box = region.get_by_test_id("htx-textbox-input")
+    box.fill(words)
+    box.press("Enter")
+    expect(region).to_have_text(words)
+
+
 def gallery(name: str) -> tuple[Template, Labelling, Task]:
     """Give a template of Label Studio's gallery, compiled, with its example task."""
     with installed():
@@ -279,7 +301,7 @@ def installed() -> Iterator[None]:
     """Skip, or fail in CI, when an environment of the code inside is missing."""
     try:
         yield
-    except servers.NotInstalledError as error:
+    except NotInstalledError as error:
         missing(str(error))
 
 

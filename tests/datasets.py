@@ -6,24 +6,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from backend.core.corpus import Options, Settled
-from backend.core.formats import FORMATS
-from backend.core.sample import Sample
-from backend.edge.cases import Cases
-from backend.edge.folder import Lines
-from backend.edge.tokens import Tokens
-from backend.records import Source, State, put, recorded
-from backend.records import write as write_dataset
-from backend.sync import counted
+from draftloop.cli import servers
+from draftloop.dataset.corpus import Options, Settled
+from draftloop.dataset.folder import Lines
+from draftloop.dataset.formats import FORMATS
+from draftloop.dataset.records import Source, State, put, recorded
+from draftloop.dataset.records import write as write_dataset
+from draftloop.dataset.sample import Sample
+from draftloop.dataset.sync import counted
+from draftloop.model.tokens import Tokens
+from draftloop.prompting.cases import Cases
+from draftloop.support.environments import ROOT, find_environment
 from models.corpus import INSTRUCTIONS, Split, generate
-from scripts import servers
 from tests.conftest import installed
 from tests.samples import written_out
 
 
 def write(folder: Path, *, code: bool, files: str = "jsonl") -> Path:
     """Write twelve samples (nine for training) in every format and give the folder."""
-    counter = Tokens(servers.ROOT / "models" / "tiny-qwen3")
+    counter = Tokens(ROOT / "models" / "tiny-qwen3")
     samples = [counted(sample, counter) for sample in written_out(code=code)]
     return store(folder, samples, files=files)
 
@@ -42,7 +43,7 @@ def corrected(folder: Path, count: int, *, case: str = "complaint", split: Split
 
 def corrections(case: str, count: int, split: Split = "train") -> Iterator[Sample]:
     """Give samples of a demo case, one in ten held out, most of them corrected drafts."""
-    labelling = Cases(servers.ROOT / "label_config").get(case).labelling
+    labelling = Cases(ROOT / "label_config").get(case).labelling
     texts = generate(case, split, count, 0)
     before: dict[str, Any] = {}
     for number, text in enumerate(texts):
@@ -84,18 +85,18 @@ def store(folder: Path, samples: Sequence[Sample], *, files: str = "jsonl") -> P
 def load_with(environment: str, script: str, *arguments: object) -> None:
     """Run a script of tests/consumers in an environment of its own; it has to end well."""
     with installed():
-        python = servers.environment(environment) / "bin" / "python"
+        python = find_environment(environment) / "bin" / "python"
     offline = {
         "DO_NOT_TRACK": "1",
         "HF_DATASETS_OFFLINE": "1",
         "HF_HOME": str(arguments[1]),
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(servers.ROOT),
+        "PYTHONPATH": servers.PYTHONPATH,
     }
     command = [str(python), "-P", f"tests/consumers/{script}", *map(str, arguments)]
     done = subprocess.run(
         command,
-        cwd=servers.ROOT,
+        cwd=ROOT,
         env={**os.environ, **offline},
         check=False,
         capture_output=True,

@@ -5,8 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from backend.core.labelling import Task
-from backend.errors import ServiceError, SetupError
+from draftloop.errors import ServiceError, SetupError
+from draftloop.labelling.labelling import Task
 
 
 @dataclass

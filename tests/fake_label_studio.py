@@ -33,11 +33,14 @@ class FakeLabelStudio:
     annotations: Callable[[int], Sequence[Mapping[str, Any]]] = lambda _: ()
     predictions: Callable[[int], Sequence[Mapping[str, Any]]] = lambda _: ()
     changed: Callable[[int], str] = lambda _: _MOMENT
+    refuses: Callable[[Mapping[str, Any]], bool] = lambda _: False  # of what is imported
     url: str = ""
     version: str = ""
+    sessions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # members by their cookie
     drafted: bytearray = field(default_factory=bytearray)
     patched: int = 0
     imported: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    brought: dict[int, list[Body]] = field(default_factory=dict)  # annotations that came with them
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -96,9 +99,12 @@ class FakeLabelStudio:
         return 201, {"created": len(body)}
 
     def _added(self, body: Body) -> tuple[int, Body]:
+        if any(self.refuses(row["data"]) for row in body):
+            return 400, {"detail": "a task is not as the config wants it"}
         with self._lock:
             ids = list(range(self.tasks + 1, self.tasks + 1 + len(body)))
             self.imported.update(zip(ids, (row["data"] for row in body), strict=True))
+            self.brought.update(zip(ids, (row.get("annotations", []) for row in body), strict=True))
             self.drafted.extend(bytes(len(body)))
             self.tasks += len(body)
         return 201, {"task_count": len(body), "task_ids": ids}
@@ -174,7 +180,12 @@ def fake_label_studio(
             body = json.loads(self.rfile.read(length)) if length else None
             parts = urlsplit(self.path)
             query = {key: values[0] for key, values in parse_qs(parts.query).items()}
-            status, answer = fake.answer(self.command, parts.path, query, body)
+            if parts.path == "/api/current-user/whoami" and not self.headers.get("Authorization"):
+                session = self.headers.get("Cookie", "").removeprefix("sessionid=")
+                member = fake.sessions.get(session)
+                status, answer = (200, member) if member else (401, {"detail": "not provided"})
+            else:
+                status, answer = fake.answer(self.command, parts.path, query, body)
             content = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")

@@ -8,7 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backend.core.execution import (
+from draftloop.errors import DraftloopError
+from draftloop.execution.interpreter import Answer
+from draftloop.prompting.prompt import Message
+from draftloop.runs.job import (
     Attempt,
     Job,
     Outcome,
@@ -18,10 +21,7 @@ from backend.core.execution import (
     Script,
     Step,
 )
-from backend.core.prompting import Message
-from backend.core.runs import Run
-from backend.edge.interpreter import Answer
-from backend.errors import DraftloopError
+from draftloop.runs.run import Run
 
 REPORT = SandboxReport(
     layers=("landlock", "seccomp", "rlimits"),
@@ -52,6 +52,11 @@ class FakeSandbox:
             raise self.trouble
         return REPORT
 
+    def check(self) -> None:
+        """Raise what everything raises."""
+        if self.trouble is not None:
+            raise self.trouble
+
     def run(self, job: Job, outputs: str, *, cancelled: threading.Event | None = None) -> Attempt:
         """Play a job."""
         if self.trouble is not None:
@@ -65,10 +70,10 @@ class FakeSandbox:
         for script in job.scripts:
             out, err, status = "", "", 0
             if script.code.startswith("WANTED = "):
-                wanted = json.loads(script.code.splitlines()[0].removeprefix("WANTED = "))
+                wanted = json.loads(script.code.split("\n")[0].removeprefix("WANTED = "))
                 left = [file.path for file in files]
                 out = json.dumps({name: "is not there" for name in wanted if name not in left})
-            for line in script.code.splitlines():
+            for line in script.code.split("\n"):
                 order, _, words = line.removeprefix("# ").partition(" ")
                 if order == "print":
                     out += f"{words}\n"

@@ -15,6 +15,12 @@ HTML = (
     "<table><tr><td>Haus</td><td>A&nbsp;B</td></tr></table><script>var x = 'Haus'</script><ul><li>eins</li>"
     "<li>Haus 😀 zwei</li></ul>"
 )
+HIDDEN = (
+    "<noscript><img src='/x.png' alt='' style='display : none' onload=x> 😀 &amp; raw</noscript>one 😀"
+    "<template>template</template><title>a &amp; title</title><xmp>&amp; <b>raw</b></xmp>\r\ntwo"
+    "<svg><title>t</title><text y='12'>drawn</text></svg><p hidden='hidden'>unseen</p>a&#13;&#10;b&#x80;"
+    "<table>moved<tr><td>three</table><pre>\r\n four\r\n  five</pre> six 𠮷 seven"
+)
 DIALOGUE = [
     {"author": "张三", "text": "😀你好,北京的李四在吗?"},
     {"author": "Bot", "text": "北京今天 20°C。\nSecond line 😀 with 北京."},
@@ -127,6 +133,56 @@ FAMILIES = {
           <Choice value="old"/><Choice value="torn"/></Choices>
         <Rating name="sharp" toName="pages" perItem="true"/></View>""",
         {"text": TEXT, "pages": ["/static/samples/chairs/chair1.png", "/static/samples/chairs/chair2.png"]},
+    ),
+    "shown_by_all": Family(
+        """<View><Header value="$question"/>
+        <Labels name="spans" toName="text"><Label value="Person"/><Label value="Place"/></Labels>
+        <Text name="text" value="Title: $title / Body: $mail.parts[1].body / 价格 $ $none"/>
+        <Choices name="who" toName="text" choice="multiple"><Choice value="$mail.sender"/>
+          <Choice value="someone else"/><Choice value="for $title" alias="third"/></Choices>
+        <Collapse><Panel value="About $topic"><View>
+          <TextArea name="reply" toName="text" value="$answer" maxSubmissions="1"/></View></Panel></Collapse>
+        </View>""",
+        {
+            "question": "Who lives where?",
+            "title": "😀 张三",
+            "mail": {"sender": "Li 😀", "parts": [{}, {"body": TEXT}]},
+            "topic": "towns",
+            "answer": "北京",
+        },
+    ),
+    "spelled": Family(
+        """<View><Labels name="spans" toName="text"><Label value="Person"/><Label value="Place"/></Labels>
+        <Text name="text" value="$text"/>
+        <Choices name="gender" toName="text" perregion="true" whenlabelvalue="Person" required="true">
+          <Choice value="female"/><Choice value="male"/></Choices>
+        <TextArea name="note" toName="text" PERREGION="true" MaxSubmissions="1"/>
+        <Choices name="kind" toName="text"><Choice value="bug"/><Choice value="wish"/></Choices>
+        <View visiblewhen="choice-selected" whenTagName="kind" whenchoicevalue="wish">
+          <TextArea name="steps" toName="text" maxsubmissions="1"/></View>
+        <Choices name="why" toName="text" VisibleWhen="choice-unselected" WhenTagName="kind"
+          WhenChoiceValue="wish"><Choice value="p"/><Choice value="q"/></Choices>
+        <Taxonomy name="tree" toName="text" leafsonly="true" maxusages="1"><Choice value="a">
+          <Choice value="b"/></Choice></Taxonomy></View>""",
+        {"text": TEXT},
+    ),
+    "numbers": Family(
+        """<View><Text name="text" value="$text"/>
+        <Rating name="stars" toName="text" maxRating="10.0"/>
+        <Number name="share" toName="text" min="0.25" max=" 1e3 " step="any"/>
+        <Number name="count" toName="text" min="" max="5" step="1.0"/>
+        <TextArea name="two" toName="text" maxSubmissions="2.9"/>
+        <TextArea name="one" toName="text" maxSubmissions="1.0"/>
+        <DateTime name="moment" toName="text" only="date,time"/></View>""",
+        {"text": TEXT},
+    ),
+    "hidden_html": Family(
+        """<View><HyperTextLabels name="ner" toName="html"><Label value="A"/><Label value="B"/>
+        </HyperTextLabels>
+        <HyperText name="html" value="$html"/>
+        <Labels name="inline_ner" toName="inline"><Label value="X"/><Label value="Y"/></Labels>
+        <HyperText name="inline" value="$html" inline="true"/></View>""",
+        {"html": HIDDEN},
     ),
     "shown": Family(
         """<View><Text name="static" value="Read &quot;$title&quot; first"/>

@@ -13,13 +13,14 @@ from typing import Any
 
 import httpx
 
-from backend.edge.cases import Cases
-from backend.edge.labelstudio import LabelStudio, Project
+from draftloop.cli import servers
+from draftloop.labelstudio import LabelStudio, Project
+from draftloop.prompting.cases import Cases
+from draftloop.support.environments import ROOT
 from models.corpus import generate
-from scripts import servers
 from tests.conftest import BackendServer, Restartable, backend_server, installed
 
-CASES = Cases(servers.ROOT / "label_config")
+CASES = Cases(ROOT / "label_config")
 _HOP = {"connection", "content-length", "host", "keep-alive", "transfer-encoding", "content-encoding", "date"}
 
 
@@ -36,7 +37,8 @@ class Call:
     @property
     def drafts(self) -> bool:
         """Tell whether a model is asked for a draft; a backend that starts probes it besides."""
-        return self.path.endswith("/chat/completions") and b'"name":"probe"' not in self.body
+        constrained = b'"name":"value"' in self.body or b'"structured_outputs":{"grammar"' in self.body
+        return self.path.endswith("/chat/completions") and constrained
 
 
 @dataclass
@@ -193,8 +195,7 @@ def connect(
     studio.connect_backend(
         project,
         url or backend.url,
-        user=backend.user,
-        password=backend.password,
+        **backend.logins,
         extra_params={"case": case} if case else {},
     )
 

@@ -9,24 +9,25 @@ from pathlib import Path
 
 import httpx
 
-from backend.core.corpus import Settled
-from backend.core.dataset import Annotation, judge
-from backend.core.labelling import Task
-from backend.core.prompting import Case
-from backend.core.sample import Sample, Split, present
-from backend.edge.adapters import Adapters
-from backend.edge.cases import Cases
-from backend.edge.folder import Lines
-from backend.edge.labelstudio import LabelStudio, Project
-from backend.edge.ledger import Ledger
-from backend.records import State, put, recorded, write
+from draftloop.cli import servers
+from draftloop.dataset.corpus import Settled
+from draftloop.dataset.folder import Lines
+from draftloop.dataset.gates import Annotation, judge
+from draftloop.dataset.records import State, put, recorded, write
+from draftloop.dataset.sample import Sample, Split, present
+from draftloop.flywheel.adapters import Adapters
+from draftloop.labelling.labelling import Task
+from draftloop.labelstudio import LabelStudio, Project
+from draftloop.ledger.sqlite import Ledger
+from draftloop.prompting.cases import Cases
+from draftloop.prompting.prompt import Case
+from draftloop.support.environments import ROOT
 from models.corpus import Generated, generate
-from scripts import servers
 from tests.adapters import pointed_at
 from tests.conftest import BackendServer, LabelStudioServer, ModelServer, backend_server, backend_settings
 from tests.verbs import environment, run_here
 
-CASES = Cases(servers.ROOT / "label_config")
+CASES = Cases(ROOT / "label_config")
 COMPLAINT = CASES.get("complaint")
 TASKS = 6  # the first has an annotation, the second a saved draft of one
 HELD_OUT = 24
@@ -67,7 +68,7 @@ class Stage:
     base: str = ""
 
     def promote(self, *arguments: object) -> tuple[int, str, str]:
-        """Run scripts/promote on the project; gives exit code, stdout and stderr."""
+        """Run draftloop promote on the project; gives exit code, stdout and stderr."""
         where = ("--project", self.project.id, "--out", self.records)
         return run_here(self.env, "promote", *arguments, *where)
 

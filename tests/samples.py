@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 from hypothesis import strategies as st
 
-from backend.core.sample import Attempt, File, Note, Sample, Step, Verdict
+from draftloop.dataset.sample import Attempt, File, Note, Sample, Step, Verdict
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

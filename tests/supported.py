@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from backend.core.controls import Control, TextArea
-from backend.core.labelling import Labelling, compile_labelling
-from backend.core.spans import Labels, Relations
+from draftloop.labelling.controls import Control, Number, TextArea
+from draftloop.labelling.labelling import Labelling, compile_labelling
+from draftloop.labelling.spans import Labels, Relations
 
 SUPPORTED = (
     "community-contributions/html-ner-tagging-person-and-organization",
@@ -51,4 +51,6 @@ def _bounds(control: Control) -> dict[str, Any]:
     if isinstance(control, Labels):
         hung = {inner.name: _bounds(inner) for inner in control.inner}
         return {"maxItems": 3, "items": {"properties": {"text": {"maxLength": 12}, **hung}}}
+    if isinstance(control, Number) and control.schema()["type"] == "number":
+        return {"multipleOf": 0.01}
     return {"maxItems": 3} if isinstance(control, Relations) else {}

@@ -1,4 +1,4 @@
-"""Run scripts/train as its users do, in the environment `train`."""
+"""Run draftloop train as its users do, in the environment `train`."""
 
 import json
 import os
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from backend.training.runs import marked
-from scripts import servers
+from draftloop.cli import servers
+from draftloop.support.environments import ROOT, find_environment
+from draftloop.training.runs import marked
 from tests.conftest import installed
 
 # Two rows a step, a checkpoint after each.
@@ -26,7 +27,17 @@ FEW = {
 def command(dataset: Path, out: Path, *more: str | Path, **changes: Any) -> list[str]:
     """Give the verb's arguments, with few steps unless the changes say otherwise."""
     sets = [word for key, value in {**FEW, **changes}.items() for word in ("--set", f"{key}={value}")]
-    return ["-m", "scripts.train", "--dataset", str(dataset), "--out", str(out), *sets, *map(str, more)]
+    return [
+        "-m",
+        "draftloop.cli",
+        "train",
+        "--dataset",
+        str(dataset),
+        "--out",
+        str(out),
+        *sets,
+        *map(str, more),
+    ]
 
 
 def start(
@@ -34,11 +45,11 @@ def start(
 ) -> subprocess.Popen[str]:
     """Start a program of the environment, perhaps below another one."""
     with installed():
-        binary = servers.environment("train") / "bin" / program
+        binary = find_environment("train") / "bin" / program
     return subprocess.Popen(
         [*below, str(binary), *arguments],
-        cwd=servers.ROOT,
-        env={**os.environ, "PYTHONPATH": str(servers.ROOT)},
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": servers.PYTHONPATH},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

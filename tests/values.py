@@ -6,11 +6,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from backend.core.choices import Pairwise, Ranker
-from backend.core.controls import Control, DateTime, Number, PerItem, Rating, TextArea
-from backend.core.labelling import Labelling, Task, Value
-from backend.core.sources import Passage, occurrences
-from backend.core.spans import Labels, Relations
+from draftloop.labelling.choices import Pairwise, Ranker
+from draftloop.labelling.controls import Control, DateTime, Number, PerItem, Rating, TextArea
+from draftloop.labelling.labelling import Labelling, Task, Value
+from draftloop.labelling.sources import Passage, occurrences
+from draftloop.labelling.spans import Labels, Relations
 
 # Label Studio refuses nothing here, but half a character cannot be sent as JSON, and its editor drops
 # newlines at the end.
@@ -153,13 +153,13 @@ def _some(control: Control) -> st.SearchStrategy[Any]:
         one = _some(control.one) if control.one.is_many else st.none() | _some(control.one)
         return st.lists(one, min_size=control.count, max_size=control.count)
     if isinstance(control, TextArea):
-        return st.lists(ANYTHING, max_size=3) if control.is_many else ANYTHING
+        return st.lists(ANYTHING, max_size=min(3, control.max_texts)) if control.is_many else ANYTHING
     if isinstance(control, Pairwise):
         return st.sampled_from(["left", "right"])
     if isinstance(control, Ranker):
         return _some_ranking(control)
     if isinstance(control, Rating):
-        return st.integers(1, int(control.attributes.get("maxRating", "5")))
+        return st.integers(1, control.schema()["maximum"])
     if isinstance(control, Number | DateTime):
         return st.just(_one(control))
     return _subset(control.options) if control.is_many else st.sampled_from(control.options)

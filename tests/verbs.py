@@ -1,4 +1,4 @@
-"""Run the scripts as an admin would, against the Label Studio of the tests."""
+"""Run the verbs as an admin would, against the Label Studio of the tests."""
 
 import multiprocessing
 import os
@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from typer.testing import CliRunner
 
-from scripts.servers import ROOT
+from draftloop.cli.servers import PYTHONPATH
 from tests.conftest import LabelStudioServer
 
 
@@ -35,7 +35,7 @@ def environment(server: LabelStudioServer, folder: Path, **more: str) -> dict[st
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return {
         **kept,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": PYTHONPATH,
         "LABEL_STUDIO_URL": server.url,
         "LABEL_STUDIO_API_KEY": server.token,
         "CACHE_URL": "",
@@ -46,7 +46,7 @@ def environment(server: LabelStudioServer, folder: Path, **more: str) -> dict[st
 
 def start(env: dict[str, str], verb: str, *arguments: object) -> subprocess.Popen[str]:
     """Start a verb without waiting for it."""
-    command = [sys.executable, "-P", "-m", f"scripts.{verb}", *map(str, arguments)]
+    command = [sys.executable, "-P", "-m", "draftloop.cli", verb.replace("_", "-"), *map(str, arguments)]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -63,7 +63,9 @@ def run_here(env: Mapping[str, str], verb: str, *arguments: object) -> tuple[int
     os.environ.clear()
     os.environ.update(env)
     try:
-        result = CliRunner().invoke(import_module(f"scripts.{verb}").cli, [str(one) for one in arguments])
+        result = CliRunner().invoke(
+            import_module(f"draftloop.cli.{verb}").cli, [str(one) for one in arguments]
+        )
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -74,7 +76,7 @@ def run_here(env: Mapping[str, str], verb: str, *arguments: object) -> tuple[int
 
 # Its children have all of this imported already: what is killed within moments should be at work by then.
 _WARM = multiprocessing.get_context("forkserver")
-_WARM.set_forkserver_preload(["tests.verbs", "scripts.sync"])
+_WARM.set_forkserver_preload(["tests.verbs", "draftloop.cli.sync"])
 
 
 def start_warm(env: Mapping[str, str], verb: str, *arguments: object) -> ForkServerProcess:

@@ -58,11 +58,11 @@ def _one(task: CodeTask, name: str, content: bytes, expected: Any, printed: str)
     if kind == ".zip":
         return _archive(name, content, expected)
     if kind == ".txt":
-        found = content.decode().splitlines()
-        return [] if found == expected.splitlines() else [f"{name} has other lines: {found[:3]}"]
+        found = content.decode().rstrip("\n").split("\n")
+        return [] if found == expected.rstrip("\n").split("\n") else [f"{name} has other lines: {found[:3]}"]
     if kind == ".md" and task.kind.titled:
         title = f"# {task.scene.slots['title']}"
-        if content.decode().splitlines()[0].strip() != title:
+        if content.decode().split("\n")[0].strip() != title:
             return [f"{name} does not begin with {title!r}"]
     return _table(name, content, expected, ordered=task.kind.ordered)
 
@@ -92,7 +92,7 @@ def _rows(kind: str, content: bytes) -> list[Row]:
         sheet = openpyxl.load_workbook(io.BytesIO(content), data_only=True).active
         return [list(row) for row in sheet.iter_rows(min_row=2, values_only=True)]
     if kind == ".md":
-        lines = [line for line in content.decode().splitlines() if line.startswith("|")]
+        lines = [line for line in content.decode().split("\n") if line.startswith("|")]
         return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
     raise ValueError(f"no table: {kind}")
 

@@ -1,6 +1,6 @@
 """Tables as files, byte for byte the same every time, and what the import tells a prompt of them.
 
-What is told is the production code's own: `backend.edge.inputs.look` and `backend.core.preview.to_text`,
+What is told is the production code's own: `draftloop.execution.heads.look` and `execution.preview.to_text`,
 which need the standard library alone. A workbook needs openpyxl to be looked at, which the training
 environment lacks, so what would be seen of one is given here; a test holds it against the real look.
 """
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
-from backend.core.preview import Seen, to_text
-from backend.core.preview import Table as SeenTable
-from backend.edge.inputs import look
+from draftloop.execution.heads import look
+from draftloop.execution.preview import Seen, to_text
+from draftloop.execution.preview import Table as SeenTable
 
-_ROWS_SEEN = 200  # of a workbook, as in backend/edge/inputs.py
+_ROWS_SEEN = 200  # of a workbook, as in backend/draftloop/execution/heads.py
 _CONTENT = "application/vnd.openxmlformats-officedocument.spreadsheetml"
 _OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006"
 _PACKAGE = "http://schemas.openxmlformats.org/package/2006"

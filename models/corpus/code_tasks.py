@@ -107,7 +107,7 @@ def generate(
 
 
 def write_demo(folder: Path, count: int, seed: int) -> list[CodeTask]:
-    """Write held-out tasks as `scripts/import_tasks` reads them: `tasks.jsonl` and `inputs/`.
+    """Write held-out tasks as `scripts/import_tasks` reads them: `tasks.jsonl` and `inputs/shared/`.
 
     Args:
         folder: Existing; gets one folder of inputs for each task.
@@ -122,7 +122,7 @@ def write_demo(folder: Path, count: int, seed: int) -> list[CodeTask]:
     tasks = [next(drawn[FAMILIES[number % len(FAMILIES)]]) for number in range(count)]
     rows = []
     for number, task in enumerate(tasks, start=1):
-        below = folder / "inputs" / f"{number:03}"
+        below = folder / "inputs" / "shared" / f"{number:03}"
         below.mkdir(parents=True, exist_ok=True)
         for name, content in task.files.items():
             (below / name).write_bytes(content)

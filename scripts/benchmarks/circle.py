@@ -18,22 +18,25 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 
-from backend import heldout
-from backend.core.acquisition import Candidate, by_chance, rank
-from backend.core.corpus import Settled
-from backend.core.dataset import Annotation, Rejected, judge
-from backend.core.labelling import STATUS_KEY, Task
-from backend.core.measures import figures
-from backend.core.prompting import Overrides
-from backend.core.sample import Sample, Split, present
-from backend.edge.adapters import Adapters
-from backend.edge.cases import Cases
-from backend.edge.folder import Lines
-from backend.edge.vllm import VllmModel
-from backend.errors import ServiceError
-from backend.heldout import HeldOut, Row
-from backend.predict import Drafter
-from backend.records import Source, State, put, recorded, write
+from draftloop.dataset.corpus import Settled
+from draftloop.dataset.folder import Lines
+from draftloop.dataset.gates import Annotation, Rejected, judge
+from draftloop.dataset.records import Source, State, put, recorded, write
+from draftloop.dataset.sample import Sample, Split, present
+from draftloop.drafting.drafter import Drafter
+from draftloop.drafting.versions import AskOptions
+from draftloop.errors import ServiceError
+from draftloop.evaluation.measures import figures
+from draftloop.flywheel import heldout
+from draftloop.flywheel.adapters import Adapters
+from draftloop.flywheel.heldout import HeldOut, Row
+from draftloop.labelling.labelling import STATUS_KEY, Task
+from draftloop.model.vllm import VllmModel
+from draftloop.prompting.cases import Cases
+from draftloop.prompting.prompt import Overrides
+from draftloop.review.acquisition import Candidate, by_chance, rank
+from draftloop.support.files import creating_folder, write_atomically
+from draftloop.support.progress import UNWATCHED
 from models.corpus import shifted
 from scripts.training import train
 
@@ -107,9 +110,7 @@ class _Bench:
         file = self.folder / f"{name}.json"
         if not file.exists():
             made = make()
-            part = file.with_suffix(".part")
-            part.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
-            part.replace(file)
+            write_atomically(file, json.dumps(made, ensure_ascii=False).encode())
         found: dict[str, Any] = json.loads(file.read_bytes())
         return found
 
@@ -150,8 +151,8 @@ class _Bench:
         """Draft tasks, by an adapter where one is named, and compare with their answers."""
         drafted_by = Overrides(model=adapter, profile="compact")
         with VllmModel(self._vllm, self._model) as model:
-            drafter = Drafter(model, profile="compact", temperature=0, concurrency=16)
-            found = heldout.measure(drafter, HeldOut(list(rows)), drafted_by, adapter, lambda *_: None)
+            drafter = Drafter(model, AskOptions(profile="compact", temperature=0), concurrency=16)
+            found = heldout.measure(drafter, HeldOut(list(rows)), drafted_by, adapter, UNWATCHED)
             drafter.close()
         outcomes = [one.outcome for one in found]
         return {
@@ -243,11 +244,8 @@ def _rows(count: int, seed: int, *, held_out: bool) -> list[Row]:
 
 def _store(folder: Path, samples: Sequence[Sample]) -> None:
     """Write a dataset as scripts/sync does; nothing is held out of so few."""
-    aside = folder.with_name(f"{folder.name}.part")
-    aside.mkdir(parents=True, exist_ok=True)
     splits: dict[int, Split] = {sample.annotation: "train" for sample in samples}
-    with Lines(aside) as lines:
+    with creating_folder(folder, durable=False) as part, Lines(part) as lines:
         placed = {sample.annotation: put(lines, recorded(sample)) for sample in samples}
         source = Source("Pool", "", samples[0].case, "", samples[0].metadata["config_hash"], None)
-        write(aside, lines, State({_PROJECT: source}, rows=placed), Settled(splits, {}))
-    aside.rename(folder)
+        write(part, lines, State({_PROJECT: source}, rows=placed), Settled(splits, {}))

@@ -20,13 +20,15 @@ from typing import Any
 
 import httpx
 
-from backend.core.labelling import Task
-from backend.core.prompting import Case, Completion, Prompt
-from backend.edge.cases import Cases
-from backend.edge.vllm import VllmModel
-from backend.predict import Drafter
+from draftloop.cli import servers
+from draftloop.drafting.drafter import Drafter
+from draftloop.drafting.versions import AskOptions
+from draftloop.labelling.labelling import Task
+from draftloop.model.vllm import VllmModel
+from draftloop.prompting.cases import Cases
+from draftloop.prompting.prompt import Case, Completion, Prompt
+from draftloop.support.environments import ROOT, find_environment
 from models.corpus import generate
-from scripts import servers
 
 MODEL = "tiny-qwen3"
 _CASE = "complaint"
@@ -140,14 +142,14 @@ def record(vllm: str, number: int) -> Workload:
     Returns:
         The workload.
     """
-    cases = Cases(servers.ROOT / "label_config")
+    cases = Cases(ROOT / "label_config")
     case = cases.get(_CASE)
     tasks = _tasks(_CASE, number)
     with VllmModel(f"{vllm}/v1", MODEL) as model, ThreadPoolExecutor(16) as pool:
 
         def bodies(task: Task) -> list[bytes]:
             recorder = _Recorder(model)
-            drafter = Drafter(recorder, profile="compact", temperature=0, concurrency=1)
+            drafter = Drafter(recorder, AskOptions(profile="compact", temperature=0), concurrency=1)
             drafter.draft(case, [task], deadline_s=_LIMIT_S)
             drafter.close()
             return recorder.bodies
@@ -265,7 +267,7 @@ def _against_one_at_a_time(
     """Compare with asking for one task after the other through the plain OpenAI client."""
     part = load.first(number)
     bodies = [json.loads(body) for chain in part.chains for body in chain]
-    python = servers.environment("vllm") / "bin" / "python"
+    python = find_environment("vllm") / "bin" / "python"
     script = Path(__file__).with_name("openai_in_turn.py")
     found = []
     for _ in range(3):
@@ -317,11 +319,11 @@ def _prefix(vllm: str, fresh: int, tell: Tell) -> dict[str, float]:
 
     With the full profile, whose shared part (role, task, schema, examples) is what the cache is for.
     """
-    case = Cases(servers.ROOT / "label_config").get("named_entities")
+    case = Cases(ROOT / "label_config").get("named_entities")
     block = next(int(flag.partition("=")[2]) for flag in servers.VLLM_FLAGS if "--block-size" in flag)
     with VllmModel(f"{vllm}/v1", MODEL) as model:
         recorder = _Recorder(model)
-        drafter = Drafter(recorder, profile="full", temperature=0, max_tokens=256, concurrency=8)
+        drafter = Drafter(recorder, AskOptions(profile="full", temperature=0, max_tokens=256), concurrency=8)
         drafter.draft(case, _tasks("named_entities", 1))
         drafts = drafter.draft(case, _tasks("named_entities", fresh + 1)[1:])
         drafter.close()

@@ -12,21 +12,22 @@ from statistics import fmean
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 
-from backend.core.dataset import group_of
-from backend.core.labelling import Task
-from backend.core.measures import Outcome, figures, gain
-from backend.core.prompting import Case, Overrides
-from backend.core.sample import Sample, Split
-from backend.edge.cases import Cases
-from backend.edge.examples import Snapshot, freeze
-from backend.edge.vllm import VllmModel
-from backend.heldout import HeldOut, Measured, Row
-from backend.heldout import measure as drafts
-from backend.predict import Drafter
+from draftloop.dataset.gates import group_of
+from draftloop.dataset.sample import Sample, Split
+from draftloop.drafting.drafter import Drafter
+from draftloop.drafting.examples import Snapshot, freeze
+from draftloop.drafting.versions import AskOptions
+from draftloop.evaluation.measures import Outcome, figures, gain
+from draftloop.flywheel.heldout import HeldOut, Measured, Row
+from draftloop.flywheel.heldout import measure as drafts
+from draftloop.labelling.labelling import Task
+from draftloop.model.vllm import VllmModel
+from draftloop.prompting.cases import Cases
+from draftloop.prompting.prompt import Case, Overrides
+from draftloop.support.environments import ROOT
+from draftloop.support.progress import UNWATCHED
 from models.corpus import generate
-from scripts import servers
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -65,7 +66,7 @@ def measure(
         `..._high`. And what stands behind them, field by field.
     """
     sizes = sizes or Sizes()
-    case = Cases(servers.ROOT / "label_config").get(_CASE)
+    case = Cases(ROOT / "label_config").get(_CASE)
     told: dict[str, float] = {}
     samples: dict[str, Any] = {}
     without: list[Outcome] = []
@@ -75,8 +76,10 @@ def measure(
             drafted: list[Measured] = []
             for number in range(sizes.draws):
                 examples = _frozen(folder, case, way, number)
-                drafter = Drafter(client, profile="compact", temperature=0, concurrency=16, examples=examples)
-                drafted += drafts(drafter, _held(case, sizes.tasks, number), Overrides(), name, _silent)
+                drafter = Drafter(
+                    client, AskOptions(profile="compact", temperature=0), concurrency=16, examples=examples
+                )
+                drafted += drafts(drafter, _held(case, sizes.tasks, number), Overrides(), name, UNWATCHED)
                 drafter.close()
             outcomes = [found.outcome for found in drafted]
             about = figures(outcomes)
@@ -88,7 +91,7 @@ def measure(
             )
             told[f"ms_{name}"] = about["ms"]["mean"]
             if way[0]:
-                gained = gain(without, outcomes, np.random.default_rng(0))
+                gained = gain(without, outcomes)
                 told |= {f"gain_{name}": gained.mean}
                 told |= {f"gain_{name}_low": gained.low, f"gain_{name}_high": gained.high}
             else:
@@ -130,10 +133,6 @@ def _samples(case: Case, count: int, seed: int, split: Split) -> Iterator[Sample
             split=split,
             metadata={"config_hash": case.labelling.config_hash},
         )
-
-
-def _silent(doing: str, count: int) -> None:
-    del doing, count
 
 
 def _by_draw(outcomes: Sequence[Outcome], draws: int) -> list[float]:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from backend.edge.cases import Cases
-from scripts import servers
+from draftloop.prompting.cases import Cases
+from draftloop.support.environments import ROOT
 from scripts.benchmarks.commands import run
 from tests.fake_label_studio import fake_label_studio
 from tests.fake_vllm import fake_vllm
@@ -46,7 +46,7 @@ def measure(folder: Path, sizes: dict[str, int], tell: Tell) -> tuple[dict[str, 
 
 def _peak_mb(folder: Path, tasks: int, tell: Tell) -> float:
     folder.mkdir(parents=True)
-    config = Cases(servers.ROOT / "label_config").config(_CASE)
+    config = Cases(ROOT / "label_config").config(_CASE)
 
     def data(number: int) -> dict[str, str]:
         return {"text": f"{number}号：{_PADDING}", "draft_status": ""}
@@ -68,7 +68,7 @@ def _peak_mb(folder: Path, tasks: int, tell: Tell) -> float:
                 said = time.monotonic()
                 tell(f"prelabel: {sum(studio.drafted)} of {tasks} tasks stored")
 
-        command = [str(servers.ROOT / "scripts" / "prelabel"), "--project", "1", "--case", _CASE]
+        command = [str(ROOT / "scripts" / "prelabel"), "--project", "1", "--case", _CASE]
         used = run(
             [*command, "--out", str(folder / "records.jsonl")], environment, folder / "log", watch=watch
         )

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backend.core.execution import Job, Script
-from backend.edge.sandbox import SandboxProcess
-from scripts import servers
+from draftloop.execution.sandbox import SandboxProcess
+from draftloop.runs.job import Job, Script
+from draftloop.support.environments import find_environment
 
 START = "import pandas, matplotlib.pyplot\nprint(pandas.__version__)"
 PLOT = """
@@ -63,7 +63,7 @@ def measure(
         SetupError: This machine cannot contain code.
         RuntimeError: A run failed.
     """
-    python = servers.environment("sandbox") / "bin" / "python"
+    python = find_environment("sandbox") / "bin" / "python"
     folder.chmod(0o755)
     samples: dict[str, list[dict[str, float]]] = {"start": [], "plot": [], "rerun": []}
     with SandboxProcess(python, folder / "sandbox") as sandbox:

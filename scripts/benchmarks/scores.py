@@ -12,12 +12,13 @@ from typing import Any
 
 import matplotlib as mpl
 
-from backend.core.labelling import Task
-from backend.edge.cases import Cases
-from backend.edge.vllm import VllmModel
-from backend.predict import Drafter
+from draftloop.drafting.drafter import Drafter
+from draftloop.drafting.versions import AskOptions
+from draftloop.labelling.labelling import Task
+from draftloop.model.vllm import VllmModel
+from draftloop.prompting.cases import Cases
+from draftloop.support.environments import ROOT
 from models.corpus import CASES, generate
-from scripts import servers
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -42,12 +43,12 @@ def measure(vllm: str, model: str, tasks: int, tell: Tell) -> tuple[dict[str, fl
         `auroc_CASE` of whole drafts, `auroc_fields` over single fields of all cases, `right_CASE` the share
         of whole drafts that are right; and the (score, right) pairs behind them.
     """
-    cases = Cases(servers.ROOT / "label_config")
+    cases = Cases(ROOT / "label_config")
     figures: dict[str, float] = {}
     whole: dict[str, list[tuple[float, bool]]] = {}
     fields: list[tuple[float, bool]] = []
     with VllmModel(f"{vllm}/v1", model) as client:
-        drafter = Drafter(client, profile="compact", temperature=0, concurrency=16)
+        drafter = Drafter(client, AskOptions(profile="compact", temperature=0), concurrency=16)
         for name in CASES:
             known = list(generate(name, "held_out", tasks, _SEED))
             rows = [Task(number, {"text": one.text}) for number, one in enumerate(known, start=1)]

@@ -20,10 +20,11 @@ import httpx
 import orjson
 from label_studio_sdk import LabelStudio as Sdk
 
-from backend.core.labelling import Task
-from backend.edge.cases import Cases
+from draftloop.cli import servers
+from draftloop.labelling.labelling import Task
+from draftloop.prompting.cases import Cases
+from draftloop.support.environments import ROOT
 from models.corpus import generate
-from scripts import servers
 from scripts.benchmarks.commands import Used
 from scripts.benchmarks.tasks import TOKEN, run_verb
 
@@ -102,8 +103,8 @@ def measure(
 class _Bench:
     def __init__(self, folder: Path, url: str, tasks: int) -> None:
         self._folder, self._url, self._tasks = folder, url, tasks
-        self._labelling = Cases(servers.ROOT / "label_config").get(_CASE).labelling
-        self._config = Cases(servers.ROOT / "label_config").config(_CASE)
+        self._labelling = Cases(ROOT / "label_config").get(_CASE).labelling
+        self._config = Cases(ROOT / "label_config").config(_CASE)
         self._below = httpx.Client(timeout=3600, follow_redirects=True, trust_env=False)
         self._sdk = Sdk(base_url=url, api_key=TOKEN, httpx_client=self._below, timeout=3600)
         self._raw = httpx.Client(

@@ -16,10 +16,11 @@ import httpx
 import orjson
 from label_studio_sdk import LabelStudio as Sdk
 
-from backend.core.labelling import STATUS_KEY
-from backend.edge.cases import Cases
+from draftloop.cli import servers
+from draftloop.labelling.labelling import STATUS_KEY
+from draftloop.prompting.cases import Cases
+from draftloop.support.environments import ROOT
 from models.corpus import generate
-from scripts import servers
 from scripts.benchmarks.commands import Used, run
 
 TOKEN = "bench-token"  # noqa: S105  of a server that lives as long as this run
@@ -71,7 +72,7 @@ class _Bench:
         self._url = url
         self._tell = tell
         self._names = count(1)
-        self._config = Cases(servers.ROOT / "label_config").config(_CASE)
+        self._config = Cases(ROOT / "label_config").config(_CASE)
         client = httpx.Client(timeout=900, follow_redirects=True, trust_env=False)
         self._sdk = Sdk(base_url=url, api_key=TOKEN, httpx_client=client, timeout=900)
 
@@ -153,7 +154,7 @@ def run_verb(name: str, arguments: Sequence[str], url: str, folder: Path) -> Use
         "LABEL_STUDIO_API_KEY": TOKEN,
         "LEDGER_URL": f"sqlite:///{folder}/ledger.sqlite3",
     }
-    return run([str(servers.ROOT / "scripts" / name), *arguments], environment, folder / f"{name}.log")
+    return run([str(ROOT / "scripts" / name), *arguments], environment, folder / f"{name}.log")
 
 
 def _order(sides: dict[str, Callable[..., None]], pair: int) -> list[tuple[str, Callable[..., None]]]:

@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backend.core.labelling import Task, Value
-from backend.core.prompting import Case
-from backend.core.runs import INPUTS_KEY, RUN_KEY, Run, inputs_of, missing_outputs, run_key
-from backend.edge.artifacts import Artifacts
-from backend.edge.cases import Cases
-from backend.edge.labelstudio import LabelStudio, Project
-from backend.errors import ServiceError, SetupError
+from draftloop.cli.servers import LOCALHOST, Server, free_port, start_backend, start_vllm
+from draftloop.errors import ServiceError, SetupError
+from draftloop.execution.artifacts import Artifacts
+from draftloop.labelling.labelling import Task, Value
+from draftloop.labelstudio import LabelStudio, Project
+from draftloop.prompting.cases import Cases
+from draftloop.prompting.prompt import Case
+from draftloop.runs.run import INPUTS_KEY, RUN_KEY, Run, inputs_of, missing_outputs, run_key
+from draftloop.support.environments import ROOT
 from models.corpus.code_checks import mistakes
 from models.corpus.code_tasks import FAMILIES, CodeTask, write_demo
 from scripts.demos.stage import CORRECTED_SHARE, SEED, Demo
-from scripts.servers import LOCALHOST, ROOT, Server, free_port, start_backend, start_vllm
 
 MODEL = ROOT / "models" / "tiny-code"
 TITLE = "Code tasks"

@@ -15,18 +15,19 @@ from typing import Any
 
 import orjson
 
-from backend.core.labelling import Task, Value
-from backend.core.prompting import Case
-from backend.core.sample import present
-from backend.edge.adapters import Adapters
-from backend.edge.cases import Cases
-from backend.edge.folder import MANIFEST, Files, lines_of, manifest_of, sha256_of
-from backend.edge.labelstudio import LabelStudio, Project
-from backend.errors import ServiceError
+from draftloop.dataset.folder import MANIFEST, Files, lines_of, manifest_of
+from draftloop.dataset.sample import present
+from draftloop.errors import ServiceError
+from draftloop.flywheel.adapters import Adapters
+from draftloop.labelling.labelling import Task, Value
+from draftloop.labelstudio import LabelStudio, Project
+from draftloop.prompting.cases import Cases
+from draftloop.prompting.prompt import Case
+from draftloop.support.environments import ROOT
+from draftloop.support.files import hash_file
 from models.corpus import Generated, generate, shifted
 from scripts.demos.stage import SEED, Demo
 from scripts.demos.texts import correct
-from scripts.servers import ROOT
 
 _TITLE = "Complaints of another kind"
 _TO_CORRECT, _LEFT = 450, 200  # tasks that are corrected; tasks of unseen templates that nobody begins
@@ -215,7 +216,7 @@ def _tasks(label_studio: LabelStudio, prepared: Prepared, *, left: bool) -> list
 
 def _trained(demo: Demo, dataset: Path, name: str, replayed: Sequence[Path] = ()) -> Path:
     """Train an adapter; one of the same dataset that is there already is kept."""
-    run = demo.folder / "runs" / f"{name}-{sha256_of(dataset / MANIFEST)[:8]}"
+    run = demo.folder / "runs" / f"{name}-{hash_file(dataset / MANIFEST)[:8]}"
     if not (run / "run.json").exists():
         words: list[str | Path] = ["--dataset", dataset, "--out", run, "--config", ROOT / _RECIPE]
         words += [word for folder in replayed for word in ("--replay", f"{folder}:{_REPLAY}")]

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shlex
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -11,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
-from backend.edge.labelstudio import LabelStudio, Project
-from backend.errors import ServiceError
-from scripts.servers import ROOT
-from scripts.terminal import err
+from draftloop.cli.terminal import err
+from draftloop.errors import ServiceError
+from draftloop.labelstudio import LabelStudio, Project
+from draftloop.support.environments import ROOT
 
 USER = "admin@example.com"
 SEED = 20_260_101  # of the generated tasks: every run shows the same ones
@@ -63,6 +64,17 @@ class Demo:
             raise ServiceError(
                 f"scripts/{name} {shown} ended with {done.returncode}.", hint="Its words are above."
             )
+
+    def settings_file(self, name: str = "settings.sh") -> Path:
+        """Write this demo's settings for a shell, readable by its owner alone; return the file.
+
+        Without all of them a verb would work for another model, ledger or profile than the backend's.
+        """
+        path = self.folder / name
+        path.touch(mode=0o600)
+        lines = (f"export {key}={shlex.quote(value)}\n" for key, value in sorted(self.environment.items()))
+        path.write_text("".join(lines), encoding="utf-8")
+        return path
 
     def login(self) -> dict[str, str]:
         """Make a password and a token for this demo once, readable by its owner alone."""

@@ -1,6 +1,7 @@
 """The demo's projects of texts: complaints, flight bookings and named entities, with the embedded model."""
 
 import json
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,15 +9,16 @@ from typing import Any
 
 import orjson
 
-from backend.core.labelling import Task, Value
-from backend.core.prompting import Case
-from backend.edge.cases import Cases
-from backend.edge.labelstudio import LabelStudio, Project
-from backend.errors import ServiceError
+from draftloop.cli.servers import Server, start_backend, start_vllm
+from draftloop.errors import ServiceError
+from draftloop.labelling.labelling import Task, Value
+from draftloop.labelstudio import LabelStudio, Project
+from draftloop.prompting.cases import Cases
+from draftloop.prompting.prompt import Case
+from draftloop.support.environments import ROOT
 from models.corpus import Generated, generate
 from scripts.demos.stage import CORRECTED_SHARE, SEED, Demo
 from scripts.measures import field_exact_match, span_f1
-from scripts.servers import ROOT, Server, start_backend, start_vllm
 
 MODEL = ROOT / "models" / "tiny-qwen3"
 # Title, case, tasks. The first few of each are drafted by Label Studio asking the backend.
@@ -71,6 +73,7 @@ def servers(demo: Demo, engine: Server, password: str) -> Iterator[str]:
         "MODEL_TEMPERATURE": "0",
         "BACKEND_USER": "label-studio",
         "BACKEND_PASSWORD": password,
+        "BACKEND_WEBHOOK_SECRET": secrets.token_urlsafe(24),
         "CACHE_URL": f"sqlite:///{demo.folder / 'cache.sqlite3'}",
         "LEDGER_URL": f"sqlite:///{demo.folder / 'ledger.sqlite3'}",
     }

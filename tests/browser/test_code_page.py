@@ -11,14 +11,17 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from backend.core.labelling import Task
-from backend.core.runs import NO_RUN, RUN_CHARTS_KEY, RUN_KEY, InputFile, run_key
-from backend.edge.cases import Cases
-from backend.edge.labelstudio import LabelStudio
-from scripts import servers
+from draftloop.cli import servers
+from draftloop.execution.preview import Seen, Table, to_html
+from draftloop.labelling.labelling import Task
+from draftloop.labelstudio import LabelStudio
+from draftloop.prompting.cases import Cases
+from draftloop.runs.run import NO_RUN, RUN_CHARTS_KEY, RUN_KEY, InputFile, run_key
+from draftloop.support.environments import find_environment
 from tests.conftest import LabelStudioServer, installed
 from tests.fake_sandbox import python
 from tests.fake_vllm import Body, FakeVllm, fake_vllm
@@ -29,6 +32,12 @@ CASES = Cases(ROOT / "label_config")
 CASE = CASES.get("code_analysis")
 TABLE = "城市,金额\n北京,120\n上海,30\n".encode()
 SALES = InputFile("销售.csv", "销售.csv", len(TABLE), hashlib.sha256(TABLE).hexdigest())
+SEEN = Seen(
+    SALES.name,
+    len(TABLE),
+    "CSV in utf-8",
+    (Table("", ("城市", "金额"), (("北京", "120"), ("上海", "30")), 2),),
+)
 CODE = """
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -68,12 +77,14 @@ def drafting(label_studio: LabelStudioServer, tmp_path: Path) -> Iterator[Drafti
     ):
         folder = Path(name)
         folder.chmod(0o755)
-        (folder / "inputs").mkdir()
-        (folder / "inputs" / SALES.path).write_bytes(TABLE)
+        (folder / "inputs" / "shared").mkdir(parents=True)
+        (folder / "inputs" / "shared" / SALES.path).write_bytes(TABLE)
         port = servers.free_port()
         settings = {
             "ARTIFACTS_URL": str(tmp_path / "artifacts"),
+            "BACKEND_PASSWORD": "of-the-backend",
             "BACKEND_PUBLIC_URL": f"http://{servers.LOCALHOST}:{port}",
+            "BACKEND_USER": "drafts",
             "CACHE_URL": "",
             "EXECUTION_JOBS": "1",
             "INPUT_ROOT": str(folder / "inputs"),
@@ -86,10 +97,29 @@ def drafting(label_studio: LabelStudioServer, tmp_path: Path) -> Iterator[Drafti
             "SANDBOX_FOLDER": str(folder / "sandbox"),
         }
         with installed():
-            servers.environment("sandbox")
-            servers.environment("open-interpreter")
+            find_environment("sandbox")
+            find_environment("open-interpreter")
             with servers.start_backend(settings, port=port, log=tmp_path / "backend.log") as server:
                 yield Drafting(server.url, fake, settings)
+
+
+def opens_without_another_login(page: Page) -> None:
+    """Follow the link to the whole run; who is not logged in to Label Studio sees nothing of it."""
+    with page.expect_popup() as opened:
+        page.get_by_role("link", name="the whole run").click()
+    run = opened.value
+    expect(run.locator("h1")).to_contain_text("Ended well")
+    chart = run.locator("figure img")
+    expect(chart).to_be_visible()
+    assert chart.evaluate("image => image.naturalWidth") > 100
+    for address in (run.url, chart.evaluate("image => image.src")):
+        stranger = httpx.get(address, trust_env=False)
+        assert stranger.status_code == 401
+        assert stranger.json() == {
+            "error": "Wrong or missing user and password.",
+            "hint": "Log in to Label Studio under this host name and reload, or give the viewer's login.",
+        }
+    run.close()
 
 
 def test_code_is_seen_with_its_chart_edited_run_again_submitted_and_exported(
@@ -99,7 +129,7 @@ def test_code_is_seen_with_its_chart_edited_run_again_submitted_and_exported(
         **NO_RUN,
         "instruction": "画出各城市的销售额",
         "inputs": [asdict(SALES)],
-        "input_preview": "<b>销售.csv</b>",
+        "input_preview": to_html(SEEN),
         "input_schema": "销售.csv: 2 rows",
         "output_files": ["chart.png"],
         "draft_status": "",
@@ -108,7 +138,13 @@ def test_code_is_seen_with_its_chart_edited_run_again_submitted_and_exported(
     with LabelStudio(label_studio.url, label_studio.token) as studio:
         project = studio.create_project("Code", CASES.config("code_analysis"))
         studio.connect_backend(
-            project, drafting.url, extra_params={"case": "code_analysis"}, interactive=True
+            project,
+            drafting.url,
+            extra_params={"case": "code_analysis"},
+            user=drafting.settings["BACKEND_USER"],
+            password=drafting.settings["BACKEND_PASSWORD"],
+            webhook=False,
+            interactive=True,
         )
         (ids,) = studio.import_tasks(project, [data])
         page.set_viewport_size({"width": 1440, "height": 2200})
@@ -122,6 +158,15 @@ def test_code_is_seen_with_its_chart_edited_run_again_submitted_and_exported(
         chart = page.locator("img[src*='/data/upload/']").first
         expect(chart).to_be_visible()
         assert chart.evaluate("image => image.naturalWidth") > 100
+        table = page.locator(".files table")
+        expect(table.locator("td", has_text="120")).to_have_css("text-align", re.compile("right$"))
+        expect(table.locator("td", has_text="北京")).to_have_css("border-left-style", "solid")
+        content = code.get_by_test_id("htx-textbox-content")
+        for shown_as_code in (content, content.locator("p"), page.locator("pre", has_text="rows: 2")):
+            expect(shown_as_code).to_have_css("font-family", re.compile("^ui-monospace"))
+            expect(shown_as_code).to_have_css("white-space", "pre")
+        expect(content).to_have_css("overflow-x", "auto")
+        opens_without_another_login(page)
         page.screenshot(path=shots / "code.png", full_page=True)
         (shown,) = studio.tasks(project, full=True)
         assert shown["data"][RUN_KEY] == run_key([python(CODE)], [SALES])
@@ -132,6 +177,8 @@ def test_code_is_seen_with_its_chart_edited_run_again_submitted_and_exported(
         code.get_by_test_id("htx-textbox-edit-button").click()
         box = page.get_by_test_id("htx-textbox-edit").locator("textarea")
         assert box.input_value() == CODE, "indentation is kept"
+        expect(box).to_have_css("font-family", re.compile("^ui-monospace"))
+        expect(box).to_have_css("overflow-x", "auto")
         box.fill(EDITED)
         # Enter is a new line there; Shift+Enter saves, and what is saved is run.
         with page.expect_response(lambda got: "interactive-annotating" in got.url, timeout=90_000):
@@ -160,7 +207,7 @@ def test_code_is_seen_with_its_chart_edited_run_again_submitted_and_exported(
     env = environment(label_studio, tmp_path, **drafting.settings)
     status, _, told = run(env, "sync", "--project", project.id, "--out", tmp_path / "dataset")
     assert status == 0, told
-    (sample,) = map(json.loads, (tmp_path / "dataset" / "samples.jsonl").read_text("utf-8").splitlines())
+    (sample,) = map(json.loads, (tmp_path / "dataset" / "samples.jsonl").read_bytes().splitlines())
     assert (sample["code"], sample["stdout"]) == (EDITED, "sum: 150\n")
     assert (sample["metadata"]["run"], sample["metadata"]["run_by"]) == (shown["data"][RUN_KEY], "human")
     assert [file["path"] for file in sample["output_files"]] == ["chart.png"]

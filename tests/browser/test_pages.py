@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from backend.core.labelling import Labelling, Task, Value, compile_labelling
-from backend.edge.cases import Cases
-from backend.edge.labelstudio import LabelStudio, Project
-from backend.sync import sync
-from tests.conftest import BackendServer, LabelStudioServer
+from draftloop.dataset.sync import sync
+from draftloop.labelling.labelling import Labelling, Task, Value, compile_labelling
+from draftloop.labelstudio import LabelStudio, Project
+from draftloop.prompting.cases import Cases
+from tests.conftest import BackendServer, LabelStudioServer, rewrite
 
 ROOT = Path(__file__).parents[2]
 CASES = Cases(ROOT / "label_config")
@@ -88,17 +88,16 @@ def submit(page: Page) -> None:
     assert answered.value.status == 201
 
 
-def write(page: Page, control: Locator, words: str) -> None:
+def write(control: Locator, words: str) -> None:
     """Put words into a TextArea: in place of its draft, or as the first ones."""
-    drafted = control.get_by_test_id("htx-textbox-edit-button")
+    drafted = control.get_by_test_id("textarea-region")
     if drafted.count():
-        drafted.first.click()
-        page.keyboard.press("Control+A")
-    else:
-        control.locator("textarea, input").first.click()
-    page.keyboard.type(words)
-    page.keyboard.press("Enter")
-    expect(control.get_by_test_id("textarea-region")).to_have_text(words)
+        rewrite(drafted.first, words)
+        return
+    box = control.locator("textarea, input").first
+    box.fill(words)
+    box.press("Enter")
+    expect(drafted).to_have_text(words)
 
 
 def annotation(studio: LabelStudio, project: Project, task_id: int) -> dict[str, Any]:
@@ -171,9 +170,7 @@ def test_a_complaint_drafted_by_the_backend_is_corrected_and_becomes_a_sample(
     page: Page, studio: LabelStudio, backend: BackendServer, pictures: Path, tmp_path: Path
 ) -> None:
     project = studio.create_project("Complaints in the browser", CASES.config("complaint"))
-    studio.connect_backend(
-        project, backend.url, user=backend.user, password=backend.password, extra_params={"case": "complaint"}
-    )
+    studio.connect_backend(project, backend.url, **backend.logins, extra_params={"case": "complaint"})
     text = "投诉人:林志远,地址:湖北省武汉市江汉区建设大道21号 430015,邮箱:linzy@example.com。电梯坏了没人修!!"
     ids = next(iter(studio.import_tasks(project, [{"text": text, "draft_status": ""}])))
 
@@ -195,13 +192,13 @@ def test_a_complaint_drafted_by_the_backend_is_corrected_and_becomes_a_sample(
     controls = page.get_by_test_id("textarea-control")
     expect(controls).to_have_count(len(right) + 1)  # and the box in which another draft is asked for
     for index, words in enumerate(right.values()):
-        write(page, controls.nth(index), words)
+        write(controls.nth(index), words)
     page.screenshot(path=pictures / "complaint-corrected.png")
     submit(page)
 
     report = sync(studio, CASES, tmp_path / "dataset", [project.id])
     assert report.counts["samples"] == 1
-    lines = [json.loads(line) for line in (tmp_path / "dataset" / "samples.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "dataset" / "samples.jsonl").read_bytes().splitlines()]
     sample = lines[0]
     assert sample["value"] == right
     assert sample["verdict"] == "corrected"

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from backend.core.labelling import Task, Value, compile_labelling
-from backend.edge.cases import Cases
-from backend.edge.labelstudio import LabelStudio
-from backend.sync import sync
-from scripts import servers
-from tests.conftest import LabelStudioServer, installed
+from draftloop.cli import servers
+from draftloop.dataset.sync import sync
+from draftloop.labelling.labelling import Task, Value, compile_labelling
+from draftloop.labelstudio import LabelStudio
+from draftloop.prompting.cases import Cases
+from tests.conftest import LabelStudioServer, installed, rewrite
 from tests.fake_vllm import Body, FakeVllm, fake_vllm
 
 ROOT = Path(__file__).parents[2]
@@ -72,11 +72,7 @@ def test_words_in_the_prompt_box_change_the_fields_and_stay_out_of_the_dataset(
         page.get_by_text("Auto-Annotation", exact=True).click()
         # Working by hand asks for nothing: what a human wrote is not drafted over.
         asked = len(redrafting.fake.asked)
-        fields.first.get_by_test_id("htx-textbox-edit-button").click()
-        page.keyboard.press("Control+A")
-        page.keyboard.type("林先生")
-        page.keyboard.press("Enter")
-        expect(fields.first).to_have_text("林先生")
+        rewrite(fields.first, "林先生")
 
         box = page.get_by_placeholder("What should be different?")
         box.fill(WORDS)
@@ -99,7 +95,7 @@ def test_words_in_the_prompt_box_change_the_fields_and_stay_out_of_the_dataset(
         (task,) = studio.tasks(project, full=True)
         assert len(task["predictions"]) == 1
         sync(studio, CASES, tmp_path / "dataset", [project.id])
-    (line,) = (tmp_path / "dataset" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    (line,) = (tmp_path / "dataset" / "samples.jsonl").read_bytes().splitlines()
     sample: dict[str, Any] = json.loads(line)
     assert (sample["value"], sample["draft"]) == (SECOND, FIRST)
     assert sample["metadata"]["prompt"] == WORDS

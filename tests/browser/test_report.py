@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
-from backend.edge.cases import Cases
-from backend.edge.labelstudio import LabelStudio
-from backend.sync import sync
-from scripts.servers import ROOT
+from draftloop.dataset.sync import sync
+from draftloop.labelstudio import LabelStudio
+from draftloop.prompting.cases import Cases
+from draftloop.support.environments import ROOT
 from tests.fake_label_studio import fake_label_studio
 
 CASES = Cases(ROOT / "label_config")

@@ -14,16 +14,16 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from backend.core.labelling import STATUS_KEY, Task, Value
-from backend.core.runs import NO_RUN, InputFile
-from backend.edge.cases import Cases
-from backend.edge.labelstudio import SENT_BACK_TAB, LabelStudio, Project
-from scripts import servers
+from draftloop.labelling.labelling import STATUS_KEY, Task, Value
+from draftloop.labelstudio import SENT_BACK_TAB, LabelStudio, Project
+from draftloop.prompting.cases import Cases
+from draftloop.runs.run import NO_RUN, InputFile
+from draftloop.support.environments import ROOT, find_environment
 from tests.conftest import LabelStudioServer, installed, logged_in
 from tests.verbs import environment, run
 
-CASES = Cases(servers.ROOT / "label_config")
-PICTURES = servers.ROOT / "build" / "screenshots"
+CASES = Cases(ROOT / "label_config")
+PICTURES = ROOT / "build" / "screenshots"
 TABLE = "城市,金额\n北京,120\n上海,30\n".encode()
 SALES = InputFile("销售.csv", "销售.csv", len(TABLE), hashlib.sha256(TABLE).hexdigest())
 CODE = """
@@ -73,13 +73,13 @@ class Desk:
         )
 
     def lines(self, file: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.out / file).read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in (self.out / file).read_bytes().splitlines()]
 
 
 @pytest.fixture
 def desk(label_studio: LabelStudioServer, tmp_path: Path) -> Iterator[Desk]:
     with installed():
-        servers.environment("sandbox")
+        find_environment("sandbox")
     PICTURES.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="review-", dir="/var/tmp", ignore_cleanup_errors=True) as name,
@@ -87,8 +87,8 @@ def desk(label_studio: LabelStudioServer, tmp_path: Path) -> Iterator[Desk]:
     ):
         folder = Path(name)
         folder.chmod(0o755)
-        (folder / "inputs").mkdir()
-        (folder / "inputs" / SALES.path).write_bytes(TABLE)
+        (folder / "inputs" / "shared").mkdir(parents=True)
+        (folder / "inputs" / "shared" / SALES.path).write_bytes(TABLE)
         env = environment(
             label_studio,
             tmp_path,
@@ -170,7 +170,7 @@ def test_a_reviewer_judges_without_seeing_who_drafted_and_what_fails_goes_back_w
             assert all(words in shown for words in seen), shown
             found = api.get(f"/api/tasks/{task['id']}").raise_for_status().json()
             assert found["predictions"] == found["annotations"] == []
-            assert found["data"].keys() == {"question", "answer", "annotation", "seal"}
+            assert found["data"].keys() == {"question", "answer", "annotation", "drawn", "seal"}
             for secret in SECRETS:
                 assert secret not in shown
                 assert secret not in found["data"]["question"] + found["data"]["answer"]

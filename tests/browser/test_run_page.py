@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from backend.core.runs import Run
-from backend.edge.artifacts import Artifacts
-from scripts import servers
+from draftloop.cli import servers
+from draftloop.execution.artifacts import Artifacts
+from draftloop.runs.run import Run
+from draftloop.support.environments import ROOT, find_environment
 from tests.code_runs import attempt, png, refused, run, write
 from tests.conftest import installed
 
@@ -91,7 +92,7 @@ def page(browser: Browser, served: Served) -> Iterator[Page]:
     context.close()
 
 
-def test_nothing_in_a_run_page_runs_but_a_plot_in_its_frame(page: Page, served: Served) -> None:
+def test_nothing_in_a_run_page_runs_but_a_plot_in_its_frame_after_a_click(page: Page, served: Served) -> None:
     answered: list[str] = []
     page.on("response", lambda response: answered.append(response.url))
     answer = page.goto(f"/runs/{served.run.key}")
@@ -101,7 +102,11 @@ def test_nothing_in_a_run_page_runs_but_a_plot_in_its_frame(page: Page, served: 
     expect(frames).to_have_count(2)
     frames.nth(0).scroll_into_view_if_needed()
     plot = page.frame_locator("iframe[title='plot.html']")
+    expect(plot.locator("body")).to_contain_text("not shown without a click")
+    figure = page.locator("figure", has=page.locator("iframe[title='plot.html']"))
+    figure.get_by_role("link", name="Run this file's script").click()
     expect(plot.locator("#told")).to_contain_text("fetch")
+    expect(figure).to_contain_text("Its script runs.")
     told = (plot.locator("#told").text_content() or "").split(", ")
     assert told == [
         "parent SecurityError",
@@ -127,23 +132,38 @@ def test_nothing_in_a_run_page_runs_but_a_plot_in_its_frame(page: Page, served: 
     expect(page.locator("main > *")).to_have_count(4)  # header, instruction, last attempt, earlier ones
     own = (f"{served.url}/runs/", f"{served.url}/a/")
     assert [url for url in answered if not url.startswith(own)] == [], "something reached the network"
-    pictures = servers.ROOT / "build" / "screenshots"
+    pictures = ROOT / "build" / "screenshots"
     pictures.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=pictures / "run-page.png", full_page=True)
 
 
 def test_a_file_that_is_opened_by_itself_runs_nothing_but_a_plot(page: Page, served: Served) -> None:
     files = {file.path: file for file in served.run.last.files}
-    for name in ("a.svg", "table.html"):
+    for name in ("a.svg", "table.html", "plot.html"):
         answer = page.goto(f"/a/{files[name].sha256}?name={name}")
         assert answer is not None
         assert answer.status == 200
-        assert page.evaluate("self.origin") == "null"
         assert page.evaluate("window.hacked === undefined")
-        assert page.title() != "hacked"
-    page.goto(f"/a/{files['plot.html'].sha256}?name=plot.html")
-    expect(page.locator("#told")).to_contain_text("storage SecurityError")
-    assert page.evaluate("self.origin") == "null"
+        assert page.evaluate("document.querySelectorAll('script').length") == 0
+        assert page.title() == name
+    frame = page.frame_locator("iframe")
+    page.get_by_role("link", name="Run this file's script").click()
+    expect(frame.locator("#told")).to_contain_text("storage SecurityError")
+    assert page.frames[-1].evaluate("self.origin") == "null"
+    assert page.title() == "plot.html"
+
+
+def test_a_chart_of_plotly_is_drawn_after_a_click(page: Page, tmp_path: Path) -> None:
+    with installed():
+        places = find_environment("sandbox").glob("lib/python3*/site-packages/plotly/package_data")
+    script = (next(places) / "plotly.min.js").read_text(encoding="utf-8")
+    chart = "<div id=chart></div><script>Plotly.newPlot('chart', [{y: [1, 3, 2]}])</script>"
+    content = f"<html><head><meta charset='utf-8'><script>{script}</script></head><body>{chart}".encode()
+    files = write(tmp_path / "plotly", {"plotly.html": content})
+    Artifacts(f"{tmp_path}/kept").keep(tmp_path / "plotly", files)
+    page.goto(f"/a/{files[0].sha256}?name=plotly.html")
+    page.get_by_role("link", name="Run this file's script").click()
+    expect(page.frame_locator("iframe").locator("path.js-line")).to_be_visible(timeout=30_000)
 
 
 def test_the_viewers_login_is_asked_for_and_opens_nothing_else(browser: Browser, served: Served) -> None:

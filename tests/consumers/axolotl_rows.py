@@ -127,7 +127,7 @@ def rows(folder: Path, name: str) -> list[Row]:
     if (file := folder / f"{name}.parquet").exists():
         return [without_null(row) for row in pyarrow.parquet.read_table(file).to_pylist()]
     file = folder / f"{name}.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    lines = file.read_bytes().splitlines() if file.exists() else []
     return [json.loads(line) for line in lines]
 
 

@@ -52,7 +52,7 @@ def loaded(folder: Path, work: Path, name: str, stage: str) -> tuple[Any, Any]:
 def check(folder: Path, work: Path, name: str, stage: str) -> None:
     """Compare what the loader gives with what the file holds."""
     info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))[name]
-    rows = [json.loads(line) for line in (folder / info["file_name"]).read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / info["file_name"]).read_bytes().splitlines()]
     tokenizer, found = loaded(folder, work, name, stage)
     demand(len(found) == len(rows) > 0, f"{name}: {len(found)} of {len(rows)} rows came through")
     if stage != "sft":

@@ -21,7 +21,7 @@ MODES = {"ms-swift": "train", "ms-swift-dpo": "rlhf", "ms-swift-kto": "kto"}
 def check(folder: Path, name: str, mode: str) -> None:
     """Load every row strictly, encode it as the trainer would, and look at what is trained."""
     file = folder / f"{name}.jsonl"
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in file.read_bytes().splitlines()]
     found, _ = load_dataset(str(file), strict=True, load_from_cache_file=False)
     demand(len(found) == len(rows) > 0, f"{name}: {len(found)} of {len(rows)} rows came through")
     processor = get_processor(MODEL, model_type="qwen3")

@@ -20,7 +20,7 @@ SEED = 20_260_101
 
 
 def main(model: Path, folder: Path, rank: int) -> None:
-    """Write the runs as scripts/train does."""
+    """Write the runs as draftloop train does."""
     torch.manual_seed(SEED)
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=["down_proj"], task_type="CAUSAL_LM")

@@ -60,7 +60,7 @@ def templates(folder: Path, work: Path) -> None:
 def tokens(folder: Path, work: Path) -> None:
     """Count the tokens of every sample as Transformers does."""
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (folder / "samples.jsonl").read_bytes().splitlines()
     records = [record for record in map(json.loads, lines) if record["split"] == "train"]
     # The rows, not the records: a template writes tools in the order of their keys, which records sort.
     for record, row in zip(records, rows(folder, "messages"), strict=True):

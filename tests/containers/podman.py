@@ -1,6 +1,6 @@
 """Podman and buildah as docker-compose.yml needs them here: own storage, runc, images from Debian and PyPI.
 
-Knows no service of ours. Everything lies in one folder below `servers.home()`; images stay there and
+Knows no service of ours. Everything lies in one folder below `home()`; images stay there and
 make the next run short, containers and networks do not outlive a run.
 
 Source:
@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts import servers
+from draftloop.support.environments import ROOT, find_environment, home
 
 BASE = "docker.io/library/debian:bookworm-slim"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")  # this machine's, for pip inside a build
-TOOLS = ("podman", "buildah", "runc", "debootstrap")
+TOOLS = ("podman", "buildah", "runc", "skopeo", "debootstrap")
 
 _INSIDE = "/etc/pip-certificates.crt"
 
@@ -67,7 +67,7 @@ class Podman:
         done = subprocess.run(
             command,
             env=self.environment,
-            cwd=servers.ROOT,
+            cwd=ROOT,
             input=stdin,
             capture_output=True,
             text=True,
@@ -119,7 +119,7 @@ class Podman:
                 self.run("tar", "-C", str(folder), "-cf", str(archive), ".", limit_s=300)
                 self.run("podman", "import", str(archive), BASE, limit_s=300)
 
-    def build(self, tag: str, *options: str, context: Path = servers.ROOT) -> None:
+    def build(self, tag: str, *options: str, context: Path = ROOT) -> None:
         """Build an image; layers of earlier builds are used again."""
         mounts = [f"{CERTIFICATES}:{_INSIDE}:ro"]
         with tempfile.NamedTemporaryFile("w", dir=self.root, suffix=".conf") as pip_conf:
@@ -138,7 +138,7 @@ class Podman:
 
 def open_podman() -> Podman:
     """Set podman up in a folder of its own."""
-    root = servers.home() / "containers"
+    root = home() / "containers"
     (root / "networks").mkdir(parents=True, exist_ok=True)
     for name, text in {"containers.conf": CONTAINERS_CONF, "storage.conf": STORAGE_CONF}.items():
         (root / name).write_text(text.format(root=root))
@@ -167,7 +167,7 @@ def _mirror() -> str:
 
 def _pip() -> tuple[str, list[Path]]:
     """Give this machine's pip settings as a file for a build, and the local folders that they name."""
-    pip = [str(servers.environment("backend") / "bin" / "python"), "-m", "pip", "config", "list"]
+    pip = [str(find_environment("backend") / "bin" / "python"), "-m", "pip", "config", "list"]
     listed = subprocess.run(pip, capture_output=True, text=True, check=True).stdout
     wanted = ("index-url", "extra-index-url", "find-links", "trusted-host")
     settings: dict[str, str] = {}

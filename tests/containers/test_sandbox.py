@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from backend.core.execution import Job, Script, report_from_json
-from backend.edge.sandbox import SandboxProcess
-from scripts import servers
+from draftloop.execution.sandbox import SandboxProcess
+from draftloop.runs.job import Job, Script, report_from_json
+from draftloop.support.environments import ROOT
 from tests.conftest import missing
 from tests.containers.podman import Podman, open_podman
 from tests.containers.podman import missing as missing_tools
 from tests.sandbox.conftest import CANARY, USERS, Field, fresh_home, look
 from tests.sandbox.test_attacks import *  # noqa: F403  # every attack, on the `place` below
+from tests.sandbox.test_harm import *  # noqa: F403  # and every program that means harm
 
 OWNERS = {"container-user": 10001, "container-root": 0}
 START = """#!/bin/sh
@@ -60,7 +61,7 @@ def place(request: pytest.FixtureRequest, podman: Podman) -> Iterator[Field]:
         settings = "\n".join(
             f"export {key}={shlex.quote(value)}" for key, value in podman.environment.items()
         )
-        script = servers.ROOT / "scripts" / "sandbox_container"
+        script = ROOT / "scripts" / "sandbox_container"
         python.write_text(START.format(settings=settings, name=name, secret=home / "secret", script=script))
         python.chmod(0o755)
         with InContainer(python, home / "sandbox", inputs=[home / "inputs"], log=home / "log") as sandbox:
@@ -87,7 +88,7 @@ def test_the_container_itself_is_unprivileged(place: Field) -> None:
 def first_words(podman: Podman, options: str, folder: str) -> dict[str, Any]:
     """Start a sandbox in a container that is an engine's default but for the options; it ends at once."""
     command = ["podman", "run", "--rm", "--interactive", "--network", "none", *options.split()]
-    command += ["draftloop/sandbox", "python", "-P", "-s", "-m", "backend.sandbox", "--folder", folder]
+    command += ["draftloop/sandbox", "python", "-P", "-s", "-m", "draftloop.sandbox", "--folder", folder]
     said: dict[str, Any] = json.loads(podman.run(*command, check=False))
     return said
 

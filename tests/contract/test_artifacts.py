@@ -18,9 +18,9 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
-from backend.core.execution import OutputFile
-from backend.edge.artifacts import Artifacts
-from backend.errors import ServiceError, SetupError, TaskError
+from draftloop.errors import ServiceError, SetupError, TaskError
+from draftloop.execution.artifacts import Artifacts
+from draftloop.runs.job import OutputFile
 from tests.code_runs import attempt, png, run, sha256, write
 
 CONTENTS = {"图.png": png(), "out/汇总.csv": b"1,2\n" * 1000, "empty.txt": b""}
@@ -192,6 +192,58 @@ def test_collecting_removes_what_nobody_needs_and_nothing_else(store: Artifacts,
         else:
             assert read(store, file.sha256) == name.encode()
     assert store.collect({wanted.key}, limit, dry_run=False).files == 0
+
+
+def test_a_full_store_refuses_in_words_and_keeps_what_it_has(url: str, tmp_path: Path) -> None:
+    store = Artifacts(url, max_bytes=10_000)
+    first = write(tmp_path / "1", {"a.bin": b"a" * 6000})
+    store.keep(tmp_path / "1", first)
+    made = run(attempt(files=first))
+    store.put_run(made)
+    second = write(tmp_path / "2", {"b.bin": b"b" * 3000, "c.bin": b"c" * 3000})
+    with pytest.raises(SetupError, match=r"The store of artifacts holds .* of 9\.77 KB") as refused:
+        store.keep(tmp_path / "2", second)
+    assert "draftloop artifacts collect" in refused.value.hint
+    assert names(store) == {f"files/{first[0].sha256[:2]}/{first[0].sha256}", f"runs/{made.key}.json"}
+    # What is there already takes no room, and a run is always kept.
+    store.keep(tmp_path / "1", first)
+    store.put_run(run(attempt("print(2)")))
+    assert read(store, first[0].sha256) == b"a" * 6000
+    # Another process counts what this one stored, and collecting makes room at once.
+    with pytest.raises(SetupError):
+        Artifacts(url, max_bytes=10_000).keep(tmp_path / "2", second)
+    age(store, 7200)
+    store.collect(set(), 3600 if store._local else 0.05, dry_run=False)
+    store.keep(tmp_path / "2", second)
+    assert read(store, second[0].sha256) == b"b" * 3000
+
+
+def test_a_store_is_not_counted_for_every_run(tmp_path: Path) -> None:
+    store = Artifacts(f"{tmp_path}/kept", max_bytes=1 << 20)
+    for number in range(5):
+        folder = tmp_path / str(number)
+        store.keep(folder, write(folder, {"a": b"%d" % number * 100}))
+        if number == 2:  # by somebody else; known after the next count
+            (tmp_path / "kept" / "files" / "large").write_bytes(b"x" * (2 << 20))
+    assert len(names(store)) == 6
+
+
+def test_many_at_once_do_not_pass_the_limit(tmp_path: Path) -> None:
+    store = Artifacts(f"{tmp_path}/kept", max_bytes=50_000)
+
+    def keep(number: int) -> bool:
+        folder = tmp_path / str(number)
+        files = write(folder, {"a": b"%03d" % number * 1000})
+        try:
+            store.keep(folder, files)
+        except SetupError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        kept = sum(pool.map(keep, range(40)))
+    assert kept == 16
+    assert sum(path.stat().st_size for path in (tmp_path / "kept").rglob("*") if path.is_file()) == 48_000
 
 
 def test_collecting_an_empty_store_is_nothing(store: Artifacts) -> None:

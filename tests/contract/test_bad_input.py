@@ -11,13 +11,16 @@ import pytest
 import structlog
 from flask.testing import FlaskClient
 
-from backend.answers import Answers
-from backend.app import log_as_json
-from backend.edge.cases import Cases
-from backend.edge.ledger import Ledger
-from backend.edge.vllm import VllmModel
-from backend.predict import Drafter
-from backend.protocol import Server
+from draftloop.app import log_as_json
+from draftloop.drafting.drafter import Drafter
+from draftloop.drafting.versions import AskOptions
+from draftloop.ledger.sqlite import Ledger
+from draftloop.model.vllm import VllmModel
+from draftloop.prompting.cases import Cases
+from draftloop.serving.answers import Answers
+from draftloop.serving.protocol import Server
+from draftloop.serving.readiness import ModelCheck
+from draftloop.support.logins import Logins
 from tests.fake_board import FakeBoard
 from tests.fake_vllm import Body, FakeVllm, fake_vllm
 
@@ -54,10 +57,21 @@ def board() -> FakeBoard:
 def anybody(fake: FakeVllm, board: FakeBoard, tmp_path: Path) -> Iterator[FlaskClient]:
     """A client without a password."""
     with VllmModel(fake.url, fake.name) as model:
-        drafter = Drafter(model, profile="compact", temperature=0, concurrency=4)
+        drafter = Drafter(model, AskOptions(profile="compact", temperature=0), concurrency=4)
         ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3")
         answers = Answers(drafter, ledger, CASES.find, board, deadline_s=60)
-        yield Server(drafter, CASES, ledger, answers, "ann", "páss", model.probe).wsgi().test_client()
+        yield (
+            Server(
+                drafter,
+                CASES,
+                ledger,
+                answers,
+                Logins("ann", "páss", wrong_logins=10**6),
+                ModelCheck(model).check,
+            )
+            .wsgi()
+            .test_client()
+        )
         drafter.close()
 
 
@@ -89,7 +103,7 @@ def test_wrong_credentials_are_refused_alike_at_every_endpoint_and_say_nothing(
     told = set()
     paths = {str(rule) for rule in anybody.application.url_map.iter_rules()}
     assert {"/setup", "/predict", "/webhook", "/versions", "/jobs", "/metrics"} < paths
-    for path in {*paths, "/nowhere"} - {*OPEN, "/static/<path:filename>"}:
+    for path in {*paths, "/nowhere"} - {*OPEN}:
         for method in ("GET", "POST", "PUT", "DELETE"):
             for header in (None, basic(bad), bad.replace("\x00", ""), "Basic ???", "Bearer x", "Digest x"):
                 headers = {} if header is None else {"Authorization": header}
@@ -173,10 +187,15 @@ def test_an_answer_that_no_page_can_show_costs_only_its_own_task(
     assert words in data["draft_status"]
 
 
-def test_a_task_whose_number_no_database_holds_costs_only_itself(client: FlaskClient) -> None:
-    tasks = [{"id": number, "data": {"text": "好"}} for number in (1, 2**63, True, -(2**70), 2)]
-    answer = client.post("/predict", json={"tasks": tasks, "label_config": CONFIG})
-    assert [bool(item) for item in answer.get_json()["results"]] == [True, False, False, False, True]
+def test_a_task_whose_number_no_database_holds_is_drafted_as_one_without(
+    client: FlaskClient, fake: FakeVllm
+) -> None:
+    fake.answer = lambda body: json.dumps({"words": body["messages"][-1]["content"][-6:], "count": 2})
+    numbers = (1, 2**63, True, -(2**70), 2)
+    tasks = [{"id": number, "data": {"text": f"text {at}"}} for at, number in enumerate(numbers)]
+    answer = client.post("/predict", json={"tasks": tasks, "label_config": FORM})
+    drafted = [item["result"][0]["value"]["text"][0] for item in answer.get_json()["results"]]
+    assert drafted == [f"text {at}" for at in range(5)]
     assert client.get(f"/versions?project={2**63}").status_code == 200
 
 
@@ -190,7 +209,7 @@ def test_half_a_character_in_what_a_team_wrote_is_told(client: FlaskClient) -> N
 @pytest.mark.parametrize("path", ["/setup", "/predict", "/webhook"])
 def test_a_body_without_end_is_told(client: FlaskClient, path: str) -> None:
     for body in (b"[" * 100_000, b'{"tasks":' + b"[" * 100_000, b'{"a":' * 50_000):
-        answer = client.post(path, data=body)
+        answer = client.post(path, data=body, content_type="application/json")
         assert (answer.status_code, answer.get_json()["error"]) == (400, "The body is not a JSON object.")
     answer = client.post("/setup", json={"schema": CONFIG, "extra_params": "[" * 100_000})
     assert answer.status_code == 400

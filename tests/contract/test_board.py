@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from backend.answers import Board
-from backend.app import LabelStudioBoard
-from backend.core.labelling import hash_config
-from backend.edge.cases import Cases
-from backend.edge.labelstudio import LabelStudio
-from backend.errors import SetupError
-from scripts.servers import ROOT
+from draftloop.app import LabelStudioBoard
+from draftloop.errors import SetupError
+from draftloop.labelling.labelling import hash_config
+from draftloop.labelstudio import LabelStudio
+from draftloop.prompting.cases import Cases
+from draftloop.serving.seams import Board
+from draftloop.support.environments import ROOT
 from tests.fake_board import FakeBoard
 
 CONFIG = Cases(ROOT / "label_config").config("sentiment")

@@ -5,20 +5,24 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import redis
 
-from backend.core.labelling import Task
-from backend.core.prompting import Refinement
-from backend.edge.cache import SqliteCache
-from backend.edge.cases import Cases
-from backend.edge.rediscache import RedisCache
-from backend.edge.vllm import VllmModel
-from backend.errors import SetupError
-from backend.predict import Cache, Drafter
-from scripts.servers import ROOT, free_port
+from draftloop.cli.servers import free_port
+from draftloop.drafting.cache import SqliteCache
+from draftloop.drafting.draft_cache import Cache
+from draftloop.drafting.drafter import Drafter
+from draftloop.drafting.redis_cache import RedisCache
+from draftloop.drafting.versions import AskOptions
+from draftloop.errors import SetupError
+from draftloop.labelling.labelling import Task, compile_labelling
+from draftloop.model.vllm import VllmModel
+from draftloop.prompting.cases import Cases
+from draftloop.prompting.prompt import Profile, Refinement, generic_case
+from draftloop.support.environments import ROOT
 from tests.fake_vllm import fake_vllm
 
 CASES = Cases(ROOT / "label_config")
@@ -70,18 +74,44 @@ def test_many_threads_use_it_at_once(opened: Callable[[], Cache]) -> None:
         assert all(pool.map(both, range(200)))
 
 
+@pytest.mark.parametrize("profile", ["compact", "full"])
+def test_an_equal_text_with_other_options_is_drafted_by_itself(
+    opened: Callable[[], Cache], profile: Profile
+) -> None:
+    config = """<View><Text name="text" value="$text"/>
+    <Choices name="pick" toName="text" value="$options"/></View>"""
+    case = generic_case(compile_labelling(config))
+
+    def task(number: int, *options: str) -> Task:
+        return Task(
+            number, {"text": f"张三住在{fake.url}", "options": [{"value": option} for option in options]}
+        )
+
+    with (
+        fake_vllm() as fake,
+        VllmModel(fake.url, fake.name) as model,
+        closing(Drafter(model, AskOptions(profile=profile), cache=opened())) as drafter,
+    ):
+        drafts = [
+            drafter.draft(case, [one])[0]
+            for one in (task(1, "red", "blue"), task(2, "green", "grey"), task(3, "red", "blue"))
+        ]
+    assert [draft.value for draft in drafts] == [{"pick": "red"}, {"pick": "green"}, {"pick": "red"}]
+    assert [draft.from_cache for draft in drafts] == [False, False, True]
+
+
 def test_the_second_equal_task_costs_no_model_call_and_gets_the_same_draft(
     opened: Callable[[], Cache],
 ) -> None:
     case = CASES.get("sentiment")
     with fake_vllm() as fake, VllmModel(fake.url, fake.name) as model:
         first, second = (
-            Drafter(model, profile="compact", cache=opened()).draft(
+            Drafter(model, AskOptions(profile="compact"), cache=opened()).draft(
                 case, [Task(number, {"text": f"好{fake.url}"})]
             )[0]
             for number in (1, 2)
         )
-        other = Drafter(model, profile="full", cache=opened()).draft(
+        other = Drafter(model, AskOptions(profile="full"), cache=opened()).draft(
             case, [Task(3, {"text": f"好{fake.url}"})]
         )[0]
     assert len(fake.asked) == 2, "another version asks again"
@@ -98,11 +128,13 @@ def test_a_redraft_is_cached_by_the_words_and_the_value_that_they_are_about(
         *(Refinement(words, value) for words in "ab" for value in (None, {"sentiment": "neutral"})),
     ]
     with fake_vllm() as fake, VllmModel(fake.url, fake.name) as model:
-        drafter = Drafter(model, profile="compact", cache=opened())
+        drafter = Drafter(model, AskOptions(profile="compact"), cache=opened())
         task = Task(1, {"text": f"好{fake.url}"})
         for _ in range(2):
             for refinement in asked:
-                (future,) = drafter.submit(case, [task], limit_s=20, refinement=refinement)
+                (future,) = drafter.submit(
+                    case, [task], drafter.version(case), limit_s=20, refinement=refinement
+                )
                 assert future.result().status == "ok"
         drafter.close()
     assert len(fake.asked) == len(asked)
@@ -111,7 +143,7 @@ def test_a_redraft_is_cached_by_the_words_and_the_value_that_they_are_about(
 def test_a_failure_is_never_cached(opened: Callable[[], Cache]) -> None:
     case = CASES.get("sentiment")
     with fake_vllm(answer=lambda _: "no json") as fake, VllmModel(fake.url, fake.name) as model:
-        drafter = Drafter(model, profile="compact", cache=opened())
+        drafter = Drafter(model, AskOptions(profile="compact"), cache=opened())
         task = Task(1, {"text": f"坏{fake.url}"})
         assert drafter.draft(case, [task])[0].status == "undecodable"
         fake.answer = None

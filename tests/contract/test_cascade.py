@@ -1,4 +1,4 @@
-"""scripts/cascade between stand-ins: what it chooses, on what, and what it says."""
+"""draftloop cascade between stand-ins: what it chooses, on what, and what it says."""
 
 import json
 from collections.abc import Iterator
@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from backend.core.sample import present
-from backend.edge.cases import Cases
+from draftloop.cli.servers import PYTHONPATH
+from draftloop.dataset.sample import present
+from draftloop.prompting.cases import Cases
+from draftloop.support.environments import ROOT
 from models.corpus import generate
-from scripts.servers import ROOT
 from tests.fake_vllm import Body, FakeVllm, fake_vllm
 from tests.promotions import of_truths
 from tests.verbs import run_here
@@ -37,11 +38,11 @@ class Stage:
         where = ("--dataset", self.dataset, "--out", self.folder / "report")
         return run_here({**self.env, **more}, "cascade", *where, *arguments)
 
-    def answer(self, body: Body) -> str:
+    def answer(self, body: Body) -> str | None:
         """Answer with the truth. A mistake is a longer question: a fake's longer answers are less sure."""
         text = next((one["content"] for one in body["messages"] if one["content"] in TRUTHS), "")
         if not text:
-            return '{"probe":"violet-otter-7"}'
+            return None  # of the readiness probes
         value = TRUTHS[text]
         if body["model"] == "small" and (self.sure or list(TRUTHS).index(text) % 3 == 0):
             value = {**value, "question": text[:1] if self.sure else text}
@@ -57,7 +58,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     ):
         made = Stage(tmp_path, small, larger, dataset)
         made.env = {
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": PYTHONPATH,
             "MODEL_URL": small.url,
             "MODEL_NAME": "small",
             "MODEL_PROFILE": "compact",

@@ -7,16 +7,20 @@ from typing import Any, Literal
 
 import pytest
 from flask.testing import FlaskClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from backend.answers import Answers
-from backend.core.runs import NO_RUN, RUN_KEY, Run, run_key
-from backend.edge.cases import Cases
-from backend.edge.ledger import Ledger
-from backend.edge.vllm import VllmModel
-from backend.errors import SetupError
-from backend.predict import Drafter
-from backend.protocol import Server
-from backend.runner import Execution, Runner
+from draftloop.drafting.drafter import Drafter
+from draftloop.drafting.versions import AskOptions
+from draftloop.errors import SetupError
+from draftloop.execution.runner import Execution, Runner
+from draftloop.ledger.sqlite import Ledger
+from draftloop.model.vllm import VllmModel
+from draftloop.prompting.cases import Cases
+from draftloop.runs.run import NO_RUN, RUN_KEY, Run, run_key
+from draftloop.serving.answers import Answers
+from draftloop.serving.protocol import Server
+from tests.code_runs import sha256
 from tests.fake_board import FakeBoard
 from tests.fake_sandbox import FakeLoop, FakeSandbox, FakeStore, python
 from tests.fake_vllm import FakeVllm, fake_vllm
@@ -46,7 +50,10 @@ class Desk:
         self.model = VllmModel(fake.url, fake.name)
         runner = Runner(self.sandbox, FakeLoop(), self.store, inputs_root=folder, total_s=20)
         self.drafter = Drafter(
-            self.model, max_tokens=2000, concurrency=4, execution=Execution(runner, mode) if mode else None
+            self.model,
+            AskOptions(max_tokens=2000),
+            concurrency=4,
+            execution=Execution(runner, mode) if mode else None,
         )
         ledger = Ledger(f"sqlite:///{folder}/ledger.sqlite3")
         self.answers = Answers(
@@ -220,3 +227,105 @@ def test_late_code_is_shown_before_its_prediction_is_stored(fake: FakeVllm, tmp_
     assert order[:2] == ["data", "prediction"]
     assert desk.shown[RUN_KEY] == key(WORKS)
     desk.close()
+
+
+ENTRY: dict[str, Any] = {"name": "a.csv", "path": "a.csv", "size_bytes": 1, "sha256": "0" * 64}
+BAD_INPUTS: list[Any] = [
+    [{**ENTRY, "path": 5}],
+    [{**ENTRY, "name": 5}],
+    [{**ENTRY, "name": "\0"}],
+    [{**ENTRY, "name": "\ud800"}],
+    [{**ENTRY, "path": "\ud800"}],
+    [{**ENTRY, "size_bytes": "x"}],
+    [{**ENTRY, "sha256": 5}],
+    [{**ENTRY, "more": [1]}],
+    [[ENTRY]],
+    [ENTRY] * 10_000,
+    {"name": 1},
+    5,
+]
+
+
+@pytest.mark.parametrize("inputs", BAD_INPUTS, ids=range(len(BAD_INPUTS)))
+def test_inputs_of_a_wrong_form_are_one_tasks_reason(desk: Desk, inputs: Any) -> None:
+    desk.board.tasks[2] = {**DATA, "inputs": inputs}
+    tasks = [{"id": number, "data": dict(data)} for number, data in desk.board.tasks.items()]
+    body = {"tasks": tasks, "project": "7.1", "label_config": desk.board.config}
+    answer = desk.client.post("/predict", json=body)
+    assert answer.status_code == 200
+    good, bad = answer.get_json()["results"]
+    assert good["score"] > 0
+    assert bad["score"] == 0
+    assert bad["result"], "the code is shown"
+    assert "draftloop import-tasks" in desk.board.tasks[2]["draft_status"]
+    # ... and where the annotator has it run.
+    context = {"context": {"result": [field("code", "# print 1")]}}
+    answer = desk.client.post("/predict", json={**body, "tasks": tasks[1:], "params": context})
+    assert answer.status_code == 200
+    (item,) = answer.get_json()["results"]
+    assert "draftloop import-tasks" in console(item)
+    assert len(desk.sandbox.jobs) == 1, "the good one's"
+
+
+KEYS = (
+    "inputs",
+    "output_files",
+    "run",
+    "run_status",
+    "run_charts",
+    "run_files",
+    "input_schema",
+    "draft_status",
+    "instruction",
+)
+PARTS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
+VALUES = st.recursive(
+    PARTS | st.sampled_from(["\ud800", "\0"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*ENTRY]), inner, max_size=4),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4))
+def test_whatever_a_tasks_data_holds_the_others_are_drafted(desk: Desk, odd: dict[str, Any]) -> None:
+    number = max(desk.board.tasks) + 1  # tasks of an earlier example are claimed
+    desk.board.tasks = {number: dict(DATA), number + 1: {**DATA, **odd}}
+    tasks = [{"id": number, "data": dict(data)} for number, data in desk.board.tasks.items()]
+    body = {"tasks": tasks, "project": "7.1", "label_config": desk.board.config}
+    answer = desk.client.post("/predict", json=body)
+    assert answer.status_code == 200
+    good, _ = answer.get_json()["results"]
+    assert good["score"] > 0
+    context = {"context": {"result": [field("code", "# print 1")]}}
+    answer = desk.client.post("/predict", json={**body, "tasks": tasks[1:], "params": context})
+    assert answer.status_code == 200
+
+
+def test_another_projects_file_is_refused_and_its_runs_are_not_shown(desk: Desk, tmp_path: Path) -> None:
+    secret = b"salary\n1\n"
+    for name in ("projects/7", "projects/8"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "projects/8/a.csv").write_bytes(secret)
+    entry = {"name": "a.csv", "path": "a.csv", "size_bytes": len(secret), "sha256": sha256(secret)}
+    desk.board.tasks[1] = {**DATA, "inputs": [entry]}
+    refused = [console(desk.predict(field("code", WORKS)))]
+    assert desk.sandbox.jobs == []
+    # Its own project runs it; the run is stored, and still not shown to the other one.
+    body = {"tasks": [{"id": 5, "data": {**DATA, "inputs": [entry]}}], "label_config": desk.board.config}
+    answer = desk.client.post("/predict", json={**body, "project": "8.1"})
+    assert answer.get_json()["results"][0]["score"] > 0
+    assert len(desk.sandbox.jobs) == 1
+    refused.append(console(desk.predict(field("code", WORKS))))
+    for wrong in (
+        {"path": "projects/8/a.csv"},
+        {"path": "gone.csv"},
+        {"size_bytes": 1},
+        {"sha256": "0" * 64},
+    ):
+        desk.board.tasks[1] = {**DATA, "inputs": [{**entry, **wrong}]}
+        refused.append(console(desk.predict(field("code", WORKS))))
+    assert len(desk.sandbox.jobs) == 1
+    assert refused == [refused[0]] * len(refused), "it does not tell what is there"
+    assert "not among the project's files" in refused[0]
+    assert "salary" not in str(desk.shown)

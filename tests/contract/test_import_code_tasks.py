@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from backend.core.runs import NO_RUN, inputs_of
+from draftloop.runs.run import NO_RUN, inputs_of
 from tests.fake_label_studio import FakeLabelStudio, fake_label_studio
 from tests.verbs import run_here
 
@@ -40,8 +40,8 @@ class Office:
 @pytest.fixture
 def office(tmp_path: Path) -> Iterator[Office]:
     root = tmp_path / "inputs"
-    root.mkdir()
-    (root / "销售.csv").write_text("城市,销售额\n北京,12\n上海,8\n", encoding="gb18030")
+    (root / "shared").mkdir(parents=True)
+    (root / "shared" / "销售.csv").write_text("城市,销售额\n北京,12\n上海,8\n", encoding="gb18030")
     with fake_label_studio(CONFIG, 0, lambda _: {}) as studio:
         env = {
             "LABEL_STUDIO_URL": studio.url,
@@ -59,12 +59,12 @@ def test_a_task_has_its_files_their_preview_and_places_for_its_runs(office: Offi
     (data,) = office.studio.imported.values()
     (file,) = inputs_of(data)
     assert (file.name, file.path, len(file.sha256)) == ("销售.csv", "销售.csv", 64)
-    assert file.size_bytes == (office.root / "销售.csv").stat().st_size
+    assert file.size_bytes == (office.root / "shared" / "销售.csv").stat().st_size
     assert "- 城市 (text): 北京, 上海" in data["input_schema"]
     assert "<td>北京</td>" in data["input_preview"]
     assert {key: data[key] for key in NO_RUN} == NO_RUN
     assert data["output_files"] == ["图.png"]
-    assert sorted(path.name for path in office.root.iterdir()) == ["销售.csv"]
+    assert sorted(path.name for path in (office.root / "shared").iterdir()) == ["销售.csv"]
 
 
 def test_a_run_makes_no_new_task_of_it_and_a_changed_file_does(office: Office) -> None:
@@ -76,14 +76,14 @@ def test_a_run_makes_no_new_task_of_it_and_a_changed_file_does(office: Office) -
     code, out, _ = office.bring([wanted])
     assert (code, len(office.studio.imported)) == (0, 1)
     assert "1 were there already" in out
-    (office.root / "销售.csv").write_text("城市,销售额\n北京,13\n", encoding="utf-8")
+    (office.root / "shared" / "销售.csv").write_text("城市,销售额\n北京,13\n", encoding="utf-8")
     assert office.bring([wanted])[0] == 0
     assert len(office.studio.imported) == 2
 
 
 def test_bad_rows_are_told_with_their_line_and_the_others_imported(office: Office) -> None:
     (office.root.parent / "secret.csv").write_text("x")
-    (office.root / "link.csv").symlink_to(office.root.parent / "secret.csv")
+    (office.root / "shared" / "link.csv").symlink_to(office.root.parent / "secret.csv")
     rows: list[dict[str, Any]] = [
         {"instruction": "a", "inputs": ["missing.csv"]},
         {"instruction": "b", "inputs": ["../secret.csv"]},
@@ -95,7 +95,7 @@ def test_bad_rows_are_told_with_their_line_and_the_others_imported(office: Offic
     code, out, err = office.bring(rows)
     assert code == 1
     for words in (
-        "rows.jsonl line 1: Input 'missing.csv' cannot be read: No such file or directory",
+        "rows.jsonl line 1: Input 'missing.csv' cannot be read: No such file or directory in projects/1",
         "rows.jsonl line 2: Input '../secret.csv' is no path below the input root",
         "rows.jsonl line 3: Input 'link.csv' leads out of the input root by a link",
         "rows.jsonl line 4: key 'instruction' is missing",

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from backend.edge.ledger import Job, Ledger
-from backend.errors import SetupError
-from backend.jobs import BUTTON, Jobs
+from draftloop.errors import SetupError
+from draftloop.flywheel.jobs import BUTTON, Jobs
+from draftloop.ledger.sqlite import Job, Ledger
 from tests.fake_label_studio import fake_label_studio
 from tests.verbs import run_here
 

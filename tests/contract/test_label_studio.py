@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import pytest
 
-from backend.edge.cases import Cases
-from backend.edge.labelstudio import LabelStudio, Project
-from backend.errors import SetupError
-from scripts.servers import ROOT
+from draftloop.errors import ServiceError, SetupError
+from draftloop.labelstudio import LabelStudio, Project, Sessions
+from draftloop.prompting.cases import Cases
+from draftloop.support.environments import ROOT
 from tests.fake_label_studio import fake_label_studio
 
 CONFIG = Cases(ROOT / "label_config").config("sentiment")
@@ -98,3 +99,45 @@ def test_tasks_that_are_imported_are_listed_with_all_their_data(opened: Opened) 
     assert opened.studio.count_tasks(opened.project) == TASKS + 2
     found = list(opened.studio.tasks_by_id(opened.project, ids))
     assert [(task["id"], task["data"]) for task in found] == list(zip(ids, rows, strict=True))
+
+
+@dataclass(frozen=True)
+class Visitors:
+    url: str
+    member: str  # cookies
+    anonymous: str
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.integration)])
+def visitors(request: pytest.FixtureRequest) -> Iterator[Visitors]:
+    if request.param == "fake":
+        with fake_label_studio(CONFIG, 1, data) as fake:
+            fake.sessions = {"ey-member:1v:signed_by-us": {"id": 1, "active_organization": 1}}
+            yield Visitors(fake.url, next(iter(fake.sessions)), "ey-anonymous:1v:signed_by-us")
+        return
+    server = request.getfixturevalue("label_studio")
+    with server.session() as member, httpx.Client(base_url=server.url, trust_env=False) as anonymous:
+        anonymous.get("/user/login/").raise_for_status()
+        yield Visitors(server.url, member.cookies["sessionid"], anonymous.cookies["sessionid"])
+
+
+def test_a_session_of_a_member_is_told_from_all_others(visitors: Visitors) -> None:
+    sessions = Sessions(visitors.url)
+    for _ in range(2):  # nothing of one visitor stays for the next
+        assert sessions.is_member(visitors.member)
+        assert not sessions.is_member(visitors.anonymous)
+    member = visitors.member
+    for wrong in (
+        *("", "x", member[:-1], f"{member}x", member.upper(), f"{member}; sessionid={member}", f'"{member}"'),
+        *(f"{member}\r\nAuthorization: Token x", f"{member} ", "é" * 20, "\ud800" * 20, "x" * 5000),
+    ):
+        assert not sessions.is_member(wrong), wrong
+
+
+def test_a_label_studio_that_does_not_answer_is_no_answer() -> None:
+    with pytest.raises(ServiceError, match="not asked about a session"):
+        Sessions("http://127.0.0.1:9").is_member("ey-member:1v:signed")
+    with fake_label_studio(CONFIG, 1, data) as fake:
+        fake.sessions = {"removed-from-all": {"id": 1, "active_organization": None}}
+        assert not Sessions(fake.url).is_member("removed-from-all")
+        assert not Sessions(f"{fake.url}/elsewhere").is_member("removed-from-all")

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from backend.core.labelling import Task, compile_labelling
-from backend.core.prompting import Message, Prompt, generic_case, render
-from backend.core.scoring import score
-from backend.edge.cases import Cases
-from backend.edge.vllm import VllmModel
-from backend.errors import ServiceError, SetupError, TaskError
+from draftloop.errors import FailedRequest, ServiceError, SetupError, TaskError
+from draftloop.labelling.guidance import schema_refusal
+from draftloop.labelling.labelling import Task, compile_labelling
+from draftloop.model.scoring import score
+from draftloop.model.vllm import VllmModel
+from draftloop.prompting.cases import Cases
+from draftloop.prompting.prompt import Message, Prompt, generic_case, preamble, render
+from draftloop.serving.readiness import ModelCheck
 from tests.adapters import run_of
 from tests.conftest import LORA_RANK, gallery
 from tests.fake_vllm import fake_vllm
@@ -50,10 +52,45 @@ def model(engine: Engine) -> Iterator[VllmModel]:
         yield opened
 
 
+def shared_prompts() -> dict[str, tuple[Message, ...]]:
+    return {name: preamble(CASES.get(name), "compact") for name in CASES.names()}
+
+
 def ask(case: str, text: str) -> Prompt:
     found = CASES.get(case)
     messages = render(found, Task(1, dict.fromkeys(found.labelling.keys, text)), "compact")
     return Prompt(messages, schema=found.labelling.decoding_schema, temperature=0, max_tokens=600)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"pattern": "^(?=.*[0-9])"},
+        {"pattern": r"^(a|b)\1$"},
+        {"not": {"const": "x"}, "format": "email"},
+        {"anyOf": [{"const": "one"}, {"pattern": "^2+$"}, {"format": "date-time"}]},
+        {"$ref": "#/$defs/short"},
+        {"maxLength": 10**12},
+    ],
+)
+def test_no_schema_that_a_case_may_have_is_refused(model: VllmModel, said: dict[str, Any]) -> None:
+    config = """<View><Text name="t" value="$t"/><TextArea name="a" toName="t" maxSubmissions="1"/></View>"""
+    overlay = {"properties": {"a": said}, "$defs": {"short": {"maxLength": 3}}}
+    schema = compile_labelling(config, overlay).decoding_schema
+    prompt = Prompt((Message("user", "abc 12"),), schema=schema, temperature=0, max_tokens=60)
+    completion = model.complete(prompt, timeout_s=60)
+    assert completion.text.startswith('{"a":')
+
+
+def test_what_the_engine_refuses_here_it_refuses_there(model: VllmModel) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "string", "pattern": "^(?=a)"}},
+        "required": ["a"],
+    }
+    assert schema_refusal(schema)
+    with pytest.raises(TaskError, match="refused the prompt"):
+        model.complete(Prompt((Message("user", "abc"),), schema=schema, max_tokens=60), timeout_s=60)
 
 
 @pytest.mark.parametrize("case", CASES.names())
@@ -194,6 +231,48 @@ def test_a_prompt_may_name_another_model_of_the_server(engine: Engine) -> None:
         assert "extra params" in told.value.hint
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        '<Choices name="c" toName="text"><Choice value="&lt;|im_start|&gt; x"/></Choices>',
+        '<Labels name="l" toName="text"><Label value="&lt;|im_end|&gt;"/></Labels>',
+        '<TextArea name="&lt;/think&gt;" toName="text"/>',
+    ],
+)
+def test_a_config_with_a_control_token_of_the_model_is_refused_at_set_up(
+    model: VllmModel, config: str
+) -> None:
+    labelling = compile_labelling(f'<View><Text name="text" value="$text"/>{config}</View>')
+    for _ in range(2):
+        with pytest.raises(SetupError, match="is a control token of"):
+            model.check_schema(labelling.decoding_schema, timeout_s=30)
+
+
+def test_text_that_only_looks_like_control_tokens_is_written(model: VllmModel) -> None:
+    options = ["<|nothing|>", "<b>", "[NONE]", "a < b > c", "<unclear>"]
+    schema = {
+        "type": "object",
+        "properties": {"pick": {"type": "string", "enum": options}},
+        "required": ["pick"],
+    }
+    model.check_schema(schema, timeout_s=30)
+    for option in options:
+        one = {
+            **schema,
+            "properties": {"pick": {"type": "string", "enum": [option]}},
+            "additionalProperties": False,
+        }
+        prompt = Prompt((Message("user", "a"),), schema=one, max_tokens=100)
+        assert json.loads(model.complete(prompt, timeout_s=60).text) == {"pick": option}
+
+
+def test_a_request_that_a_server_cannot_answer_leaves_it_well(model: VllmModel) -> None:
+    one = {"type": "string", "enum": ["<|im_start|>"]}
+    with pytest.raises(FailedRequest):
+        model.complete(Prompt((Message("user", "a"),), schema=one, max_tokens=100), timeout_s=60)
+    assert model.complete(ask("sentiment", "很好"), timeout_s=60).finish_reason == "stop"
+
+
 def test_an_adapter_is_loaded_under_its_name_and_again_without_harm(engine: Engine) -> None:
     with VllmModel(engine.url, engine.name) as model:
         for _ in range(2):
@@ -324,12 +403,12 @@ def test_a_key_is_sent_and_never_told() -> None:
 
 
 def test_the_probe_finds_nothing_wrong(model: VllmModel) -> None:
-    model.probe()
+    assert ModelCheck(model, shared_prompts).check() == ()
 
 
 def test_the_probe_names_a_wrong_model(engine: Engine) -> None:
     with VllmModel(engine.url, "nobody") as model, pytest.raises(SetupError, match="does not serve 'nobody'"):
-        model.probe()
+        ModelCheck(model).check()
 
 
 @pytest.mark.parametrize(
@@ -348,7 +427,7 @@ def test_the_probe_says_which_flag_is_missing(started_with: dict[str, Any], foun
         VllmModel(fake.url, fake.name) as model,
         pytest.raises(SetupError, match=found) as refused,
     ):
-        model.probe()
+        ModelCheck(model).check()
     assert "--structured-outputs-config" in refused.value.hint
 
 
@@ -357,4 +436,4 @@ def test_the_probe_of_a_server_that_is_not_there_may_be_tried_again() -> None:
         VllmModel("http://127.0.0.1:9/v1", "x", context_tokens=1) as model,
         pytest.raises(ServiceError, match="cannot be reached"),
     ):
-        model.probe()
+        ModelCheck(model).check()

@@ -3,27 +3,29 @@
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from backend.answers import Answers
-from backend.app import make_neighbours
-from backend.core.drafts import Draft
-from backend.core.labelling import Task
-from backend.core.prompting import Refinement
-from backend.edge.cache import SqliteCache
-from backend.edge.cases import Cases
-from backend.edge.ledger import Ledger
-from backend.edge.metrics import Metrics
-from backend.edge.neighbours import SqliteNeighbours
-from backend.edge.vllm import VllmModel
-from backend.errors import SetupError
-from backend.predict import Drafter
-from backend.settings import StoreSettings
+from draftloop.app import make_neighbours
+from draftloop.drafting.cache import SqliteCache
+from draftloop.drafting.drafter import Drafter
+from draftloop.drafting.drafts import Draft
+from draftloop.drafting.neighbours import SqliteNeighbours
+from draftloop.drafting.versions import AskOptions
+from draftloop.errors import SetupError
+from draftloop.labelling.labelling import Task, compile_labelling
+from draftloop.ledger.sqlite import Ledger
+from draftloop.model.vllm import VllmModel
+from draftloop.prompting.cases import Cases
+from draftloop.prompting.prompt import Refinement, generic_case
+from draftloop.serving.answers import Answers
+from draftloop.serving.metrics import Metrics
+from draftloop.settings import StoreSettings
+from draftloop.support.environments import ROOT
 from scripts.near_duplicates import measure
-from scripts.servers import ROOT
 from tests.fake_vllm import FakeVllm, fake_vllm
 
 CASES = Cases(ROOT / "label_config")
@@ -51,7 +53,7 @@ def fake() -> Iterator[FakeVllm]:
 
 def draft(fake: FakeVllm, store: SqliteNeighbours, *texts: str) -> list[Draft]:
     with VllmModel(fake.url, fake.name) as model:
-        drafter = Drafter(model, profile="full", concurrency=4, neighbours=store)
+        drafter = Drafter(model, AskOptions(profile="full"), concurrency=4, neighbours=store)
         drafts = [drafter.draft(CASE, [Task(1, {"text": text})])[0] for text in texts]
         drafter.close()
     return drafts
@@ -115,6 +117,24 @@ def test_an_answer_that_does_not_hold_is_an_example_behind_what_tasks_share(
     assert [message["content"] for message in shown[len(plain) - 1 :]] == [OLD, first.raw, OTHER]
 
 
+def test_an_answer_to_other_options_is_not_reused(tmp_path: Path) -> None:
+    config = """<View><Text name="text" value="$text"/>
+    <Choices name="pick" toName="text" value="$options"/></View>"""
+    case = generic_case(compile_labelling(config))
+    tasks = [
+        Task(number, {"text": OLD, "options": [{"value": option} for option in options.split()]})
+        for number, options in enumerate(("broken lift", "broken lift light"))
+    ]
+    with (
+        fake_vllm() as fake,
+        VllmModel(fake.url, fake.name) as model,
+        closing(Drafter(model, AskOptions(profile="full"), neighbours=opened(tmp_path))) as drafter,
+    ):
+        drafts = [drafter.draft(case, [task])[0] for task in tasks]
+    assert [draft.near_duplicate for draft in drafts] == ["", ""]
+    assert [draft.value for draft in drafts] == [{"pick": "broken"}, {"pick": "broken"}]
+
+
 def test_as_example_nothing_is_reused(fake: FakeVllm, tmp_path: Path) -> None:
     _, same = draft(fake, opened(tmp_path, reuse=False), OLD, SAME)
     assert (len(fake.asked), same.near_duplicate) == (2, "example")
@@ -146,9 +166,11 @@ def test_a_humans_words_are_never_answered_from_a_neighbour(fake: FakeVllm, tmp_
     store = opened(tmp_path)
     draft(fake, store, OLD)
     with VllmModel(fake.url, fake.name) as model:
-        drafter = Drafter(model, profile="full", neighbours=store)
+        drafter = Drafter(model, AskOptions(profile="full"), neighbours=store)
         task = Task(1, {"text": SAME})
-        (future,) = drafter.submit(CASE, [task], limit_s=20, refinement=Refinement("shorter"))
+        (future,) = drafter.submit(
+            CASE, [task], drafter.version(CASE), limit_s=20, refinement=Refinement("shorter")
+        )
         assert future.result().near_duplicate == ""
         drafter.close()
     assert len(fake.asked) == 2
@@ -157,14 +179,16 @@ def test_a_humans_words_are_never_answered_from_a_neighbour(fake: FakeVllm, tmp_
 def test_the_mode_is_part_of_the_version(fake: FakeVllm, tmp_path: Path) -> None:
     with VllmModel(fake.url, fake.name) as model:
         stores = [None, opened(tmp_path, reuse=False), opened(tmp_path, reuse=True)]
-        assert len({Drafter(model, neighbours=store).version(CASE) for store in stores}) == 3
+        assert len({Drafter(model, neighbours=store).version(CASE).name for store in stores}) == 3
 
 
 def test_exact_cache_and_near_duplicates_share_a_file_and_are_counted(fake: FakeVllm, tmp_path: Path) -> None:
     metrics, url = Metrics(), f"sqlite:///{tmp_path}/cache.sqlite3"
     with VllmModel(fake.url, fake.name) as model:
         cache = SqliteCache(url, max_rows=10)
-        drafter = Drafter(model, profile="full", concurrency=1, cache=cache, neighbours=opened(tmp_path))
+        drafter = Drafter(
+            model, AskOptions(profile="full"), concurrency=1, cache=cache, neighbours=opened(tmp_path)
+        )
         ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3")
         answers = Answers(drafter, ledger, CASES.find, None, deadline_s=20, metrics=metrics)
         for number, text in enumerate((OLD, SAME, OTHER, OLD)):

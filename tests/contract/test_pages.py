@@ -9,20 +9,22 @@ from typing import Any, BinaryIO
 import pytest
 from flask.testing import FlaskClient
 
-from backend.answers import Answers
-from backend.app import make_server
-from backend.core.execution import OutputFile
-from backend.core.runs import Run
-from backend.edge.artifacts import Artifacts
-from backend.edge.cases import Cases
-from backend.edge.ledger import Ledger
-from backend.edge.metrics import Metrics
-from backend.edge.vllm import VllmModel
-from backend.errors import SetupError
-from backend.predict import Drafter
-from backend.protocol import Server
-from backend.settings import Settings
-from scripts.servers import ROOT
+from draftloop.app import make_server
+from draftloop.drafting.drafter import Drafter
+from draftloop.drafting.versions import AskOptions
+from draftloop.errors import SetupError
+from draftloop.execution.artifacts import Artifacts
+from draftloop.ledger.sqlite import Ledger
+from draftloop.model.vllm import VllmModel
+from draftloop.prompting.cases import Cases
+from draftloop.runs.job import OutputFile
+from draftloop.runs.run import Run
+from draftloop.serving.answers import Answers
+from draftloop.serving.metrics import Metrics
+from draftloop.serving.protocol import Server
+from draftloop.settings import Settings
+from draftloop.support.environments import ROOT
+from draftloop.support.logins import Logins
 from tests.code_runs import attempt, png, run, write
 
 SVG = b"<svg xmlns='http://www.w3.org/2000/svg'><script>x()</script></svg>"
@@ -32,6 +34,7 @@ CONTENTS = {
     "a.svg": SVG,
     "plot.html": b"<div><script>Plotly()</script></div>",
     "table.html": "<table><tr><td>一</table>".encode(),
+    "frame.html": b"<p>x<iframe src='http://data.example/'></iframe>",
     "old.html": '<meta charset="gbk"><p>汇总销售额'.encode("gbk"),
     "a.csv": "月,额\n".encode(),
     "gbk.csv": "月,额\n".encode("gbk"),
@@ -66,10 +69,10 @@ def one(store: Artifacts, files: dict[str, OutputFile]) -> Run:
 @pytest.fixture
 def server(store: Artifacts, tmp_path: Path) -> Iterator[Server]:
     with VllmModel("http://127.0.0.1:9/v1", "nobody") as model:
-        drafter = Drafter(model, profile="compact", temperature=0)
+        drafter = Drafter(model, AskOptions(profile="compact", temperature=0))
         cases, ledger = Cases(ROOT / "label_config"), Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3")
         answers = Answers(drafter, ledger, cases.find, None, deadline_s=5, metrics=Metrics())
-        yield Server(drafter, cases, ledger, answers, *ADMIN, artifacts=store)
+        yield Server(drafter, cases, ledger, answers, Logins(*ADMIN), artifacts=store)
         drafter.close()
 
 
@@ -81,8 +84,26 @@ def client(server: Server, login: tuple[str, str] | None = ADMIN) -> FlaskClient
     return made
 
 
-def get(server: Server, file: OutputFile, name: str | None = None) -> Any:
-    return client(server).get(f"/a/{file.sha256}", query_string={"name": file.path if name is None else name})
+CLICK = {
+    "Sec-Fetch-Site": "same-origin",
+    "Sec-Fetch-Mode": "navigate",
+    "Sec-Fetch-Dest": "document",
+    "Sec-Fetch-User": "?1",
+}
+FRAME = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}
+
+
+def get(
+    server: Server,
+    file: OutputFile,
+    name: str | None = None,
+    headers: dict[str, str] | None = None,
+    how: str = "",
+    script: str = "",
+) -> Any:
+    query = {"name": file.path if name is None else name, "as": how, "script": script}
+    query = {key: part for key, part in query.items() if part or key == "name"}
+    return client(server).get(f"/a/{file.sha256}", query_string=query, headers=headers)
 
 
 SANDBOX = "sandbox; default-src 'none'"
@@ -99,9 +120,7 @@ SCRIPTED = (
         ("图 1.png", "image/png", "inline", SANDBOX),
         ("broken.png", "application/octet-stream", "attachment", SANDBOX),
         ("a.svg", "image/svg+xml", "inline", STILL),
-        ("plot.html", "text/html; charset=utf-8", "inline", SCRIPTED),
         ("table.html", "text/html; charset=utf-8", "inline", STILL),
-        ("old.html", "text/html", "inline", STILL),
         ("a.csv", "text/csv; charset=utf-8", "inline", SANDBOX),
         ("gbk.csv", "text/csv; charset=gb18030", "inline", SANDBOX),
         ("a.json", "application/json; charset=utf-8", "inline", SANDBOX),
@@ -114,7 +133,7 @@ SCRIPTED = (
 def test_a_file_is_sent_as_what_its_bytes_prove_and_in_a_box(
     server: Server, files: dict[str, OutputFile], name: str, media_type: str, how: str, policy: str
 ) -> None:
-    answer = get(server, files[name])
+    answer = get(server, files[name], how="frame")
     assert answer.status_code == 200
     assert answer.data == CONTENTS[name]
     assert answer.headers["Content-Type"] == media_type
@@ -123,6 +142,96 @@ def test_a_file_is_sent_as_what_its_bytes_prove_and_in_a_box(
     assert answer.headers["Content-Security-Policy"] == policy
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert "private" in answer.headers["Cache-Control"]
+    assert answer.headers["Connection-Allowlist"] == "()"
+
+
+def ours(answer: Any) -> bool:
+    """Tell whether an answer is a page of ours, without anything of the file."""
+    return "default-src 'none'" in answer.headers["Content-Security-Policy"] and "Plotly()" not in answer.text
+
+
+@pytest.mark.parametrize("name", ["plot.html", "old.html", "frame.html", "table.html"])
+@pytest.mark.parametrize("headers", [{}, CLICK, FRAME, {**CLICK, "Sec-Fetch-Site": "cross-site"}])
+@pytest.mark.parametrize("how", ["", "Script", "raw"])
+def test_html_that_a_tab_is_opened_with_is_in_a_page_of_ours(
+    server: Server, files: dict[str, OutputFile], name: str, headers: dict[str, str], how: str
+) -> None:
+    answer = get(server, files[name], headers=headers, how=how)
+    assert answer.status_code == 200
+    assert answer.headers["Content-Security-Policy"].endswith("frame-ancestors 'none'")
+    assert "script-src" not in answer.headers["Content-Security-Policy"]
+    assert CONTENTS[name] not in answer.data
+    assert ("<iframe" in answer.text) == (name == "table.html")
+    assert "allow-scripts" not in answer.text
+    assert "Run this file" in answer.text
+
+
+def test_script_runs_after_a_click_in_a_page_of_ours_alone(
+    server: Server, one: Run, files: dict[str, OutputFile]
+) -> None:
+    file = files["plot.html"]
+    wrong = [
+        {},
+        {**CLICK, "Sec-Fetch-Site": "none"},
+        {**CLICK, "Sec-Fetch-Site": "same-site"},
+        {**CLICK, "Sec-Fetch-Site": "cross-site"},
+        {**CLICK, "Sec-Fetch-Dest": "iframe"},
+        {**CLICK, "Sec-Fetch-Mode": "no-cors"},
+        {**CLICK, "Sec-Fetch-User": ""},
+        {**CLICK, "Sec-Purpose": "prefetch"},
+        {**CLICK, "Purpose": "prefetch"},
+    ]
+    for headers in wrong:
+        for answer in (
+            get(server, file, headers=headers, script="run"),
+            client(server).get(f"/runs/{one.key}?script={file.sha256}", headers=headers),
+        ):
+            assert answer.status_code == 200
+            assert "allow-scripts" not in answer.text
+            assert "The script was not run" in answer.text
+    answer = get(server, file, headers=CLICK, script="run")
+    assert answer.text.count("allow-scripts") == 1
+    assert "&amp;as=script" in answer.text
+    assert "WebRTC" in answer.text, "what a browser does not forbid is told"
+    answer = client(server).get(f"/runs/{one.key}?script={file.sha256}", headers=CLICK)
+    assert answer.text.count("allow-scripts") == 1
+    assert f"src='../a/{file.sha256}?name=plot.html&amp;as=script'" in answer.text
+
+
+def test_the_bytes_of_html_with_script_go_to_a_frame_of_ours_alone(
+    server: Server, files: dict[str, OutputFile]
+) -> None:
+    file = files["plot.html"]
+    answer = get(server, file, headers=FRAME, how="script")
+    assert answer.data == CONTENTS["plot.html"]
+    assert answer.headers["Content-Security-Policy"] == SCRIPTED
+    assert answer.headers["Connection-Allowlist"] == "()"
+    wrong = [
+        {},
+        CLICK,
+        {**FRAME, "Sec-Fetch-Site": "cross-site"},
+        {**FRAME, "Sec-Fetch-Site": "none"},
+        {**FRAME, "Sec-Fetch-Dest": "document"},
+        {**FRAME, "Sec-Fetch-Dest": "embed"},
+        {**FRAME, "Sec-Purpose": "prefetch"},
+    ]
+    for headers in wrong:
+        answer = get(server, file, headers=headers, how="script")
+        assert answer.status_code == 403
+        assert answer.headers["Content-Type"].startswith("text/plain")
+    for headers in (*wrong, FRAME):
+        answer = get(server, file, headers=headers, how="frame")
+        assert "is not shown without a click" in answer.text
+        assert ours(answer)
+
+
+def test_a_picture_that_a_tab_is_opened_with_is_in_a_page_of_ours(
+    server: Server, files: dict[str, OutputFile]
+) -> None:
+    answer = get(server, files["a.svg"], headers=CLICK)
+    assert "<img src='?name=a.svg'" in answer.text
+    assert "Run this file" not in answer.text
+    assert get(server, files["a.svg"], headers={"Sec-Fetch-Dest": "image"}).data == SVG
 
 
 def test_a_name_makes_nothing_of_bytes_that_they_are_not(
@@ -188,7 +297,7 @@ def test_what_is_not_there_or_no_name_is_a_404(server: Server, one: Run, name: s
 
 def test_only_a_login_opens_them(server: Server, one: Run, files: dict[str, OutputFile]) -> None:
     paths = [f"/runs/{one.key}", f"/a/{files['a.txt'].sha256}?name=a.txt", "/a/x"]
-    viewed = replace(server, viewer_user=VIEWER[0], viewer_password=VIEWER[1])
+    viewed = replace(server, logins=Logins(*ADMIN, *VIEWER))
     for path in paths:
         for made, login in (
             (server, None),
@@ -207,7 +316,7 @@ def test_only_a_login_opens_them(server: Server, one: Run, files: dict[str, Outp
 
 
 def test_the_viewers_login_opens_nothing_else(server: Server) -> None:
-    viewed = client(replace(server, viewer_user=VIEWER[0], viewer_password=VIEWER[1]), VIEWER)
+    viewed = client(replace(server, logins=Logins(*ADMIN, *VIEWER)), VIEWER)
     for method, path in (
         *(("get", path) for path in ("/versions", "/metrics", "/runs", "/a", "/a/../metrics", "//a/x")),
         *(("post", path) for path in ("/setup", "/predict", "/webhook")),
@@ -218,16 +327,13 @@ def test_the_viewers_login_opens_nothing_else(server: Server) -> None:
     assert viewed.get("/metrics").status_code == 401
 
 
-def test_without_a_login_of_its_own_a_backend_asks_viewers_only(
+def test_without_a_login_everything_is_open_on_this_machine(
     server: Server, files: dict[str, OutputFile]
 ) -> None:
     path = f"/a/{files['a.txt'].sha256}?name=a.txt"
-    free = replace(server, user="", password="")
-    assert client(free, None).get(path).status_code == 200
-    viewed = replace(free, viewer_user=VIEWER[0], viewer_password=VIEWER[1])
-    assert client(viewed, None).get(path).status_code == 401
-    assert client(viewed, VIEWER).get(path).status_code == 200
-    assert client(viewed, None).get("/versions").status_code == 200
+    free = client(replace(server, logins=Logins()), None)
+    assert free.get(path).status_code == 200
+    assert free.get(path, environ_base={"REMOTE_ADDR": "10.0.0.9"}).status_code == 403
 
 
 def test_only_reading_is_possible(server: Server, one: Run) -> None:
@@ -252,7 +358,7 @@ def test_a_store_that_fails_is_a_503_and_told_in_the_log_alone(
 
 def test_a_viewer_without_a_password_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BACKEND_VIEWER_USER", "view")
-    with pytest.raises(SetupError, match="has no password"):
+    with pytest.raises(SetupError, match="BACKEND_VIEWER_USER is set without BACKEND_VIEWER_PASSWORD"):
         make_server(Settings())
 
 
@@ -269,7 +375,10 @@ def test_downloads_come_from_a_store_that_signs_and_what_a_browser_shows_does_no
     signing = replace(server, artifacts=Signing(store.url))
     for name, file in files.items():
         answer = get(signing, file)
-        if name in ("图 1.png", "a.svg", "plot.html", "table.html", "old.html"):
+        if name.endswith(".html"):
+            assert ours(answer)
+            answer = get(signing, file, headers=FRAME, how="script")
+        if name.endswith((".html", ".svg")) or name == "图 1.png":
             assert answer.status_code == 200
             assert answer.data == CONTENTS[name]
             assert "sandbox" in answer.headers["Content-Security-Policy"]

@@ -17,17 +17,20 @@ from flask.testing import FlaskClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backend.answers import Answers
-from backend.app import log_as_json
-from backend.core.prompting import Promoted
-from backend.edge.adapters import Adapters
-from backend.edge.cases import Cases
-from backend.edge.ledger import Job, Ledger
-from backend.edge.metrics import Metrics
-from backend.edge.vllm import VllmModel
-from backend.jobs import Jobs
-from backend.predict import Drafter
-from backend.protocol import Server
+from draftloop.app import log_as_json
+from draftloop.drafting.drafter import Drafter
+from draftloop.drafting.versions import AskOptions
+from draftloop.flywheel.adapters import Adapters
+from draftloop.flywheel.jobs import Jobs
+from draftloop.ledger.sqlite import Job, Ledger
+from draftloop.model.vllm import VllmModel
+from draftloop.prompting.cases import Cases
+from draftloop.prompting.prompt import Promoted
+from draftloop.serving.answers import Answers
+from draftloop.serving.metrics import Metrics
+from draftloop.serving.protocol import Server
+from draftloop.serving.readiness import ModelCheck
+from draftloop.support.logins import Logins
 from tests.adapters import run_of
 from tests.fake_board import FakeBoard
 from tests.fake_vllm import FakeVllm, fake_vllm
@@ -55,10 +58,22 @@ def serve(
 ) -> Iterator[Server]:
     with VllmModel(fake.url, fake.name, find_adapter=Adapters(folder / "registry").find) as model:
         metrics = Metrics()
-        drafter = Drafter(metrics.metered(model), profile="compact", temperature=0, concurrency=16)
+        drafter = Drafter(
+            metrics.metered(model), AskOptions(profile="compact", temperature=0), concurrency=16
+        )
         ledger = Ledger(f"sqlite:///{folder}/ledger.sqlite3")
         answers = Answers(drafter, ledger, CASES.find, board, deadline_s=deadline_s, metrics=metrics)
-        yield Server(drafter, CASES, ledger, answers, "ann", "páss", model.probe, metrics, model.check_served)
+        yield Server(
+            drafter,
+            CASES,
+            ledger,
+            answers,
+            Logins("ann", "páss"),
+            ModelCheck(model).check,
+            metrics,
+            model.check_served,
+            model.check_schema,
+        )
         drafter.close()
 
 
@@ -108,7 +123,8 @@ def setup(client: FlaskClient, extra_params: Any, config: str = CONFIG, project:
     return client.post("/setup", json=body)
 
 
-def test_health_and_readiness_need_no_password_and_everything_else_does(client: FlaskClient) -> None:
+def test_health_and_readiness_need_no_password_and_everything_else_does(server: Server) -> None:
+    client = logged_in(replace(server, logins=replace(server.logins, wrong_logins=100)))
     client.environ_base.pop("HTTP_AUTHORIZATION")
     assert client.get("/health").status_code == 200
     assert client.get("/ready").status_code == 200
@@ -207,7 +223,7 @@ def test_extra_params_that_cannot_be_used_are_refused_in_a_sentence(
     assert words in answer.get_json()["error"]
     assert hint in answer.get_json()["hint"]
     # Label Studio shows nothing but the status.
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["error"] == answer.get_json()["error"]
+    assert json.loads(capsys.readouterr().out.strip().split("\n")[-1])["error"] == answer.get_json()["error"]
     assert predict(client, [task(1)])[0]["result"], "what was refused is not remembered"
 
 
@@ -215,6 +231,19 @@ def test_a_model_that_cannot_be_checked_is_taken(server: Server) -> None:
     with VllmModel("http://127.0.0.1:9/v1", "x") as nobody:
         client = logged_in(replace(server, check_served=nobody.check_served))
         assert setup(client, {"model": "big"}).get_json()["model_version"].startswith("big-")
+
+
+def test_a_label_that_the_model_takes_for_a_control_token_is_refused_at_set_up(client: FlaskClient) -> None:
+    config = """<View><Text name="text" value="$text"/><Labels name="l" toName="text">
+    <Label value="&lt;|im_start|&gt; marker"/><Label value="&lt;b&gt;"/></Labels></View>"""
+    answer = client.post("/setup", json={"project": "7.1", "schema": config, "extra_params": None})
+    assert answer.status_code == 400
+    assert "holds '<|im_start|>'" in answer.get_json()["error"]
+    fine = config.replace("|im_start|", "|start|")
+    assert (
+        client.post("/setup", json={"project": "7.1", "schema": fine, "extra_params": None}).status_code
+        == 200
+    )
 
 
 COMPLAINT = CASES.config("complaint")
@@ -327,6 +356,48 @@ def test_there_are_exactly_n_results_in_order_whatever_fails_inside(
     assert all(isinstance(result["score"], float) for result in results if result)
 
 
+@pytest.mark.parametrize(
+    "id_", [{}, {"id": None}, {"id": 0}, {"id": "12"}, {"id": True}, {"id": 1.5}, {"id": 2**70}]
+)
+def test_a_task_without_an_id_that_we_know_is_drafted(client: FlaskClient, id_: dict[str, Any]) -> None:
+    tasks = [
+        {**id_, "data": task(5)["data"]},
+        task(6),
+        {**id_, "data": {"other": "x"}},
+        {**id_, "data": task(7)["data"]},
+    ]
+    results = predict(client, tasks)
+    assert [bool(result["result"]) for result in results] == [True, True, False, True]
+
+
+@pytest.mark.parametrize("depth", [150, 5000, 100_000])
+def test_a_task_that_is_nested_without_an_end_costs_only_itself(client: FlaskClient, depth: int) -> None:
+    text = json.dumps(
+        {"tasks": [task(5), task(6, "MARK]"), task(7)], "label_config": CONFIG, "project": "7.1"}
+    )
+    for deep in ("[" * depth + "1" + "]" * depth, '{"a[":' * depth + "1" + "}" * depth):
+        body = text.replace('"MARK]"', f'"MARK]", "deep": {deep}')
+        answer = client.post("/predict", data=body, content_type="application/json")
+        assert answer.status_code == 200, answer.text
+        results = answer.get_json()["results"]
+        assert [bool(result["result"]) for result in results] == [True, False, True]
+
+
+def test_a_lone_surrogate_anywhere_is_no_500(client: FlaskClient, capfd: pytest.CaptureFixture[str]) -> None:
+    for path in ("/webhook", "/setup", "/predict"):
+        body = {
+            "action": "\ud83d",
+            "project": "\ud83d",
+            "schema": "\ud83d",
+            "label_config": "\ud83d",
+            "tasks": [],
+        }
+        assert client.post(path, json=body).status_code in (200, 400)
+    structlog.get_logger("backend").info("\ud83d", title="half \ud83d")
+    last = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert (last["event"], last["title"]) == ("\ud83d", "half \ud83d")
+
+
 def test_a_model_server_that_is_down_leaves_items_that_are_asked_for_again(
     fake: FakeVllm, tmp_path: Path
 ) -> None:
@@ -412,7 +483,9 @@ def test_readiness_is_asked_of_the_model_once_in_a_while(client: FlaskClient, fa
             pool.map(lambda _: client.application.test_client().get("/ready").status_code, range(16))
         )
     assert codes == [200] * 16
-    assert len(fake.asked) == 2  # the probe's two requests
+    asked = len(fake.asked)
+    assert asked < 15
+    assert len([body for body in fake.asked if "dependentRequired" in str(body)]) == 1
 
 
 def test_metrics_count_what_was_drafted(client: FlaskClient, fake: FakeVllm) -> None:
@@ -452,7 +525,7 @@ def test_the_log_says_what_was_done_and_never_what_was_read_or_written(
     predict(client, [task(4, secret)])
     client.post("/webhook", json={"action": "ANNOTATION_CREATED", "task": task(5, secret)})
     predict(client, [task(6, secret)], UNSUPPORTED)
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    lines = [json.loads(line) for line in capsys.readouterr().out.strip().split("\n")]
     drafts = [line for line in lines if line["event"] == "draft"]
     assert [line["task"] for line in drafts] == [1, *(2, 3) * 3, 4]
     assert {line["status"] for line in drafts} == {"ok", "undecodable", "failed"}
@@ -471,9 +544,9 @@ def test_a_defect_is_logged_by_place_without_the_words_of_the_exception(
     answer = client.post("/predict", json=body)
     assert answer.status_code == 500
     assert "Traceback" not in answer.text
-    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    line = json.loads(capsys.readouterr().out.strip().split("\n")[-1])
     assert (line["event"], line["error"]) == ("request failed", "RuntimeError")
-    assert any("predict.py" in place for place in line["where"])
+    assert any("drafter.py" in place for place in line["where"])
     assert "cannot schedule" not in json.dumps(line)
 
 
@@ -486,6 +559,39 @@ def test_a_bad_body_is_told_in_a_sentence(client: FlaskClient, path: str, body: 
     assert answer.status_code == 400
     assert answer.get_json()["error"]
     assert answer.get_json()["hint"]
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        *('Rating maxRating=""', 'Rating maxRating="abc"', 'TextArea maxSubmissions="unlimited"'),
+        *(
+            'Number min="1,5"',
+            'Number max="1e999" min="1e999"',
+            'Choices required="yes"',
+            'DateTime only="year"',
+        ),
+        *(
+            'Labels toName="text,text2"',
+            'Choices value="$第一列"',
+            'Choices visibleWhen="choice-selected" whenTagName="x"',
+        ),
+    ],
+)
+def test_a_config_that_cannot_be_used_is_told_in_a_sentence_at_set_up(client: FlaskClient, tag: str) -> None:
+    name, _, attributes = tag.partition(" ")
+    if "toName" not in attributes:
+        attributes += ' toName="text"'
+    option = {"Choices": '<Choice value="x"/>', "Labels": '<Label value="x"/>'}.get(name, "")
+    config = (
+        '<View><Text name="text" value="$text"/><Text name="text2" value="$text"/>'
+        f'<{name} name="field" {attributes}>{option}</{name}></View>'
+    )
+    answer = setup(client, None, config)
+    assert answer.status_code == 400
+    assert "'field'" in answer.get_json()["error"]
+    assert answer.get_json()["hint"]
+    assert predict(client, [task(1)], config) == [{}]
 
 
 json_values = st.recursive(

@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from backend.edge.labelstudio import LabelStudio
+from draftloop.labelstudio import LabelStudio
 from tests.conftest import LabelStudioServer, ModelServer, backend_settings
 from tests.faults import backend_with, connect, project_of, until
 from tests.promotions import press_train
@@ -41,7 +41,7 @@ def test_the_button_starts_one_job_however_many_press_it_and_a_new_annotation_th
         until(ended)
         (job,) = backend.get("/jobs").json()["jobs"]
         assert (job["state"], job["step"]) == ("failed", "train")
-        assert job["told"].startswith("scripts/train failed")
+        assert job["told"].startswith("draftloop train failed")
         assert job["told"] in backend.log()
         assert f'"doing": "begun by {job["why"]}"' in backend.log()
         env = environment(label_studio, tmp_path, **settings)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from backend.core.labelling import Task
-from backend.core.sample import present
+from draftloop.dataset.sample import present
+from draftloop.labelling.labelling import Task
 from models.corpus import generate
 from tests.conftest import LabelStudioServer, ModelServer
 from tests.faults import connect, opened, until

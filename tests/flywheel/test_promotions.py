@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from backend.core.prompting import Promoted
+from draftloop.prompting.prompt import Promoted
 from models.corpus import generate
 from tests.adapters import peft_runs, pointed_at
 from tests.conftest import LabelStudioServer, ModelServer, missing
@@ -63,7 +63,7 @@ def asked_all_along(stage: Stage) -> Iterator[set[str]]:
 
 
 def killed_when(stage: Stage, true: Callable[[], bool], *arguments: object) -> None:
-    """Start scripts/promote and kill it once something is true."""
+    """Start draftloop promote and kill it once something is true."""
     command = (*arguments, "--project", stage.project.id, "--out", stage.records)
     process = start(stage.env, "promote", *command)
     while not true():

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from backend.core.execution import Attempt
-from backend.core.runs import RUN_KEY, Run
-from backend.edge.artifacts import Artifacts
-from backend.edge.labelstudio import LabelStudio
+from draftloop.execution.artifacts import Artifacts
+from draftloop.labelstudio import LabelStudio
+from draftloop.runs.job import Attempt
+from draftloop.runs.run import RUN_KEY, Run
 from tests import verbs
 from tests.code_runs import SALES, attempt, run, write
 from tests.conftest import LabelStudioServer

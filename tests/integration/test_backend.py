@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from backend.core.labelling import Task
-from backend.edge.cases import Cases
-from backend.edge.labelstudio import LabelStudio, Project
+from draftloop.labelling.labelling import Task
+from draftloop.labelstudio import LabelStudio, Project
+from draftloop.prompting.cases import Cases
+from draftloop.support.environments import ROOT
 from models.corpus import generate
-from scripts.servers import ROOT
 from tests.conftest import BackendServer, LabelStudioServer
 
 CASES = Cases(ROOT / "label_config")
@@ -23,9 +23,7 @@ def studio(label_studio: LabelStudioServer) -> Iterator[LabelStudio]:
 
 def connected(studio: LabelStudio, backend: BackendServer, case: str, title: str) -> Project:
     project = studio.create_project(title, CASES.config(case))
-    studio.connect_backend(
-        project, backend.url, user=backend.user, password=backend.password, extra_params={"case": case}
-    )
+    studio.connect_backend(project, backend.url, **backend.logins, extra_params={"case": case})
     return project
 
 

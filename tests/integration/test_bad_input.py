@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from backend.edge.labelstudio import LabelStudio
+from draftloop.labelstudio import LabelStudio
 from tests.conftest import BackendServer, LabelStudioServer, ModelServer
 from tests.faults import CASES, connect, opened, project_of, stored, until
 from tests.verbs import environment, run
@@ -115,7 +115,7 @@ def test_the_answer_obeys_its_schema_whatever_the_text_asks_for(
             file = tmp_path / f"{case}-{profile}.jsonl"
             code, _, err = run(env, "prelabel", "--project", project.id, "--case", case, "--out", file)
             assert code == 0, err
-            records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            records = [json.loads(line) for line in file.read_bytes().splitlines()]
             assert len(records) == len(INJECTIONS)
             assert [row for row in records if breaks_its_schema(case, row)] == []
         for task in studio.tasks(project, full=True):

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import httpx
 
-from backend.edge.cases import Cases
-from backend.edge.labelstudio import LabelStudio
+from draftloop.cli import servers
+from draftloop.labelstudio import LabelStudio
+from draftloop.prompting.cases import Cases
+from draftloop.support.environments import ROOT
 from models.corpus import generate
-from scripts import servers
 from tests.conftest import LabelStudioServer, ModelServer, backend_settings, installed
 from tests.promotions import of_truths
 from tests.verbs import environment, run_here
 
-CASES = Cases(servers.ROOT / "label_config")
-SMALL = servers.ROOT / "models" / "tiny-qwen3-small"
+CASES = Cases(ROOT / "label_config")
+SMALL = ROOT / "models" / "tiny-qwen3-small"
 TASKS = 30
 
 
@@ -49,7 +50,7 @@ def test_the_small_model_drafts_and_the_larger_one_what_it_is_not_sure_of(
         records = tmp_path / "records.jsonl"
         code, _, err = run_here(env, "prelabel", "--project", project.id, "--out", records)
         assert code == 0, err
-        rows = [json.loads(line) for line in records.read_text().splitlines()]
+        rows = [json.loads(line) for line in records.read_bytes().splitlines()]
         assert len(rows) == TASKS
         assert set(Counter(row["cascade"] for row in rows)) == {"kept", "escalated"}
         assert {row["model"] for row in rows if row["cascade"] == "kept"} == {SMALL.name}

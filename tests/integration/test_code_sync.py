@@ -11,21 +11,21 @@ from typing import Any
 
 import pytest
 
-from backend.core.execution import Limits, Script
-from backend.core.labelling import STATUS_KEY, Task, Value
-from backend.core.prompting import Message
-from backend.core.runs import NO_RUN, InputFile, run_key
-from backend.edge.artifacts import Artifacts
-from backend.edge.cases import Cases
-from backend.edge.interpreter import Interpreter, Interpreters
-from backend.edge.labelstudio import LabelStudio, Project
-from backend.edge.sandbox import LastingSandbox, SandboxProcess, fresh_folder
-from backend.runner import Runner
-from scripts import servers
+from draftloop.execution.artifacts import Artifacts
+from draftloop.execution.interpreter import Interpreter, Interpreters
+from draftloop.execution.runner import Runner
+from draftloop.execution.sandbox import LastingSandbox, SandboxProcess, fresh_folder
+from draftloop.labelling.labelling import STATUS_KEY, Task, Value
+from draftloop.labelstudio import LabelStudio, Project
+from draftloop.prompting.cases import Cases
+from draftloop.prompting.prompt import Message
+from draftloop.runs.job import Limits, Script
+from draftloop.runs.run import NO_RUN, InputFile, run_key
+from draftloop.support.environments import ROOT, find_environment
 from tests.conftest import LabelStudioServer, installed
 from tests.verbs import environment, kill, run, start
 
-CASES = Cases(servers.ROOT / "label_config")
+CASES = Cases(ROOT / "label_config")
 CASE = CASES.get("code_analysis")
 TABLE = "城市,金额\n北京,120\n上海,30\n".encode()
 SALES = InputFile("销售.csv", "三月/销售.csv", len(TABLE), hashlib.sha256(TABLE).hexdigest())
@@ -88,7 +88,7 @@ class Desk:
 
     def lines(self, file: str, name: str = "d") -> list[dict[str, Any]]:
         text = (self.folder / name / file).read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
+        return [json.loads(line) for line in text.split("\n") if line]
 
     def content(self, name: str) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in (self.folder / name).iterdir()}
@@ -100,12 +100,12 @@ class Desk:
 @pytest.fixture
 def desk(label_studio: LabelStudioServer) -> Iterator[Desk]:
     with installed():
-        pythons = [servers.environment(name) / "bin" / "python" for name in ("sandbox", "open-interpreter")]
+        pythons = [find_environment(name) / "bin" / "python" for name in ("sandbox", "open-interpreter")]
     with tempfile.TemporaryDirectory(prefix="code-sync-", dir="/var/tmp") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        (folder / "inputs" / "三月").mkdir(parents=True)
-        (folder / "inputs" / SALES.path).write_bytes(TABLE)
+        (folder / "inputs" / "shared" / "三月").mkdir(parents=True)
+        (folder / "inputs" / "shared" / SALES.path).write_bytes(TABLE)
         artifacts = Artifacts(str(folder / "artifacts"))
         sandbox = LastingSandbox(
             lambda: SandboxProcess(pythons[0], fresh_folder(folder / "runs"), inputs=[folder / "inputs"])

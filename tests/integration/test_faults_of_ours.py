@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from backend.core.labelling import Task
-from backend.edge.labelstudio import LabelStudio
+from draftloop.labelling.labelling import Task
+from draftloop.labelstudio import LabelStudio
 from tests.conftest import LabelStudioServer, ModelServer, backend_settings
 from tests.faults import (
     CASES,

@@ -7,21 +7,23 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from backend.core.labelling import Task
-from backend.edge.cases import Cases
-from backend.edge.vllm import VllmModel
-from backend.predict import Drafter
-from scripts import servers
+from draftloop.cli import servers
+from draftloop.drafting.drafter import Drafter
+from draftloop.drafting.versions import AskOptions
+from draftloop.labelling.labelling import Task
+from draftloop.model.vllm import VllmModel
+from draftloop.prompting.cases import Cases
+from draftloop.support.environments import ROOT, find_environment
 
-CASES = Cases(servers.ROOT / "label_config")
+CASES = Cases(ROOT / "label_config")
 TEXTS = [f"我想预订2026年5月{day}日从昆明到哈尔滨的经济舱,一共3人。" for day in range(1, 13)]
 
 
 @pytest.fixture(scope="module", params=["qwen2", "qwen3"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmModel]:
     folder: Path = tmp_path_factory.mktemp(request.param)
-    python = servers.environment("train") / "bin" / "python"
-    subprocess.run([python, "tests/random_qwen.py", request.param, folder], cwd=servers.ROOT, check=True)
+    python = find_environment("train") / "bin" / "python"
+    subprocess.run([python, "tests/random_qwen.py", request.param, folder], cwd=ROOT, check=True)
     extra = ("--max-model-len", "4096")
     with (
         servers.start_vllm(folder, served_name=request.param, extra=extra, log=folder / "vllm.log") as server,
@@ -31,7 +33,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_every_draft_has_the_shape_that_the_schema_says_and_the_preamble_is_cached(model: VllmModel) -> None:
-    drafter = Drafter(model, profile="full", temperature=0.3, concurrency=4)
+    drafter = Drafter(model, AskOptions(profile="full", temperature=0.3), concurrency=4)
     case = CASES.get("flight_booking")
     tasks = [Task(number, {"text": text}) for number, text in enumerate(TEXTS)]
     drafts = drafter.draft(case, tasks, deadline_s=120)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.edge.labelstudio import LabelStudio, Project
+from draftloop.labelstudio import LabelStudio, Project
 from tests.conftest import LabelStudioServer
 from tests.verbs import environment, kill, run, start
 
@@ -63,8 +63,52 @@ def test_every_kind_of_file_gives_the_same_tasks(
     code, out, err = run(env, "import_tasks", "--project", project.id, file)
     assert code == 0, err
     assert f"imported {len(ROWS)} of {len(ROWS)} rows" in out
-    assert f"scripts/prelabel --project {project.id}" in out
+    assert f"draftloop prelabel --project {project.id}" in out
     assert [task["data"] for task in studio.tasks(project)] == [{**row, "draft_status": ""} for row in ROWS]
+
+
+def test_the_annotations_of_an_export_are_imported_with_their_tasks(
+    studio: LabelStudio, project: Project, env: dict[str, str], tmp_path: Path
+) -> None:
+    region = {"from_name": "name", "to_name": "text", "type": "textarea", "value": {"text": ["张三"]}}
+    skipped = {"result": [], "was_cancelled": True, "completed_by": {"email": "nobody@example.com"}}
+    rows = [
+        {
+            "id": 77,
+            "data": ROWS[0],
+            "annotations": [{"id": 5, "result": [region], "completed_by": 99, "lead_time": 2.5}],
+        },
+        {"id": 78, "data": ROWS[1], "annotations": [skipped], "predictions": [{"result": [region]}]},
+        {"id": 79, "data": ROWS[2]},
+    ]
+    file = tmp_path / "export.json"
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    code, out, err = run(env, "import_tasks", "--project", project.id, file)
+    assert code == 0, err
+    assert "with 2 annotations, which are now yours" in out
+    assert "the predictions of 1 rows" in out
+    found = [task["annotations"] for task in studio.tasks(project, full=True)]
+    assert [len(annotations) for annotations in found] == [1, 1, 0]
+    (first,), (second,), _ = found
+    assert (first["result"], first["lead_time"], first["ground_truth"]) == ([region], 2.5, False)
+    assert second["was_cancelled"]
+
+
+def test_a_row_that_label_studio_refuses_costs_the_others_nothing(
+    studio: LabelStudio, env: dict[str, str], tmp_path: Path
+) -> None:
+    config = """<View><HyperText name="text" value="$text"/>
+    <Choices name="pick" toName="text"><Choice value="a"/></Choices></View>"""
+    project = studio.create_project(f"refused {time.time_ns()}", config)
+    file = tmp_path / "rows.jsonl"
+    file.write_text(
+        "\n".join(json.dumps({"text": text}) for text in ("<p>one</p>", 5, "two")), encoding="utf-8"
+    )
+    code, out, err = run(env, "import_tasks", "--project", project.id, file)
+    assert code == 1
+    assert "rows.jsonl line 2: Label Studio refuses" in err
+    assert "imported 2 of 3 rows" in out
+    assert texts(studio, project) == ["<p>one</p>", "two"]
 
 
 def test_rows_that_are_there_or_come_twice_are_skipped(
@@ -155,7 +199,7 @@ def test_wrong_usage_exits_with_2_and_help_shows_examples(env: dict[str, str]) -
     assert run(env, "import_tasks", "nowhere.csv")[0] == 2
     code, out, _ = run(env, "import_tasks", "--help")
     assert code == 0
-    assert "\n      scripts/import_tasks --project 7 complaints.csv\n" in out
+    assert "\n      draftloop import-tasks --project 7 complaints.csv\n" in out
 
 
 def test_killed_midway_and_run_again_every_row_is_there_once(

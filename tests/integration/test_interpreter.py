@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from backend.core.prompting import Message
-from backend.edge.interpreter import Answer, Interpreter
-from backend.errors import ServiceError, SetupError
-from scripts import servers
+from draftloop.errors import ServiceError, SetupError
+from draftloop.execution.interpreter import Answer, Interpreter
+from draftloop.prompting.prompt import Message
+from draftloop.support.environments import ROOT, find_environment
 from tests.conftest import installed
 
 # What the library would change, refuse or run by itself if it saw it.
@@ -27,7 +27,7 @@ TRAPS = [
 @pytest.fixture(scope="module")
 def interpreter() -> Iterator[Interpreter]:
     with installed():
-        python = servers.environment("open-interpreter") / "bin" / "python"
+        python = find_environment("open-interpreter") / "bin" / "python"
     with Interpreter(python) as opened:
         yield opened
 
@@ -114,7 +114,7 @@ def test_a_conversation_ends_at_its_limit_and_when_it_is_closed(interpreter: Int
 
 def test_a_missing_environment_is_said(tmp_path: object) -> None:
     with (
-        Interpreter(servers.ROOT / "no" / "python") as missing,
+        Interpreter(ROOT / "no" / "python") as missing,
         pytest.raises(SetupError, match="cannot be started"),
     ):
         missing.converse("One", ask=Played([]).ask, run=Played([]).run, limit_s=5)

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from backend.core.labelling import Task, compile_labelling
-from backend.edge.labelstudio import EVENTS, TABS, LabelStudio, Project
-from backend.errors import DraftloopError, ServiceError, SetupError
+from draftloop.errors import DraftloopError, ServiceError, SetupError
+from draftloop.labelling.labelling import Task, compile_labelling
+from draftloop.labelstudio import EVENTS, TABS, LabelStudio, Project
+from draftloop.labelstudio.client import _basic
 from tests.conftest import LabelStudioServer
 from tests.families import FAMILIES
 
@@ -149,9 +150,16 @@ def test_a_refused_config_is_told_in_label_studios_words(studio: LabelStudio) ->
         studio.create_project("refused", "<View><Choices/></View>")
 
 
-def test_backend_and_webhook_are_connected_once_both_with_auth(studio: LabelStudio, project: Project) -> None:
+def test_backend_and_webhook_are_connected_once_each_with_its_own_login(
+    studio: LabelStudio, project: Project
+) -> None:
     with recording_backend() as (url, calls):
-        login: Any = {"extra_params": {"case": "complaint"}, "user": "drafts", "password": "the-password"}
+        login: Any = {
+            "extra_params": {"case": "complaint"},
+            "user": "drafts",
+            "password": "the-password",
+            "webhook_secret": "the-webhooks-secret",
+        }
         assert studio.connect_backend(project, url, **login) == {"backend": "made", "webhook": "made"}
         assert studio.connect_backend(project, f"{url}/", **login) == {
             "backend": "already there",
@@ -163,14 +171,65 @@ def test_backend_and_webhook_are_connected_once_both_with_auth(studio: LabelStud
         assert backend.url == url
         assert (hook.url, hook.send_for_all_actions) == (f"{url}/webhook", False)
         assert sorted(hook.actions or []) == sorted(EVENTS)
+        assert hook.headers == {"Authorization": "Bearer the-webhooks-secret"}
         (task_id,) = imported(studio, project, 1)
         studio.submit_annotation(task_id, prediction(task_id)["result"])
-    headers = {header for _, header, _ in calls}
-    assert len(headers) == 1
-    assert headers.pop().startswith("Basic ")
+        assert studio.count_annotations(project.id) == 1
+    headers = {path: header for path, header, _ in calls}
+    assert headers.pop("/webhook") == "Bearer the-webhooks-secret"
+    assert len(set(headers.values())) == 1
+    assert next(iter(headers.values())).startswith("Basic ")
     bodies = {path: body for path, _, body in calls}
     assert json.loads(bodies["/setup"]["extra_params"]) == {"case": "complaint"}
     assert bodies["/webhook"]["action"] == "ANNOTATION_CREATED"
+
+
+def test_a_webhook_that_carries_the_backends_login_is_given_its_own(
+    studio: LabelStudio, project: Project
+) -> None:
+    login: Any = {"extra_params": {}, "user": "drafts", "password": "the-password"}
+    ours, theirs = _basic("drafts", "the-password"), {"Authorization": "Basic c29tZTpib2R5"}
+    with recording_backend() as (url, _):
+        studio.connect_backend(project, url, **login)
+        (made,) = studio._sdk.webhooks.list(project=str(project.id))
+        assert made.headers == {}  # nobody's login, rather than everybody's
+        assert made.id is not None
+        # As earlier versions made it; by another address of the backend too, and beside somebody else's.
+        studio._sdk.webhooks.update(made.id, url=f"{url}/webhook", headers={"Authorization": ours})
+        for path, header in (("other/webhook", {"Authorization": ours}), ("theirs", theirs)):
+            studio._sdk.webhooks.create(
+                project=project.id,
+                url=f"{url}/{path}",
+                headers=header,
+                actions=["TASKS_DELETED"],
+                send_for_all_actions=False,
+            )
+        secret: Any = {"webhook_secret": "the-webhooks-secret"}
+        assert studio.connect_backend(project, url, **login, **secret)["webhook"] == "updated"
+        assert studio.connect_backend(project, url, **login, **secret)["webhook"] == "already there"
+        hooks = studio._sdk.webhooks.list(project=str(project.id))
+    assert {hook.url: hook.headers for hook in hooks} == {
+        f"{url}/webhook": {"Authorization": "Bearer the-webhooks-secret"},
+        f"{url}/other/webhook": {"Authorization": "Bearer the-webhooks-secret"},
+        f"{url}/theirs": theirs,
+    }
+    assert {tuple(hook.actions or ()) for hook in hooks if hook.url != f"{url}/webhook"} == {
+        ("TASKS_DELETED",)
+    }
+
+
+def test_webhooks_are_removed_where_none_is_wanted(studio: LabelStudio, project: Project) -> None:
+    with recording_backend() as (url, calls):
+        studio.connect_backend(project, url, extra_params={})
+        theirs = f"{url}/theirs"
+        studio._sdk.webhooks.create(project=project.id, url=theirs, send_for_all_actions=True)
+        without: Any = {"extra_params": {}, "webhook": False}
+        assert studio.connect_backend(project, url, **without)["webhook"] == "removed"
+        assert studio.connect_backend(project, url, **without) == {"backend": "already there"}
+        assert [hook.url for hook in studio._sdk.webhooks.list(project=str(project.id))] == [theirs]
+        (task_id,) = imported(studio, project, 1)
+        studio.submit_annotation(task_id, prediction(task_id)["result"])
+    assert "/webhook" not in {path for path, _, _ in calls}
 
 
 def test_what_people_wrote_into_the_connection_stays(studio: LabelStudio, project: Project) -> None:
@@ -226,6 +285,20 @@ def test_tabs_are_made_once_and_part_the_tasks_by_what_the_rules_said(
     )
     studio.set_task_data(ids[0], {"text": "text 0", "draft_status": "<b>The draft breaks its rules</b>"})
     assert tabs(studio, project) == dict(zip(TABS, (ids, ids[:1], ids[1:3]), strict=True))
+
+
+def test_tabs_hide_what_is_for_the_page_of_a_task_and_reasons_where_there_are_none(
+    studio: LabelStudio, project: Project
+) -> None:
+    studio.keep_tabs(project, shows_status=True)
+    views = studio._get("tabs", "api/dm/views/", {"project": project.id})
+    hidden = {view["data"]["title"]: view["data"]["hiddenColumns"] for view in views}
+    for title, columns in hidden.items():
+        assert {"tasks:data.input_preview", "tasks:data.run_output"} <= set(columns["explore"]), title
+        assert ("tasks:data.draft_status" in columns["explore"]) == (title == "Passed the rules")
+        assert ("tasks:completed_at" in columns["explore"]) == (title == "Needs a human")
+        assert "tasks:data.draft_status" in columns["labeling"], "it stands above the task"
+        assert "tasks:data.instruction" not in columns["explore"] + columns["labeling"]
 
 
 def test_tabs_go_by_score_where_the_config_shows_no_status(studio: LabelStudio) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from backend.core.labelling import NEXT_KEY
-from backend.edge.cases import Cases
-from backend.edge.labelstudio import NEXT_TAB, LabelStudio, Project
-from backend.review import put_next
-from scripts.servers import ROOT
+from draftloop.labelling.labelling import NEXT_KEY
+from draftloop.labelstudio import NEXT_TAB, LabelStudio, Project
+from draftloop.prompting.cases import Cases
+from draftloop.review.queues import put_next
+from draftloop.support.environments import ROOT
 from tests.conftest import LabelStudioServer
 from tests.verbs import environment, run_here
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from backend.core.labelling import Task
-from backend.edge.cases import Cases
-from backend.edge.labelstudio import LabelStudio, Project
-from backend.edge.ledger import Ledger
-from scripts import servers
+from draftloop.cli import servers
+from draftloop.labelling.labelling import Task
+from draftloop.labelstudio import LabelStudio, Project
+from draftloop.ledger.sqlite import Ledger
+from draftloop.prompting.cases import Cases
 from tests.conftest import LabelStudioServer
 from tests.fake_vllm import Body, FakeVllm, fake_vllm
 from tests.verbs import environment, kill, run, start
@@ -59,7 +59,7 @@ def env(label_studio: LabelStudioServer, model: FakeVllm, tmp_path: Path) -> dic
 
 
 def records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def assert_every_task_was_drafted_once(studio: LabelStudio, project: Project, file: Path) -> None:

@@ -1,4 +1,4 @@
-"""scripts/promote on real servers: what is worse is refused, what is better drafts, and it goes back.
+"""draftloop promote on real servers: what is worse is refused, what is better drafts, and it goes back.
 
 The adapters are PEFT's (tests/consumers/peft_adapters.py): `zero` drafts as the base does, `worse` worse than
 it. So `zero` is better than a project's version by construction once `worse` is that version. What breaks in
@@ -7,7 +7,7 @@ between is in tests/flywheel.
 
 from pathlib import Path
 
-from backend.core.prompting import Promoted
+from draftloop.prompting.prompt import Promoted
 from tests.conftest import LabelStudioServer, ModelServer
 from tests.promotions import TASKS, staged
 from tests.verbs import run_here
@@ -61,6 +61,6 @@ def test_what_is_worse_is_refused_what_is_better_drafts_and_is_rolled_back(
 def test_help_shows_examples_and_wrong_usage_is_told() -> None:
     code, out, _ = run_here({}, "promote", "--help")
     assert code == 0
-    assert "scripts/promote --rollback --project 7" in out
+    assert "draftloop promote --rollback --project 7" in out
     for arguments in ([], ["run"], ["run", "--project", 1, "--rollback"], ["--project", 1]):
         assert run_here({}, "promote", *arguments)[0] == 2

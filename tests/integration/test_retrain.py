@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from backend.core.prompting import Promoted
-from backend.edge.adapters import Adapters
-from backend.edge.ledger import Ledger
-from backend.errors import ServiceError
-from backend.jobs import REFUSED, Training
-from scripts import servers
+from draftloop.errors import ServiceError
+from draftloop.flywheel.adapters import Adapters
+from draftloop.flywheel.jobs import REFUSED, Training
+from draftloop.ledger.sqlite import Ledger
+from draftloop.prompting.prompt import Promoted
+from draftloop.support.environments import ROOT
+from draftloop.support.progress import UNWATCHED
 from tests.faults import until
 
 GOOD = {
@@ -26,10 +27,10 @@ GOOD = {
 IN_A_PROCESS = """
 import sys
 from pathlib import Path
-from backend.edge.adapters import Adapters
-from backend.edge.ledger import Ledger
+from draftloop.flywheel.adapters import Adapters
+from draftloop.ledger.sqlite import Ledger
 from tests.integration.test_retrain import training
-from scripts.terminal import plain_errors
+from draftloop.cli.terminal import plain_errors
 with plain_errors(""):
     training(Path(sys.argv[1]), Ledger(sys.argv[2])).run()
 """
@@ -49,7 +50,15 @@ def training(folder: Path, ledger: Ledger, **verbs: str) -> Training:
     adapters = Adapters(folder / "registry")
     log = home / "log"
     return Training(
-        ledger, job, scripts, home, Path("/base"), ["--set", "r=4"], adapters, log, lambda _: None
+        ledger,
+        job,
+        lambda verb: [str(scripts / verb)],
+        home,
+        Path("/base"),
+        ["--set", "r=4"],
+        adapters,
+        log,
+        UNWATCHED,
     )
 
 
@@ -89,11 +98,11 @@ def test_a_job_syncs_trains_and_promotes_and_the_same_samples_are_one_run(
 
 def test_a_verb_that_fails_ends_the_job_in_its_words(tmp_path: Path, ledger: Ledger) -> None:
     failing = 'echo "12 rows"; echo "error: 12 rows are too few. Correct more." >&2; exit 1'
-    with pytest.raises(ServiceError, match=r"scripts/train failed \(exit status 1\): 12 rows are too few"):
+    with pytest.raises(ServiceError, match=r"draftloop train failed \(exit status 1\): 12 rows are too few"):
         training(tmp_path, ledger, train=failing).run()
     state, step, told = last(ledger)
     assert (state, step) == ("failed", "train")
-    assert told == "scripts/train failed (exit status 1): 12 rows are too few. Correct more."
+    assert told == "draftloop train failed (exit status 1): 12 rows are too few. Correct more."
     assert "promoted" not in (tmp_path / "home" / "log").read_text()
 
 
@@ -127,7 +136,7 @@ def test_what_ends_a_job_ends_its_verb_too_and_the_next_job_begins(
     scripts = training(tmp_path, ledger, train=waits)
     ledger.end_job(scripts.job.id, "stopped", "Only its verbs were wanted.")
     url = f"sqlite:///{tmp_path}/ledger.sqlite3"
-    process = subprocess.Popen([sys.executable, "-c", IN_A_PROCESS, tmp_path, url], cwd=servers.ROOT)
+    process = subprocess.Popen([sys.executable, "-c", IN_A_PROCESS, tmp_path, url], cwd=ROOT)
     until((tmp_path / "pid").exists)
     process.send_signal(number)
     process.wait(30)

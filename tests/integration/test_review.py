@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from backend.core.labelling import STATUS_KEY
-from backend.core.spotcheck import CONFIG
-from backend.edge.cases import Cases
-from backend.edge.labelstudio import SENT_BACK_TAB, LabelStudio, Project
-from backend.review import open_spot_check, send_back, stopped_by
-from backend.sync import Report, sync
-from scripts.servers import ROOT
+from draftloop.dataset.spot_check import CONFIG
+from draftloop.dataset.sync import Report, sync
+from draftloop.labelling.labelling import STATUS_KEY
+from draftloop.labelstudio import SENT_BACK_TAB, LabelStudio, Project
+from draftloop.prompting.cases import Cases
+from draftloop.review.queues import open_spot_check, send_back, stopped_by
+from draftloop.support.environments import ROOT
 from tests.conftest import LabelStudioServer
 from tests.verbs import environment, run
 
@@ -51,7 +51,7 @@ def synced(studio: LabelStudio, project: Project, folder: Path, **changes: Any) 
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def test_a_verdict_of_the_review_project_lets_samples_pass_or_holds_them(

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from scripts import servers
+from draftloop.cli import servers
 from tests.conftest import LabelStudioServer, ModelServer, sdk_client
 
 _SCHEMA = {

@@ -6,7 +6,6 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from backend.edge.cases import Cases
-from backend.edge.labelstudio import LabelStudio, Project
-from backend.errors import SetupError
-from backend.records import explain
-from backend.sync import Report, sync
+from draftloop.dataset.records import explain
+from draftloop.dataset.sync import Report, sync
+from draftloop.errors import SetupError
+from draftloop.labelstudio import LabelStudio, Project
+from draftloop.prompting.cases import Cases
 from tests.conftest import LabelStudioServer
 from tests.verbs import environment, kill, run, start, start_warm
 
@@ -80,7 +79,7 @@ def times(folder: Path) -> dict[str, int]:
 
 
 def lines(folder: Path, name: str = "samples.jsonl") -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (folder / name).read_bytes().splitlines()]
 
 
 def annotated(studio: LabelStudio, project: Project) -> list[dict[str, Any]]:
@@ -225,6 +224,9 @@ def test_two_syncs_of_one_folder_do_not_mix(studio: LabelStudio, project: Projec
             told.append(error)
 
     class Watching:
+        def begin(self, doing: str, total: int | None = None, *, done: int = 0) -> None:
+            pass
+
         def advance(self, count: int = 1) -> None:
             if not told:
                 thread = threading.Thread(target=second)
@@ -237,7 +239,7 @@ def test_two_syncs_of_one_folder_do_not_mix(studio: LabelStudio, project: Projec
         tmp_path / "d",
         [project.id],
         wanted_case="complaint",
-        meter=lambda *_: nullcontext(Watching()),
+        progress=Watching(),
     )
     assert "Another sync" in str(told[0])
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from backend.core.prompting import generic_case
-from backend.edge.vllm import VllmModel
-from backend.predict import Drafter
-from scripts import servers
+from draftloop.cli import servers
+from draftloop.drafting.drafter import Drafter
+from draftloop.drafting.versions import AskOptions
+from draftloop.model.vllm import VllmModel
+from draftloop.prompting.prompt import Profile, generic_case
 from tests.conftest import MODEL, gallery
 from tests.supported import SUPPORTED, short
 
@@ -20,24 +21,23 @@ LONG = ("--max-model-len", "8192", "--hf-overrides", json.dumps({"max_position_e
 
 
 @pytest.fixture(scope="module")
-def drafter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drafter]:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmModel]:
     log: Path = tmp_path_factory.mktemp("vllm") / "vllm.log"
     with (
         servers.start_vllm(MODEL, served_name=MODEL.name, extra=LONG, log=log) as server,
-        VllmModel(f"{server.url}/v1", MODEL.name) as model,
+        VllmModel(f"{server.url}/v1", MODEL.name) as client,
     ):
-        made = Drafter(model, profile="compact", temperature=0.3, concurrency=4)
-        yield made
-        made.close()
+        yield client
 
 
 @pytest.mark.parametrize("profile", ["compact", "full"])
 @pytest.mark.parametrize("name", SUPPORTED)
-def test_a_template_is_drafted(drafter: Drafter, name: str, profile: str) -> None:
-    drafter._profile = "full" if profile == "full" else "compact"
+def test_a_template_is_drafted(model: VllmModel, name: str, profile: Profile) -> None:
+    drafter = Drafter(model, AskOptions(profile=profile, temperature=0.3), concurrency=1)
     template, _, task = gallery(name)
     labelling = short(template.config)
     draft = drafter.draft(generic_case(labelling), [task], deadline_s=120)[0]
+    drafter.close()
     assert draft.status in ("ok", "invalid"), draft.reasons
     assert draft.value is not None
     bound = labelling.for_task(task)

@@ -8,26 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from backend.core.grammar import bound
-from backend.core.labelling import Task, compile_labelling
-from backend.edge.cases import Cases
+from draftloop.cli import servers
+from draftloop.labelling.grammar import bound
+from draftloop.labelling.labelling import Task, compile_labelling
+from draftloop.prompting.cases import Cases
+from draftloop.support.environments import ROOT, find_environment
 from models.corpus import CASES, generate
 from models.corpus.code_failures import conversations
-from scripts import servers
 
-SHIPPED = Cases(servers.ROOT / "label_config")
+SHIPPED = Cases(ROOT / "label_config")
 
 
 def refused(
     rows: Sequence[Mapping[str, object]], model: Path = Path("models/tiny-qwen3")
 ) -> list[dict[str, str]]:
     lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    python = servers.environment("vllm") / "bin" / "python"
+    python = find_environment("vllm") / "bin" / "python"
     command = [str(python), "tests/guidance_tokens.py", str(model)]
-    told = subprocess.run(
-        command, cwd=servers.ROOT, input=lines, text=True, stdout=subprocess.PIPE, check=True
-    )
-    return [json.loads(line) for line in told.stdout.splitlines()]
+    told = subprocess.run(command, cwd=ROOT, input=lines, text=True, stdout=subprocess.PIPE, check=True)
+    return [json.loads(line) for line in told.stdout.split("\n") if line]
 
 
 def test_the_decoder_allows_every_token_of_every_training_target_where_it_stands() -> None:
@@ -60,10 +59,10 @@ def test_a_quote_that_the_text_does_not_hold_is_refused_at_its_first_wrong_token
 
 
 def test_the_decoder_allows_every_token_of_every_program(tmp_path: Path) -> None:
-    python = servers.environment("train") / "bin" / "python"
-    environment = {**os.environ, "PYTHONPATH": str(servers.ROOT)}
+    python = find_environment("train") / "bin" / "python"
+    environment = {**os.environ, "PYTHONPATH": servers.PYTHONPATH}
     command = [str(python), "tests/code_tokenizer.py", str(tmp_path)]
-    subprocess.run(command, cwd=servers.ROOT, env=environment, check=True)
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
     schema = SHIPPED.get("code_analysis").labelling.decoding_schema
     targets = [answer for _, answer in conversations("train", 150, 5)]
     assert refused([{"schema": schema, "target": target} for target in targets], tmp_path) == []

@@ -8,19 +8,19 @@ from typing import Any
 
 import httpx
 
-from backend.core.labelling import Task
-from backend.core.prompting import render
-from backend.edge.cases import Cases
-from backend.edge.folder import sha256_of
-from backend.training.base import open_base
-from backend.training.recipe import Recipe
-from backend.training.rows import gather, open_dataset
-from scripts import servers
+from draftloop.labelling.labelling import Task
+from draftloop.prompting.cases import Cases
+from draftloop.prompting.prompt import render
+from draftloop.support.environments import ROOT
+from draftloop.support.files import hash_file
+from draftloop.training.base import open_base
+from draftloop.training.recipe import Recipe
+from draftloop.training.rows import gather, open_dataset
 from tests import datasets
 from tests.conftest import MODEL, ModelServer
 from tests.train_runs import finished, record, start, train
 
-THINKING = {"chat_template_kwargs": {"enable_thinking": False}}  # as backend/edge/vllm.py asks
+THINKING = {"chat_template_kwargs": {"enable_thinking": False}}  # as backend/draftloop/model/vllm.py asks
 
 
 def test_a_run_has_its_adapter_and_all_that_it_takes_to_make_it_again(tmp_path: Path) -> None:
@@ -28,9 +28,9 @@ def test_a_run_has_its_adapter_and_all_that_it_takes_to_make_it_again(tmp_path: 
     done = train(dataset, out, batch_rows=18, epochs=3)  # all rows in every step
     assert done.returncode == 0, done.stderr
     told = record(out)
-    assert told["adapter_sha256"] == sha256_of(out / "adapter" / "adapter_model.safetensors")
+    assert told["adapter_sha256"] == hash_file(out / "adapter" / "adapter_model.safetensors")
     assert (told["case"], told["profile"], told["base_model"]) == ("sentiment", "compact", str(MODEL))
-    manifest = sha256_of(dataset / "manifest.json")
+    manifest = hash_file(dataset / "manifest.json")
     assert told["dataset"] == {"path": str(dataset), "manifest_sha256": manifest}
     assert told["rows"]["own"] == 18
     assert told["arguments"]["epochs"] == 3
@@ -58,7 +58,7 @@ def test_the_tokens_of_a_thousand_rows_are_those_that_vllm_reads(tmp_path: Path,
         corpus = gather(open_dataset(folder), (), base, Recipe(min_rows=1, max_tokens=2048), dpo=False)
         assert corpus.counts()["too_long"] == 0
         rows += corpus.rows
-        told += [json.loads(line) for line in (folder / "messages.jsonl").read_text("utf-8").splitlines()]
+        told += [json.loads(line) for line in (folder / "messages.jsonl").read_bytes().splitlines()]
     assert len(rows) == len(told) > 1000
 
     def tokens(line: Mapping[str, Any], *, answered: bool) -> list[int]:
@@ -84,7 +84,7 @@ def test_the_tokens_of_a_thousand_rows_are_those_that_vllm_reads(tmp_path: Path,
             assert list(row.ids[: row.start]) == prompt
 
         # What the backend asks for a task is what the row holds; the model writes an answer in its tokens.
-        complaint = Cases(servers.ROOT / "label_config").get("complaint")
+        complaint = Cases(ROOT / "label_config").get("complaint")
         same = 0
         for row, line, answer in zip(rows[:40], told[:40], pool.map(asked, told[:40]), strict=True):
             text = line["messages"][-2]["content"]

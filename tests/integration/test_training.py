@@ -4,14 +4,15 @@ import os
 import subprocess
 from pathlib import Path
 
-from scripts import servers
+from draftloop.cli import servers
+from draftloop.support.environments import ROOT, find_environment
 
 
 def in_train(script: str, *arguments: str) -> int:
-    python = servers.environment("train") / "bin" / "python"
-    environment = {**os.environ, "PYTHONPATH": str(servers.ROOT)}
+    python = find_environment("train") / "bin" / "python"
+    environment = {**os.environ, "PYTHONPATH": servers.PYTHONPATH}
     command = [str(python), script, *arguments]
-    return subprocess.run(command, cwd=servers.ROOT, env=environment, check=False).returncode
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
 def test_measuring_a_model_between_checkpoints_leaves_its_training_rows_alone() -> None:

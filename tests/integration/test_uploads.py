@@ -1,13 +1,14 @@
 """Real Label Studio serves what it is given once, from its own origin and behind its login."""
 
+import json
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from backend.core.filekinds import Kind
-from backend.edge.labelstudio import LabelStudio
-from backend.edge.uploads import TITLE, Uploads
+from draftloop.execution.file_kinds import Kind
+from draftloop.execution.uploads import _EARLIER_WORDS, _TITLES, TITLE, Uploads
+from draftloop.labelstudio import LabelStudio
 from tests.code_runs import png, sha256
 from tests.conftest import LabelStudioServer
 
@@ -63,3 +64,24 @@ def test_the_same_content_is_uploaded_once_by_whoever(studio: LabelStudio) -> No
     assert sum(sha256(content) in upload["file"] for upload in held) == 1
     assert studio.count_tasks(studio.project(project)) == 0
     assert project in studio.project_ids()
+
+
+def test_the_project_of_uploads_says_what_it_is_wherever_projects_are_listed(studio: LabelStudio) -> None:
+    number = Uploads(studio.send, studio.url).prepare()
+    assert Uploads(studio.send, studio.url).prepare() == number == min(helpers(studio))
+    address = f"api/projects/{number}/"
+
+    def shown() -> tuple[str, str]:
+        found = studio.send("the project", "GET", address)
+        return found["description"], found["color"]
+
+    def change(**fields: str) -> None:
+        studio.send("the project", "PATCH", address, json.dumps(fields).encode())
+        assert Uploads(studio.send, studio.url).prepare() == number
+
+    ours = shown()
+    assert ours[0].startswith("Nothing to label here.")
+    change(title=_TITLES[1], description=_EARLIER_WORDS, color="#FFFFFF")  # as earlier versions made it
+    assert shown() == ours
+    change(title=TITLE, description="Ours.", color="#FFFFFF")
+    assert shown() == ("Ours.", "#FFFFFF"), "what people wrote stays"

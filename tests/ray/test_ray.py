@@ -16,19 +16,20 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from backend.app import RunsThere, _reruns
-from backend.core import formats
-from backend.core.formats import FORMATS
-from backend.core.labelling import STATUS_KEY, Labelling, Task
-from backend.core.runs import NO_RUN
-from backend.edge.cases import Cases
-from backend.edge.labelstudio import LabelStudio
-from backend.edge.ray import RayData
-from backend.errors import ServiceError, SetupError, Unreachable
-from backend.records import Each
-from backend.settings import ExecutionSettings
-from backend.sync import Report, sync
-from scripts.servers import ROOT
+from draftloop.app import RunsThere, _reruns
+from draftloop.cli.servers import PYTHONPATH
+from draftloop.dataset import formats
+from draftloop.dataset.formats import FORMATS
+from draftloop.dataset.ray import RayData
+from draftloop.dataset.records import Each
+from draftloop.dataset.sync import Report, sync
+from draftloop.errors import ServiceError, SetupError, Unreachable
+from draftloop.labelling.labelling import STATUS_KEY, Labelling, Task
+from draftloop.labelstudio import LabelStudio
+from draftloop.prompting.cases import Cases
+from draftloop.runs.run import NO_RUN
+from draftloop.settings import ExecutionSettings
+from draftloop.support.environments import ROOT
 from tests.fake_label_studio import fake_label_studio
 from tests.verbs import kill, run, start
 
@@ -235,7 +236,7 @@ def test_the_verb_leaves_nothing_of_ray_and_no_process_when_it_is_killed(tmp_pat
         fake.annotations, fake.predictions = annotations, predictions
         env = {
             **os.environ,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": PYTHONPATH,
             "LABEL_STUDIO_URL": fake.url,
             "LABEL_STUDIO_API_KEY": "a-token",
             "CASES_DIR": str(ROOT / "label_config"),
@@ -292,8 +293,8 @@ def test_code_is_run_again_on_the_machines_and_counts_here_as_if_it_had_run_here
     labelling = CASES.get("code_analysis").labelling
     config = CASES.config("code_analysis")
     with scratch() as folder, fake_label_studio(config, 12, lambda n: code_data(n) | wanted) as fake:
-        (folder / "inputs").mkdir()
-        (folder / "inputs" / "t.csv").write_bytes(table)
+        (folder / "inputs" / "shared").mkdir(parents=True)
+        (folder / "inputs" / "shared" / "t.csv").write_bytes(table)
         fake.annotations = lambda number: code_annotations(labelling, number)
         execution = ExecutionSettings.model_validate(
             {"input_root": folder / "inputs", "sandbox_folder": folder / "runs"}
@@ -355,7 +356,7 @@ def test_an_engine_that_there_is_not_is_said(tmp_path: Path) -> None:
         (("--engine", "spark"), "There is no engine 'spark'"),
         (("--ray-address", "127.0.0.1:9"), "Add --engine ray"),
     ):
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "LABEL_STUDIO_API_KEY": "a-token"}
+        env = {**os.environ, "PYTHONPATH": PYTHONPATH, "LABEL_STUDIO_API_KEY": "a-token"}
         code, _, err = run(env, "sync", "--out", tmp_path / "d", *options)
         assert code == 1
         assert words in err

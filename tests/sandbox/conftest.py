@@ -22,9 +22,9 @@ from typing import Any
 
 import pytest
 
-from backend.core.execution import Attempt, Job, Language, Limits, Script
-from backend.edge.sandbox import SandboxProcess
-from scripts import servers
+from draftloop.execution.sandbox import SandboxProcess
+from draftloop.runs.job import Attempt, Job, Language, Limits, Script
+from draftloop.support.environments import find_environment
 from tests.conftest import installed
 
 MODES = ("root", "root-bare", "user", "user-bare")
@@ -158,7 +158,7 @@ def descendants(root: int) -> set[int]:
 def python_of_sandbox() -> Path:
     """Give the Python of the environment `sandbox`; skip, or fail in CI, where it is missing."""
     with installed():
-        return servers.environment("sandbox") / "bin" / "python"
+        return find_environment("sandbox") / "bin" / "python"
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from backend.core.execution import Attempt, Job, Language, Limits, Script
-from backend.errors import SetupError, TaskError
+from draftloop.errors import SetupError, TaskError
+from draftloop.runs.job import Attempt, Job, Language, Limits, Script
 from tests.conftest import CHROMIUM, missing
 from tests.sandbox.conftest import TESTED, Field, look, started
 

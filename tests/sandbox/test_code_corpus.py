@@ -4,13 +4,12 @@ CODE_TASKS says how many of each family and split are tried (12 by default), COD
 """
 
 import os
-import re
 
 import pytest
 
-from backend.core.execution import Attempt, Job, Limits, Script
-from backend.core.runs import missing_outputs
-from backend.runner import told
+from draftloop.execution.runner import told
+from draftloop.runs.job import Attempt, Job, Limits, Script
+from draftloop.runs.run import missing_outputs
 from models.corpus.code_checks import mistakes
 from models.corpus.code_failures import failure
 from models.corpus.code_kinds import FAMILIES, KINDS, Family
@@ -73,9 +72,7 @@ def test_what_a_model_is_told_of_a_fault_is_what_the_corpus_says(one_place: Fiel
     for fault, task in seen.items():
         attempt = run(one_place, task, task.first)
         said = told(attempt, missing_outputs(attempt, task.outputs))
-        home = re.search(r'  File "(\S+)/lib/python3.11/site-packages/pandas/', attempt.stderr)
         assert attempt.outcome == "failed", fault
-        assert home is not None, said
-        assert said == failure(task, home[1]), fault
+        assert said == failure(task), fault
         mended = run(one_place, task, task.program)
         assert not mistakes(task, one_place.outputs, mended.stdout), fault

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from backend.core.execution import (
+from draftloop.cli import servers
+from draftloop.errors import ServiceError, SetupError, TaskError
+from draftloop.execution.sandbox import SandboxProcess
+from draftloop.runs.job import (
     Job,
     Layer,
     Limits,
@@ -20,9 +23,7 @@ from backend.core.execution import (
     attempt_from_json,
     attempt_to_json,
 )
-from backend.edge.sandbox import SandboxProcess
-from backend.errors import ServiceError, SetupError, TaskError
-from scripts import servers
+from draftloop.support.environments import ROOT
 from tests.sandbox.conftest import Field, descendants, fresh_home, python_of_sandbox, started
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -237,10 +238,10 @@ def test_it_says_what_it_is(place: Field) -> None:
 
 def test_the_list_of_packages_comes_from_the_environment(one_place: Field) -> None:
     listed = {package.name.lower(): package.version for package in one_place.sandbox.report.packages}
-    pinned = (servers.ROOT / "requirements" / "sandbox.txt").read_text().lower().splitlines()
+    pinned = (ROOT / "requirements" / "sandbox.txt").read_text().lower().splitlines()
     for line in pinned:
         if "==" in line:
-            name, version = line.split("==")
+            name, version = line.removesuffix(" \\").split("==")
             assert listed[name] == version
     code = "from importlib.metadata import distributions\n"
     code += "print(*sorted({d.metadata['Name'].lower() for d in distributions()}), sep='\\n')"
@@ -254,7 +255,7 @@ def test_an_admin_adds_a_package_in_one_file(pytestconfig: pytest.Config) -> Non
     with fresh_home(None) as home:
         for name in ("scripts/setup", "requirements/sandbox.txt", "requirements/sandbox-extra.txt"):
             (home / name).parent.mkdir(exist_ok=True)
-            shutil.copy(servers.ROOT / name, home / name)
+            shutil.copy(ROOT / name, home / name)
         with (home / "requirements" / "sandbox-extra.txt").open("a") as extra:
             extra.write("humanize\n")
         environment = {**os.environ, "DRAFTLOOP_HOME": str(home / "made")}
@@ -273,7 +274,7 @@ def test_an_admin_adds_a_package_in_one_file(pytestconfig: pytest.Config) -> Non
 @pytest.mark.parametrize("layer", ["landlock", "seccomp", "rlimits", "pool-uid"])
 def test_it_runs_nothing_where_it_cannot_contain_it(layer: Layer) -> None:
     words = {
-        "landlock": "code could read another file",
+        "landlock": "code could read the sandbox's program",
         "seccomp": "open a unix socket",
         "rlimits": "exceed resource limit",
         "pool-uid": "cannot give runs to other users: the layer was left out",
@@ -289,7 +290,7 @@ def test_what_the_system_denies_at_the_start_is_told_in_words() -> None:
 
 
 def test_an_environment_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match="scripts/setup sandbox"):
+    with pytest.raises(SetupError, match="draftloop setup sandbox"):
         SandboxProcess(tmp_path / "python", tmp_path / "folder")
 
 
@@ -393,8 +394,8 @@ def test_a_backend_that_is_killed_takes_its_sandbox_along() -> None:
     code = f"""
 import sys, threading, time
 from pathlib import Path
-from backend.core.execution import Job, Script
-from backend.edge.sandbox import SandboxProcess
+from draftloop.runs.job import Job, Script
+from draftloop.execution.sandbox import SandboxProcess
 home = Path({str(home)!r})
 sandbox = SandboxProcess(Path({str(python_of_sandbox())!r}), home / "sandbox")
 job = Job((Script("import time; time.sleep(60)"),))
@@ -404,7 +405,7 @@ print("running", flush=True)
 time.sleep(60)
 """
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, env={"PYTHONPATH": str(servers.ROOT)}
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, env={"PYTHONPATH": servers.PYTHONPATH}
     ) as backend:
         assert backend.stdout
         assert backend.stdout.readline() == b"running\n"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.core.execution import MIB, Job, Limits, Script
+from draftloop.runs.job import MIB, Job, Limits, Script
 from tests.conftest import CHROMIUM, missing
 from tests.sandbox.conftest import Field, started
 

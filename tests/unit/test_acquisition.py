@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.core.acquisition import Candidate, by_chance, rank
+from draftloop.review.acquisition import Candidate, by_chance, rank
 
 SCORES = st.one_of(st.none(), st.integers(0, 100).map(lambda hundredths: hundredths / 100))
 CANDIDATES = st.lists(st.tuples(SCORES, st.text(max_size=30)), max_size=25).map(

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from backend.core.prompting import NO_OVERRIDES, Overrides, Promoted
-from backend.edge.adapters import Adapters
-from backend.edge.ledger import Ledger
-from backend.errors import ServiceError, SetupError
+from draftloop.errors import ServiceError, SetupError
+from draftloop.flywheel.adapters import Adapters
+from draftloop.ledger.sqlite import Ledger
+from draftloop.prompting.prompt import NO_OVERRIDES, Overrides, Promoted
 from tests.adapters import run_of
 
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from backend.answers import Answers, Pace
-from backend.core.labelling import Task
-from backend.edge.cases import Cases
-from backend.edge.ledger import Ledger
-from backend.edge.vllm import VllmModel
-from backend.predict import Drafter
+from draftloop.drafting.drafter import Drafter
+from draftloop.drafting.versions import AskOptions
+from draftloop.labelling.labelling import Task
+from draftloop.ledger.sqlite import Ledger
+from draftloop.model.vllm import VllmModel
+from draftloop.prompting.cases import Cases
+from draftloop.serving.answers import Answers
+from draftloop.serving.seams import Pace
 from tests.fake_board import FakeBoard
 from tests.fake_vllm import FakeVllm, fake_vllm
 
@@ -38,7 +40,7 @@ def fake() -> Iterator[FakeVllm]:
 @pytest.fixture
 def drafter(fake: FakeVllm) -> Iterator[Drafter]:
     with VllmModel(fake.url, fake.name) as model:
-        made = Drafter(model, profile="compact", concurrency=4)
+        made = Drafter(model, AskOptions(profile="compact"), concurrency=4)
         yield made
         made.close()
 
@@ -86,7 +88,7 @@ def test_late_work_of_a_process_that_died_is_done_by_the_next(
     fake: FakeVllm, drafter: Drafter, board: FakeBoard, ledger_url: str
 ) -> None:
     dead = Ledger(ledger_url, owner="elsewhere:1:1")
-    version = drafter.version(CASE)
+    version = drafter.version(CASE).name
     dead.claim(PROJECT, [1, 2, 3, 99], version, 60)
     dead.extend([1, 2, 3, 99], version, -1, late=True)  # its lease ended; task 99 was deleted
     answers = Answers(drafter, Ledger(ledger_url), CASES.find, board, deadline_s=5, pace=QUICK)
@@ -122,7 +124,7 @@ def test_late_work_of_a_dead_process_waits_until_label_studio_is_back(
     drafter: Drafter, board: FakeBoard, ledger_url: str
 ) -> None:
     dead = Ledger(ledger_url, owner="elsewhere:1:1")
-    version = drafter.version(CASE)
+    version = drafter.version(CASE).name
     dead.claim(PROJECT, [1, 2], version, 60)
     dead.extend([1, 2], version, -1, late=True)
     board.down = True
@@ -141,7 +143,7 @@ def test_late_work_in_an_older_version_is_left_to_whoever_drafts_the_newer_one(
     dead, alive = Ledger(ledger_url, owner="elsewhere:1:1"), Ledger(ledger_url, owner="elsewhere:2:2")
     dead.claim(PROJECT, [1, 2], "older", 60)
     dead.extend([1, 2], "older", -1, late=True)
-    alive.claim(PROJECT, [2], drafter.version(CASE), 60)
+    alive.claim(PROJECT, [2], drafter.version(CASE).name, 60)
     answers = Answers(drafter, Ledger(ledger_url), CASES.find, board, deadline_s=5, pace=QUICK)
     answers.start()
     until(lambda: answers.late() == 0)
@@ -182,7 +184,7 @@ def test_two_pages_of_one_task_cost_one_model_call_and_leave_one_prediction(
         if draft is not None:  # what Label Studio does with an answer
             board.write(PROJECT, [{"task": 1, **(draft.prediction() or {})}])
         # Whoever is answered, with a draft or with nothing, finds the prediction there.
-        return board.has_prediction(1, drafter.version(CASE))
+        return board.has_prediction(1, drafter.version(CASE).name)
 
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(page, workers)) == [True, True]
@@ -199,6 +201,21 @@ def test_a_second_caller_drafts_itself_when_the_first_one_failed(
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: answers.answer(PROJECT, CASE, tasks(1))[0], range(2)))
     assert {draft.status for draft in both if draft} == {"ok", "undecodable"}
+
+
+def test_tasks_of_other_callers_are_waited_for_beside_each_other(
+    fake: FakeVllm, drafter: Drafter, board: FakeBoard, ledger_url: str
+) -> None:
+    other, version = Ledger(ledger_url, owner="elsewhere:1:1"), drafter.version(CASE).name
+    other.claim(PROJECT, [1, 2, 3], version, 60)
+    answers = Answers(drafter, Ledger(ledger_url), CASES.find, board, deadline_s=5, pace=QUICK)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(answers.answer, PROJECT, CASE, tasks(4))
+        until(lambda: len(fake.asked) == 1)
+        other.release([2, 3], version)  # given up; task 1 stays the other caller's to the end
+        drafts = call.result()
+    assert [draft and draft.task_id for draft in drafts] == [None, 2, 3, 4]
+    assert len(fake.asked) == 3
 
 
 def test_a_page_does_not_wait_for_a_model_server_that_is_not_there(board: FakeBoard, ledger_url: str) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from backend.core.execution import Script
-from backend.core.runs import run_key, run_to_json
-from backend.edge.artifacts import Artifacts
-from scripts.artifacts import runs_of
+from draftloop.cli.artifacts import runs_of
+from draftloop.execution.artifacts import Artifacts
+from draftloop.runs.job import Script
+from draftloop.runs.run import run_key, run_to_json
 from tests.code_runs import SALES, attempt, run
 from tests.verbs import run_here
 
@@ -33,8 +33,8 @@ def test_a_run_is_shown_as_it_was_kept(tmp_path: Path) -> None:
     [
         (["show", "0" * 64], 1, "There is no run"),
         (["show", "../x"], 1, "This is no key of a run."),
-        (["show"], 2, "scripts/artifacts show KEY"),
-        (["collect", "0" * 64], 2, "scripts/artifacts show KEY"),
+        (["show"], 2, "draftloop artifacts show KEY"),
+        (["collect", "0" * 64], 2, "draftloop artifacts show KEY"),
         (["collect", "--older-than", "0"], 2, "--older-than"),
     ],
 )
@@ -53,10 +53,18 @@ def test_a_task_needs_the_run_it_shows_and_those_of_its_humans_code() -> None:
         {"type": "relation"},
         {"value": None},
         {"value": {"text": "print(3)"}},
+        *(
+            None,
+            5,
+            "text",
+            {"value": "text"},
+            {"value": {"text": [None, ["x"]]}},
+            {"value": {"text": {"a": 1}}},
+        ),
     ]
     task = {
         "data": {"run": "a" * 64, "inputs": INPUTS},
-        "annotations": [{"result": [code, *odd]}, {"result": None}],
+        "annotations": [{"result": [code, *odd]}, {"result": None}, {"result": {"a": 1}}, {"result": 5}],
         "predictions": [],
     }
     needed = runs_of(task)

@@ -12,20 +12,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.app import check_ready, make_larger, make_larger_model
-from backend.core.cascade import Pair, apart, at, bound, calibrated, choose, curve, least, one_each
-from backend.core.drafts import Draft
-from backend.core.labelling import Task, compile_labelling
-from backend.core.measures import Hits, Outcome
-from backend.core.prompting import Overrides, generic_case
-from backend.edge.cache import SqliteCache
-from backend.edge.cases import Cases
-from backend.edge.ledger import Ledger
-from backend.edge.vllm import VllmModel
-from backend.errors import SetupError
-from backend.predict import Drafter, Larger
-from backend.settings import Settings, variables
-from scripts.store import record
+from draftloop.app import make_larger, make_larger_model
+from draftloop.drafting.bulk import record
+from draftloop.drafting.cache import SqliteCache
+from draftloop.drafting.cascade import Pair, apart, at, calibrated, choose, curve, least, one_each
+from draftloop.drafting.drafter import Drafter
+from draftloop.drafting.drafts import Draft
+from draftloop.drafting.escalation import Larger
+from draftloop.drafting.versions import AskOptions
+from draftloop.errors import SetupError
+from draftloop.evaluation.measures import Hits, Outcome
+from draftloop.labelling.labelling import Task, compile_labelling
+from draftloop.ledger.sqlite import Ledger
+from draftloop.model.vllm import VllmModel
+from draftloop.prompting.cases import Cases
+from draftloop.prompting.prompt import Overrides, generic_case
+from draftloop.serving.readiness import ModelCheck, check_ready
+from draftloop.settings import Settings, variables
+from draftloop.support.intervals import upper_confidence_bound
 from tests.fake_vllm import Body, FakeVllm, fake_vllm
 from tests.families import FAMILIES
 
@@ -60,7 +64,7 @@ PAIRS = st.lists(
 def test_the_threshold_is_the_lowest_that_keeps_the_budget(pairs: list[Pair], budget: float) -> None:
     def kept(threshold: float) -> bool:
         harmed = sum(one.harms for one in pairs if one.stands(threshold))
-        return bound(harmed, len(pairs)) <= budget
+        return upper_confidence_bound(harmed, len(pairs)) <= budget
 
     tried = [0.0, *sorted(one.score for one in pairs if one.score is not None)]
     assert choose(pairs, budget) == next((threshold for threshold in tried if kept(threshold)), None)
@@ -82,15 +86,15 @@ def test_more_is_escalated_and_less_is_harmed_as_the_threshold_rises(pairs: list
 @given(st.integers(1, 300), st.data())
 def test_the_bound_is_that_of_clopper_and_pearson(total: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(0, total - 1))
-    share = bound(count, total)
+    share = upper_confidence_bound(count, total)
     seen = sum(math.comb(total, one) * share**one * (1 - share) ** (total - one) for one in range(count + 1))
     assert seen == pytest.approx(0.05, abs=1e-4)
-    assert bound(total, total) == 1.0
+    assert upper_confidence_bound(total, total) == 1.0
 
 
 def test_a_budget_needs_so_many_samples() -> None:
     assert least(0.02) == 149
-    assert bound(0, least(0.02)) <= 0.02 < bound(0, least(0.02) - 1)
+    assert upper_confidence_bound(0, least(0.02)) <= 0.02 < upper_confidence_bound(0, least(0.02) - 1)
     assert choose([pair(0.9, True, True)] * 148, 0.02) is None
     assert choose([pair(0.9, True, True)] * 149, 0.02) == 0.0
     assert choose([pair(0.9, False, True)] * 200, 0.02) is None
@@ -186,9 +190,13 @@ def two() -> Iterator[Two]:
         larger.answer = lambda body: answered(body, knows=True)
 
         def make(threshold: float = 0.0, *, profile: Any = "full", cache: Any = None) -> Drafter:
-            theirs = Drafter(second, profile=profile, concurrency=4, patient=False)
+            theirs = Drafter(second, AskOptions(profile=profile, patient=False), concurrency=4)
             return Drafter(
-                first, profile="compact", concurrency=4, cache=cache, larger=Larger(theirs, threshold)
+                first,
+                AskOptions(profile="compact"),
+                concurrency=4,
+                cache=cache,
+                larger=Larger(theirs, threshold),
             )
 
         yield Two(small, larger, make)
@@ -242,9 +250,9 @@ def test_where_the_larger_model_is_down_the_small_draft_stands_and_is_not_cached
 
 def test_a_larger_model_at_which_nobody_answers_is_not_waited_for(two: Two) -> None:
     with VllmModel("http://127.0.0.1:9/v1", "larger", context_tokens=4096) as nobody:
-        theirs = Drafter(nobody, concurrency=1, patient=False)
+        theirs = Drafter(nobody, AskOptions(patient=False), concurrency=1)
         with VllmModel(two.small.url, "small") as model:
-            drafter = Drafter(model, profile="compact", concurrency=1, larger=Larger(theirs, 1.0))
+            drafter = Drafter(model, AskOptions(profile="compact"), concurrency=1, larger=Larger(theirs, 1.0))
             found = drafter.draft(FLIGHT, [Task(number, {"text": UNSURE}) for number in range(3)])
             drafter.close()
     assert [(draft.status, draft.cascade) for draft in found] == [("ok", "failed")] * 3
@@ -299,14 +307,14 @@ def test_an_adapter_of_the_project_is_the_small_model(two: Two) -> None:
 def test_the_version_changes_with_the_cascade(two: Two) -> None:
     with VllmModel(two.small.url, "small") as alone:
         versions = [
-            Drafter(alone, profile="compact").version(FLIGHT),
-            two.make(0.5).version(FLIGHT),
-            two.make(0.6).version(FLIGHT),
-            two.make(0.5, profile="compact").version(FLIGHT),
+            Drafter(alone, AskOptions(profile="compact")).version(FLIGHT).name,
+            two.make(0.5).version(FLIGHT).name,
+            two.make(0.6).version(FLIGHT).name,
+            two.make(0.5, profile="compact").version(FLIGHT).name,
         ]
     assert len(set(versions)) == 4
     assert {version.rpartition("-")[0] for version in versions} == {"small"}
-    told = two.make(0.5).manifest(FLIGHT)["cascade"]
+    told = two.make(0.5).version(FLIGHT).manifest["cascade"]
     assert (told["model"], told["profile"], told["threshold"]) == ("larger", "full", 0.5)
 
 
@@ -321,13 +329,13 @@ def test_a_cascade_is_off_unless_its_model_is_named(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CASCADE_NAME", "larger")
     monkeypatch.setenv("CASCADE_PROFILE", "compact")
     with VllmModel("http://127.0.0.1:9/v1", "larger") as model:
-        with pytest.raises(SetupError, match=r"CASCADE_THRESHOLD is not set. scripts/cascade"):
+        with pytest.raises(SetupError, match=r"CASCADE_THRESHOLD is not set. draftloop cascade"):
             make_larger(model, Settings())
         monkeypatch.setenv("CASCADE_THRESHOLD", "0.75")
         larger = make_larger(model, Settings())
         assert larger is not None
         assert larger.threshold == 0.75
-        assert larger.drafter.manifest(FLIGHT)["profile"] == "compact"
+        assert larger.drafter.version(FLIGHT).manifest["profile"] == "compact"
     made = make_larger_model(Settings())
     assert made is not None
     made.close()
@@ -353,12 +361,12 @@ def test_it_is_ready_when_both_servers_are_and_else_the_setting_is_named(two: Tw
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3")
     with VllmModel(two.small.url, "small") as model:
         with VllmModel(two.larger.url, "larger", settings="CASCADE") as larger:
-            check_ready(model, ledger, larger)
+            check_ready([ModelCheck(model), ModelCheck(larger)], ledger)
         with (
             VllmModel(two.larger.url, "another", settings="CASCADE") as larger,
             pytest.raises(SetupError, match="Set CASCADE_NAME"),
         ):
-            check_ready(model, ledger, larger)
+            check_ready([ModelCheck(model), ModelCheck(larger)], ledger)
 
 
 def test_the_small_model_of_the_tests_is_small_and_reads_as_the_other_does() -> None:

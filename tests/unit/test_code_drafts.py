@@ -7,17 +7,18 @@ from typing import Literal
 
 import pytest
 
-from backend.core.drafts import Draft, draft_status_html
-from backend.core.labelling import Task
-from backend.core.prompting import Refinement
-from backend.core.runs import NO_RUN, run_key
-from backend.edge.cache import SqliteCache
-from backend.edge.cases import Cases
-from backend.edge.vllm import VllmModel
-from backend.errors import DraftloopError, SetupError, Unreachable
-from backend.predict import Drafter
-from backend.runner import Execution, Runner
-from scripts.store import record
+from draftloop.drafting.bulk import record
+from draftloop.drafting.cache import SqliteCache
+from draftloop.drafting.drafter import Drafter
+from draftloop.drafting.drafts import Draft, draft_status_html
+from draftloop.drafting.versions import AskOptions
+from draftloop.errors import DraftloopError, SetupError, TaskError, Unreachable
+from draftloop.execution.runner import Execution, Runner
+from draftloop.labelling.labelling import Task
+from draftloop.model.vllm import VllmModel
+from draftloop.prompting.cases import Cases
+from draftloop.prompting.prompt import Refinement
+from draftloop.runs.run import NO_RUN, run_key
 from tests.fake_sandbox import FakeLoop, FakeSandbox, FakeStore, python
 from tests.fake_vllm import Body, FakeVllm, fake_vllm
 
@@ -71,7 +72,11 @@ class Bench:
         )
         execution = Execution(runner, mode) if mode else None
         self.drafter = Drafter(
-            self.model, concurrency=4, max_tokens=2000, cache=cache, execution=execution, timeout_s=5
+            self.model,
+            AskOptions(max_tokens=2000, timeout_s=5),
+            concurrency=4,
+            cache=cache,
+            execution=execution,
         )
 
     def draft(self, task: Task = TASK, limit_s: float = 20) -> Draft:
@@ -103,7 +108,7 @@ def test_code_that_works_is_a_scored_draft_with_its_run(bench: Bench) -> None:
     assert draft.run is not None
     assert (draft.run.ok, draft.run.version, draft.run.instruction) == (
         True,
-        bench.drafter.version(CASE),
+        bench.drafter.version(CASE).name,
         "Count",
     )
     assert bench.store.runs == {run_key([python(WORKS)], ()): draft.run}
@@ -133,7 +138,8 @@ def test_code_that_never_works_stays_with_score_0_and_how_it_ended(bench: Bench)
     assert len(bench.fake.asked) == 3
     assert draft.prediction() is not None
     status = draft_status_html(draft)
-    assert status.startswith("<b>The code needs a human</b>")
+    assert status.startswith("The code needs a human:\n• ")
+    assert "<" not in status, "lists of tasks show it as text"
     assert "exit status 1. KeyError: &lt;b&gt;" in status
 
 
@@ -186,7 +192,7 @@ def test_a_sandbox_that_ended_is_asked_again_and_runs_the_code(bench: Bench) -> 
 
 def test_code_that_hangs_is_ended_at_the_deadline(bench: Bench) -> None:
     bench.fake.answer = code("# hang")
-    futures = bench.drafter.submit(CASE, [TASK], limit_s=1)
+    futures = bench.drafter.submit(CASE, [TASK], bench.drafter.version(CASE), limit_s=1)
     draft = futures[0].result(timeout=10)
     assert (draft.status, draft.run and draft.run.last.outcome) == ("invalid", "timeout")
 
@@ -208,19 +214,25 @@ def test_drafts_carry_code_alone_where_it_is_not_run_unasked(
     draft = bench.draft()
     assert (draft.status, draft.run, bench.sandbox.jobs) == ("ok", None, [])
     assert ("2 GB of memory" in fake.asked[0]["messages"][0]["content"]) == (mode == "ask")
-    run = bench.drafter.rerun(CASE, TASK, {"code": "# print 1"}, limit_s=5)
+    run = bench.drafter.coding.rerun_of_human(CASE, TASK, {"code": "# print 1"}, limit_s=5)
     assert (run and run.origin) == ("human" if mode else None)
     bench.close()
 
 
 def test_what_ran_already_is_not_run_again(bench: Bench) -> None:
-    first = bench.drafter.rerun(CASE, TASK, {"code": "# print 1"}, limit_s=5)
-    again = bench.drafter.rerun(CASE, TASK, {"code": "# print 1\n\n"}, limit_s=5)
+    first = bench.drafter.coding.rerun_of_human(CASE, TASK, {"code": "# print 1"}, limit_s=5)
+    again = bench.drafter.coding.rerun_of_human(CASE, TASK, {"code": "# print 1\n\n"}, limit_s=5)
     assert first == again
     assert len(bench.sandbox.jobs) == 1
     for limit_s in (0.3, 0.3):  # what was stopped may have met a busy machine
-        bench.drafter.rerun(CASE, TASK, {"code": "# hang"}, limit_s=limit_s)
+        bench.drafter.coding.rerun_of_human(CASE, TASK, {"code": "# hang"}, limit_s=limit_s)
     assert len(bench.sandbox.jobs) == 3
+
+
+def test_code_with_half_a_character_is_told_and_not_run(bench: Bench) -> None:
+    with pytest.raises(TaskError, match="half a character"):
+        bench.drafter.coding.rerun_of_human(CASE, TASK, {"code": "print('\ud83d')"}, limit_s=5)
+    assert bench.sandbox.jobs == []
 
 
 def test_a_cached_draft_brings_its_run_or_is_run_again(fake: FakeVllm, tmp_path: Path) -> None:
@@ -239,7 +251,9 @@ def test_a_cached_draft_brings_its_run_or_is_run_again(fake: FakeVllm, tmp_path:
 def test_a_redraft_in_words_is_run_too(bench: Bench) -> None:
     bench.fake.answer = lambda _: CASE.labelling.encode({"code": WORKS})
     refinement = Refinement("print it", {"code": "# fail 1", "verdict": "needs_fix"})
-    (future,) = bench.drafter.submit(CASE, [TASK], limit_s=10, refinement=refinement)
+    (future,) = bench.drafter.submit(
+        CASE, [TASK], bench.drafter.version(CASE), limit_s=10, refinement=refinement
+    )
     draft = future.result()
     assert draft.run is not None
     assert draft.run.ok
@@ -248,9 +262,9 @@ def test_a_redraft_in_words_is_run_too(bench: Bench) -> None:
 
 def test_the_version_holds_the_sandbox_for_code_alone(fake: FakeVllm) -> None:
     benches = [Bench(fake), Bench(fake, turns=5), Bench(fake, mode="ask"), Bench(fake, mode=None)]
-    assert len({bench.drafter.version(CASE) for bench in benches}) == 4
-    assert len({bench.drafter.version(FLIGHT) for bench in benches}) == 1
-    manifest = benches[0].drafter.manifest(CASE)["execution"]
+    assert len({bench.drafter.version(CASE).name for bench in benches}) == 4
+    assert len({bench.drafter.version(FLIGHT).name for bench in benches}) == 1
+    manifest = benches[0].drafter.version(CASE).manifest["execution"]
     assert (manifest["mode"], manifest["turns"], manifest["limits"]["wall_s"]) == ("auto", 3, 60)
     assert "pandas 3.0.0" in manifest["environment"]
     for bench in benches:

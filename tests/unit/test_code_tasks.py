@@ -7,24 +7,24 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from backend.core.labelling import Task, compile_labelling
-from backend.core.preview import to_text
-from backend.core.prompting import Message, render, told_runs
-from backend.core.runs import OUTPUTS_KEY, SCHEMA_KEY
-from backend.edge.cases import Cases
-from backend.edge.inputs import look
-from backend.runner import _TOLD_CHARS
+from draftloop.execution.heads import look
+from draftloop.execution.preview import to_text
+from draftloop.execution.runner import _TOLD_CHARS
+from draftloop.importing.code_tasks import CodeTasks
+from draftloop.importing.rows import read_rows
+from draftloop.labelling.labelling import Task, compile_labelling
+from draftloop.prompting.cases import Cases
+from draftloop.prompting.prompt import Message, render, told_runs
+from draftloop.runs.run import OUTPUTS_KEY, SCHEMA_KEY
+from draftloop.support.environments import ROOT
 from models.corpus.code_checks import mistakes
 from models.corpus.code_failures import TOLD_CHARS, answered, conversations, failure
 from models.corpus.code_kinds import FAMILIES, KINDS
 from models.corpus.code_tasks import SYSTEM, generate, only_gb18030, target, user_text, write_demo
 from models.corpus.words import Draw, Split, alphabet, word_files, word_list
-from scripts import servers
-from scripts.inputs import CodeTasks
-from scripts.rows import read_rows
 
 SPLITS: tuple[Split, ...] = ("train", "held_out")
-CASE = Cases(servers.ROOT / "label_config").get("code_analysis")
+CASE = Cases(ROOT / "label_config").get("code_analysis")
 COUNT = 120
 
 
@@ -76,7 +76,7 @@ def test_a_mended_program_differs_from_the_first_one_and_says_what_the_traceback
     assert len({task.fault for task in faults}) >= 5
     for task in faults:
         assert task.first != task.program
-        said = failure(task, "/opt/sandbox")
+        said = failure(task)
         bad = task.scene.slots.get("bad")
         if bad:
             assert bad in said
@@ -114,19 +114,19 @@ def test_columns_and_items_of_one_split_are_in_no_list_of_the_other() -> None:
 
 
 def test_the_lists_of_code_tasks_bring_no_character_that_the_shipped_tokenizer_lacks() -> None:
-    shipped = Tokenizer.from_file(str(servers.ROOT / "models/tiny-qwen3/tokenizer.json"))
+    shipped = Tokenizer.from_file(str(ROOT / "models/tiny-qwen3/tokenizer.json"))
     for character in alphabet():
         assert len(shipped.encode(character, add_special_tokens=False).ids) == 1, character
 
 
 def test_demo_tasks_are_imported_with_their_files_and_have_checks(tmp_path: Path) -> None:
     tasks = write_demo(tmp_path, 60, 0)
-    config = (servers.ROOT / "label_config/code_analysis/config.xml").read_text(encoding="utf-8")
+    config = (ROOT / "label_config/code_analysis/config.xml").read_text(encoding="utf-8")
     importing = CodeTasks(config, tmp_path / "inputs")
     rows = list(read_rows(tmp_path / "tasks.jsonl", compile_labelling(config), code_tasks=True))
     assert len(rows) == len(tasks) == 60
     assert [sum(task.family == family for task in tasks) for family in FAMILIES] == [20, 20, 20]
-    for (_, row), task in zip(rows, tasks, strict=True):
+    for (_, row, *_rest), task in zip(rows, tasks, strict=True):
         assert isinstance(row, dict)
         data = importing.fill(row)
         assert render(CASE, Task(1, data), "compact")[1].content == user_text(task)

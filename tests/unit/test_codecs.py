@@ -9,18 +9,16 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from label_studio_sdk.label_interface.interface import LabelInterface
 
-from backend.core.labelling import Labelling, Task, compile_labelling
-from backend.core.rules import Rules
-from backend.core.sources import HtmlPassage
-from backend.errors import InvalidValue, SetupError, TaskError
+from draftloop.errors import InvalidValue, SetupError, TaskError
+from draftloop.labelling.labelling import Labelling, Task, compile_labelling
+from draftloop.labelling.rules import Rules
+from draftloop.labelling.sources import HtmlPassage
 from tests.families import DIALOGUE, FAMILIES, HTML, ITEMS, OPTIONS, TEXT
 from tests.values import filled, values
 
 LABELLINGS = {name: compile_labelling(family.config) for name, family in FAMILIES.items()}
 TASKS = {name: Task(1, family.data) for name, family in FAMILIES.items()}
 INTERFACES = {name: LabelInterface(family.config) for name, family in FAMILIES.items()}
-# The SDK knows paths only in a Taxonomy: its judge refuses what Label Studio itself stores for them.
-NESTED = {"kinds", "nested"}
 
 
 def case(name: str) -> tuple[Labelling, Task]:
@@ -44,7 +42,7 @@ def test_a_value_reads_back_from_its_regions_and_its_serialization(name: str, da
     assert bound.decode(bound.encode(value)) == value
     assert Draft202012Validator(bound.validating_schema).is_valid(value)
     assert Draft202012Validator(bound.decoding_schema).is_valid(json.loads(bound.encode(value)))
-    plain = [region for region in placed.regions if region.get("from_name") not in NESTED]
+    plain = [region for region in placed.regions if region.get("from_name") not in labelling.unjudged]
     prediction = {"result": plain, "score": 0.5, "model_version": "v"}
     assert INTERFACES[name].validate_prediction(prediction, return_errors=True) == []
 
@@ -218,7 +216,9 @@ def test_options_of_a_task_are_told_to_the_model_and_bind_its_schema() -> None:
 
 def test_what_the_judge_of_bulk_imports_does_not_know_is_named() -> None:
     assert {name: labelling.unjudged for name, labelling in LABELLINGS.items() if labelling.unjudged} == {
-        "options": NESTED
+        "options": {"kinds", "nested"},
+        "shown_by_all": {"who"},
+        "numbers": {"stars"},
     }
     stars = compile_labelling('<View><Text name="text" value="$text"/><Rating name="stars"/></View>')
     assert stars.unjudged == {"stars"}
@@ -280,6 +280,7 @@ def test_what_stands_in_a_hidden_control_gets_no_region() -> None:
 def test_a_model_reads_what_the_page_shows() -> None:
     labelling, task = case("shown")
     assert labelling.inputs(task) == {
+        "static": 'Read "T" first',
         "md": "# Heading\n*text*",
         "table": 'a: x\nb: 2\nc: {"d": [1]}',
         "talk": "A: hi 😀\nok",

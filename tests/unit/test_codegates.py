@@ -12,18 +12,21 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from backend.core.codegates import CodeTask, checker, finished, run_again, submitted
-from backend.core.dataset import Rejected, annotations_of, judge
-from backend.core.execution import Attempt, OutputFile, Script, Step
-from backend.core.labelling import Task
-from backend.core.runs import NO_RUN, InputFile, Run
-from backend.core.sample import Sample, canonical
-from backend.edge.cases import Cases
-from backend.errors import TaskError
-from scripts.servers import ROOT
+from draftloop.dataset.code_gates import CodeTask, finished, run_again, submitted
+from draftloop.dataset.file_check import checker
+from draftloop.dataset.gates import Rejected, annotations_of, judge
+from draftloop.dataset.sample import Sample, canonical
+from draftloop.errors import TaskError
+from draftloop.labelling.labelling import Task
+from draftloop.prompting.cases import Cases
+from draftloop.runs.job import Attempt, OutputFile, Script, Step
+from draftloop.runs.run import NO_RUN, InputFile, Run
+from draftloop.support.environments import ROOT
 from tests.samples import written_out
 
-SCHEMA = Draft202012Validator(json.loads((ROOT / "backend/core/sample.schema.json").read_bytes()))
+SCHEMA = Draft202012Validator(
+    json.loads((ROOT / "backend/draftloop/dataset/sample.schema.json").read_bytes())
+)
 CASE = Cases(ROOT / "label_config").get("code_analysis")
 SCRIPTS = (Script("print(1)"), Script("echo 2", "shell"))
 INPUTS = (InputFile("a.csv", "a.csv", 3, "0" * 64),)
@@ -92,10 +95,10 @@ def test_the_limit_is_twice_the_drafts_time_and_at_least_half_a_minute() -> None
 def test_a_program_that_fails_again_is_stopped_with_the_reason_and_its_last_words() -> None:
     failing = attempt("1\n", "", exit_status=1)
     told = replace(
-        failing, steps=(*failing.steps[:1], replace(failing.steps[1], stderr="Trace\nKeyError: x\n"))
+        failing, steps=(*failing.steps[:1], replace(failing.steps[1], stderr="Trace\nKeyError: x\u2028y\n"))
     )
     found = run_again(task(attempt("1\n", "2\n", files=["out.csv"])), FakeRerun([told]))
-    assert found.stopped == ("code_runs", "It does not end well (failed): exit status 1 KeyError: x")
+    assert found.stopped == ("code_runs", "It does not end well (failed): exit status 1 KeyError: x\u2028y")
     assert found.notes == ()
     assert stopped(task(), failing) == ("code_runs", "It does not end well (failed): exit status 1")
 

@@ -5,18 +5,25 @@ tests/containers builds and runs them.
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from backend.settings import variables
-from scripts import servers
+from draftloop.cli import servers
+from draftloop.serving.server import Worker
+from draftloop.settings import variables
+from draftloop.support.environments import ROOT
+from scripts.images import images
 
-COMPOSE_TEXT = (servers.ROOT / "docker-compose.yml").read_text("utf-8")
+COMPOSE_TEXT = (ROOT / "docker-compose.yml").read_text("utf-8")
 COMPOSE: dict[str, Any] = yaml.safe_load(COMPOSE_TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-EXAMPLE = (servers.ROOT / ".env.example").read_text("utf-8")
+EXAMPLE = (ROOT / ".env.example").read_text("utf-8")
 SECRET = re.compile("PASSWORD|TOKEN|KEY|SECRET")
 
 
@@ -32,19 +39,23 @@ class Stage:
 
 def stages() -> dict[str, Stage]:
     """Read the Dockerfile's stages; each begins with what its base said."""
-    text = (servers.ROOT / "Dockerfile").read_text("utf-8")
+    text = (ROOT / "Dockerfile").read_text("utf-8")
     lines = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
     found: dict[str, Stage] = {}
+    arguments: dict[str, str] = {}  # before the first FROM
     stage = Stage("")
     for line in lines.replace("\\\n", " ").splitlines():
         instruction, _, words = line.strip().partition(" ")
         if instruction == "FROM":
-            base, _, name = words.split()
+            base, _, name = re.sub(r"\$\{(\w+)\}", lambda match: arguments[match[1]], words).split()
             before = found.get(base, Stage(base))
             stage = found[name] = Stage(base, list(before.instructions), dict(before.environment))
         elif instruction == "ENV":
             pairs = (word.partition("=") for word in shlex.split(words))
             stage.environment.update((name, value) for name, _, value in pairs)
+        elif instruction == "ARG" and not found:
+            name, _, default = words.partition("=")
+            arguments[name] = default
         elif instruction:
             stage.instructions.append((instruction, words.strip()))
     return found
@@ -56,6 +67,19 @@ SERVED = ("backend", "label-studio", "vllm-cpu")
 
 def test_every_image_starts_from_debian_alone() -> None:
     assert {stage.base for stage in STAGES.values()} <= {"debian:bookworm-slim", *STAGES}
+
+
+def test_every_image_of_a_registry_can_be_named_by_digest() -> None:
+    variables = images(COMPOSE_TEXT, "")
+    for name, service in SERVICES.items():
+        if "build" in service:
+            assert service["build"]["args"] == {"BASE_IMAGE": "${BASE_IMAGE:-debian:bookworm-slim}"}, name
+        else:
+            assert re.fullmatch(r"\$\{\w+_IMAGE:-[^}]+\}", service["image"]), name
+    assert variables["BASE_IMAGE"] in {stage.base for stage in STAGES.values()}  # the Dockerfile's default
+    for variable, image in variables.items():
+        assert f"# {variable}={image}\n" in EXAMPLE
+        assert ":" in image, variable  # without a tag there is nothing to look up
 
 
 def test_every_server_has_a_user_of_its_own_and_tells_its_health() -> None:
@@ -114,6 +138,36 @@ def test_every_service_tells_its_health() -> None:
         assert "healthcheck" in service or service["build"]["target"] in SERVED, name
 
 
+def test_the_sandbox_image_has_what_it_imports(tmp_path: Path) -> None:
+    for instruction, words in STAGES["sandbox"].instructions:
+        if instruction == "COPY":
+            *sources, target = shlex.split(words)
+            copy(sources, tmp_path / target, is_folder=target.endswith("/"))
+    # -S: of installed packages it needs none to start; what code may import is asked for later.
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'backend')!r})\n"
+        "import draftloop.sandbox.server, draftloop.sandbox.keeper\n"
+        "print(draftloop.sandbox.server.__file__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).is_relative_to(tmp_path), "the copy is imported, not this checkout"
+
+
+def copy(sources: list[str], target: Path, *, is_folder: bool) -> None:
+    """Copy as Docker does: a folder's content, or files into a folder."""
+    for source in sources:
+        path = ROOT / source
+        if path.is_dir():
+            shutil.copytree(path, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+        else:
+            to = target / path.name if is_folder else target
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, to)
+
+
 def test_nothing_phones_home() -> None:
     assert servers.LABEL_STUDIO_PRIVATE.items() <= STAGES["label-studio"].environment.items()
     assert servers.VLLM_PRIVATE.items() <= STAGES["vllm-cpu"].environment.items()
@@ -134,3 +188,15 @@ def test_a_backend_asks_for_the_model_that_its_vllm_serves() -> None:
         assert SERVICES[backend]["profiles"] == SERVICES[vllm]["profiles"]
         name = SERVICES[backend]["environment"]["MODEL_NAME"]
         assert f"--served-model-name={name}" in SERVICES[vllm]["command"]
+
+
+def test_label_studio_calls_no_private_address_but_that_of_a_backend() -> None:
+    environment = SERVICES["label-studio"]["environment"]
+    assert environment["SSRF_PROTECTION_ENABLED"] == "${LABEL_STUDIO_SSRF_PROTECTION:-true}"
+    assert "--no-webhook" in COMPOSE_TEXT
+
+
+def test_the_image_serves_with_the_worker_that_the_scripts_use() -> None:
+    command = STAGES["backend"].last("CMD")
+    assert f"{Worker.__module__}.{Worker.__qualname__}" in command
+    assert "--no-control-socket" in command

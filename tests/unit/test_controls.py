@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from label_studio_sdk.label_interface.interface import LabelInterface
 
-from backend.core.labelling import Labelling, Task, compile_labelling
-from backend.errors import InvalidValue, SetupError
+from draftloop.errors import InvalidValue, SetupError
+from draftloop.labelling.labelling import Labelling, Task, compile_labelling
 
 CONFIG = """
 <View>

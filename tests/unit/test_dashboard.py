@@ -7,7 +7,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from backend.edge.metrics import Metrics
+from draftloop.serving.metrics import Metrics
 
 DASHBOARD = json.loads((Path(__file__).parents[2] / "docs" / "grafana-dashboard.json").read_text("utf-8"))
 SELECTOR = re.compile(r"\b((?:draftloop|process)_[a-z_]+)(?:\{([^}]*)\})?")

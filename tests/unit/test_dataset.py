@@ -9,20 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.core.corpus import split_of
-from backend.core.dataset import (
+from draftloop.dataset.corpus import split_of
+from draftloop.dataset.formats import FORMATS
+from draftloop.dataset.gates import (
     Rejected,
     annotations_of,
     fingerprint,
     group_of,
     judge,
 )
-from backend.core.formats import FORMATS
-from backend.core.labelling import Task
-from backend.core.personal import strings
-from backend.core.prompting import render
-from backend.core.sample import Sample, canonical
-from backend.edge.cases import Cases
+from draftloop.dataset.personal import strings
+from draftloop.dataset.sample import Sample, canonical
+from draftloop.labelling.labelling import Task
+from draftloop.prompting.cases import Cases
+from draftloop.prompting.prompt import render
 
 CASES = Cases(Path(__file__).parents[2] / "label_config")
 COMPLAINT = CASES.get("complaint")

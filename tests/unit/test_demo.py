@@ -1,13 +1,15 @@
 """The demo's circle: what its parts make without a server."""
 
+import subprocess
 from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import orjson
 
-from backend.training.rows import open_dataset
+from draftloop.training.rows import open_dataset
 from scripts.demos.flywheel import plot, shuffled
+from scripts.demos.stage import Demo
 from tests.datasets import corrected
 
 
@@ -37,6 +39,15 @@ def test_the_plot_has_a_pair_of_bars_for_every_field() -> None:
     assert [round(width / widest, 3) for _, width in bars] == shares
     words = [text.text for text in drawn.iter(f"{space}text")]
     assert {"name", "email", "sentiment", "complaint", "<i>", "75", "88"} <= set(words)
+
+
+def test_the_settings_of_the_demo_reach_a_shell_as_they_are(tmp_path: Path) -> None:
+    told = {"BACKEND_PASSWORD": "a'b $HOME `x`", "MODEL_PROFILE": "compact", "CASES_DIR": "/a b/ö"}
+    file = Demo(tmp_path, environment=told).settings_file()
+    assert file.stat().st_mode & 0o077 == 0
+    command = f'. {file}; python3 -c "import json, os; print(json.dumps(dict(os.environ)))"'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert orjson.loads(done.stdout).items() >= told.items()
 
 
 def rows(file: Path) -> list[tuple[str, str]]:

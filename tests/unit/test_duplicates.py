@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from backend.core.duplicates import MAX_CHARS, Neighbour, carried, shingles, similarity
-from backend.core.labelling import Task
-from backend.edge.cases import Cases
-from scripts.servers import ROOT
+from draftloop.drafting.duplicates import MAX_CHARS, Neighbour, carried, shingle_set, similarity
+from draftloop.labelling.labelling import Task
+from draftloop.prompting.cases import Cases
+from draftloop.support.environments import ROOT
 
 CASES = Cases(ROOT / "label_config")
 OLD = "单号100,我叫何平,住中山北路88号,邮箱hp@a.cn。电梯坏了三天!"
@@ -18,7 +18,7 @@ PARTIAL = {"name": "何平", "question": "电梯坏了三天!"}
 def held(new: str, value: dict[str, Any], case: str = "complaint", old: str = OLD) -> bool:
     found = CASES.get(case)
     neighbour = Neighbour(old, found.labelling.encode(value), 0.9, 0.9)
-    carried_value = carried(found, Task(1, {"text": new}), new, neighbour)
+    carried_value = carried(found, found.labelling.read(Task(1, {"text": new})), neighbour)
     assert carried_value in (None, value)
     return carried_value is not None
 
@@ -66,12 +66,14 @@ def test_what_is_no_quote_cannot_be_seen_to_hold() -> None:
 def test_an_answer_that_breaks_the_rules_or_is_none_does_not_hold() -> None:
     assert not held(f" {OLD}", {**FULL, "email": "何平"})
     found, task = CASES.get("complaint"), Task(1, {"text": OLD})
-    assert carried(found, task, OLD, Neighbour(OLD, "no json", 0.9, 0.9)) is None
+    assert carried(found, found.labelling.read(task), Neighbour(OLD, "no json", 0.9, 0.9)) is None
     long = OLD + "x" * MAX_CHARS
-    assert carried(found, Task(1, {"text": long}), long, Neighbour(OLD, "{}", 0.9, 0.9)) is None
+    assert (
+        carried(found, found.labelling.read(Task(1, {"text": long})), Neighbour(OLD, "{}", 0.9, 0.9)) is None
+    )
 
 
 def test_likeness_is_the_share_of_shingles() -> None:
-    assert similarity(shingles("abcde"), shingles("abcdf")) == 2 / 4
-    assert similarity(shingles("ab"), shingles("ab")) == 1
-    assert similarity(shingles(""), shingles("ab")) == 0
+    assert similarity(shingle_set("abcde"), shingle_set("abcdf")) == 2 / 4
+    assert similarity(shingle_set("ab"), shingle_set("ab")) == 1
+    assert similarity(shingle_set(""), shingle_set("ab")) == 0

@@ -18,30 +18,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.app import make_examples
-from backend.core.dataset import group_of
-from backend.core.drafts import Draft
-from backend.core.labelling import Task, compile_labelling
-from backend.core.prompting import (
+from draftloop.app import make_examples
+from draftloop.cli.servers import PYTHONPATH
+from draftloop.dataset.folder import lines_of
+from draftloop.dataset.gates import group_of
+from draftloop.dataset.sample import Sample
+from draftloop.drafting.cache import SqliteCache
+from draftloop.drafting.drafter import Drafter
+from draftloop.drafting.drafts import Draft
+from draftloop.drafting.escalation import Larger
+from draftloop.drafting.examples import Snapshot, freeze
+from draftloop.drafting.versions import AskOptions
+from draftloop.errors import ServiceError, SetupError, TaskError
+from draftloop.labelling.labelling import Task, compile_labelling
+from draftloop.model.vllm import VllmModel
+from draftloop.prompting.cases import Cases
+from draftloop.prompting.prompt import (
     Case,
     Completion,
     Message,
+    Profile,
     Prompt,
     Refinement,
     Shown,
     generic_case,
     preamble,
 )
-from backend.core.sample import Sample
-from backend.edge.cache import SqliteCache
-from backend.edge.cases import Cases
-from backend.edge.examples import Snapshot, freeze
-from backend.edge.folder import lines_of
-from backend.edge.vllm import VllmModel
-from backend.errors import ServiceError, SetupError, TaskError
-from backend.predict import Drafter, Larger
-from backend.settings import StoreSettings
-from scripts.servers import ROOT
+from draftloop.settings import StoreSettings
+from draftloop.support.environments import ROOT
 from tests.datasets import corrected, corrections, store
 from tests.fake_vllm import Body, FakeVllm, fake_vllm
 from tests.families import FAMILIES
@@ -91,7 +95,7 @@ def snapshot(folder: Path, samples: Sequence[Sample] = SAMPLES, *, shown: int = 
 
 
 def found(examples: Snapshot, text: str = NEW, case: Case = CASE) -> list[str]:
-    return [shown.question for shown in examples.find(case, Task(1, {"text": text}), text)]
+    return [shown.question for shown in examples.find(case, case.labelling.read(Task(1, {"text": text})))]
 
 
 # ---------------------------------------------------------------------------------- what is found
@@ -141,8 +145,8 @@ def test_nothing_that_is_held_out_and_nothing_of_the_task_itself_is_shown(
                 entry.instruction for entry in samples if entry.group in documents
             }
             return
-        shown = examples.find(CASE, task, text)
-        again = Snapshot(next(Path(folder).iterdir()), shown=count).find(CASE, task, text)
+        shown = examples.find(CASE, CASE.labelling.read(task))
+        again = Snapshot(next(Path(folder).iterdir()), shown=count).find(CASE, CASE.labelling.read(task))
     assert {entry.question for entry in shown} <= allowed
     assert len(shown) <= count
     assert len({entry.question for entry in shown}) == len(shown)
@@ -153,22 +157,23 @@ def test_another_process_finds_the_same(tmp_path: Path) -> None:
     samples = [sample(1 + number % 28, f"{number % 3} {number} 电梯坏了") for number in range(60)]
     examples = snapshot(tmp_path, [replace(entry, annotation=at) for at, entry in enumerate(samples)])
     code = (
-        "import sys; from pathlib import Path; from backend.edge.examples import Snapshot;"
-        "from backend.edge.cases import Cases; from backend.core.labelling import Task;"
-        "case = Cases(Path('label_config')).get('complaint'); text = '电梯坏了 2';"
-        "print(*Snapshot(Path(sys.argv[1]), shown=9).find(case, Task(1, {'text': text}), text), sep='\\n')"
+        "import sys; from pathlib import Path; from draftloop.drafting.examples import Snapshot;"
+        "from draftloop.prompting.cases import Cases; from draftloop.labelling.labelling import Task;"
+        "case = Cases(Path('label_config')).get('complaint');"
+        "question = case.labelling.read(Task(1, {'text': '电梯坏了 2'}));"
+        "print(*Snapshot(Path(sys.argv[1]), shown=9).find(case, question), sep='\\n')"
     )
     (folder,) = tmp_path.iterdir()
     told = subprocess.run(
         [sys.executable, "-c", code, folder],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH, "PYTHONHASHSEED": "7"},
         cwd=ROOT,
         check=True,
         capture_output=True,
         text=True,
     ).stdout
     text = "电梯坏了 2"
-    here = Snapshot(folder, shown=9).find(CASE, Task(1, {"text": text}), text)
+    here = Snapshot(folder, shown=9).find(CASE, CASE.labelling.read(Task(1, {"text": text})))
     assert told.splitlines() == [str(shown) for shown in here]
     assert len(found(examples, text)) == 3
 
@@ -181,7 +186,7 @@ def test_examples_of_another_case_another_config_or_another_schema_are_not_shown
     assert set(found(examples)) <= set(TEXTS[1:])
     assert found(examples, NEW, FLIGHT) == [TEXTS[0]]
     assert found(examples, NEW, CASES.get("sentiment")) == []
-    assert examples.told(CASES.get("sentiment")) == {}
+    assert examples.manifest(CASES.get("sentiment")) == {}
 
 
 def test_a_masked_text_is_shown_masked_and_still_is_not_shown_to_its_own_task(tmp_path: Path) -> None:
@@ -264,7 +269,7 @@ def test_what_is_no_snapshot_or_was_changed_is_refused_at_start(tmp_path: Path) 
     assert make_examples(settings("")) is None
     assert make_examples(settings(folder)) is not None
     for wrong in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(SetupError, match=r"is no snapshot of corrections.*freeze_examples"):
+        with pytest.raises(SetupError, match=r"is no snapshot of corrections.*freeze-examples"):
             make_examples(settings(wrong))
     manifest = (folder / "manifest.json").read_bytes()
     (folder / "manifest.json").write_bytes(manifest.replace(b'"version": 1', b'"version": 2'))
@@ -287,9 +292,11 @@ def fake() -> Iterator[FakeVllm]:
         yield server
 
 
-def drafted(fake: FakeVllm, examples: Snapshot | None, *texts: str, **more: Any) -> list[Draft]:
+def drafted(
+    fake: FakeVllm, examples: Snapshot | None, *texts: str, profile: Profile = "full", **more: Any
+) -> list[Draft]:
     with VllmModel(fake.url, fake.name) as model:
-        drafter = Drafter(model, concurrency=1, examples=examples, **more)
+        drafter = Drafter(model, AskOptions(profile=profile), concurrency=1, examples=examples, **more)
         drafts = drafter.draft(CASE, [Task(number, {"text": text}) for number, text in enumerate(texts)])
         drafter.close()
     return drafts
@@ -350,7 +357,7 @@ class Tight:
 @pytest.mark.parametrize("cuts_at", [0, 7])
 def test_where_there_is_no_room_the_least_alike_are_left_out_first(tmp_path: Path, cuts_at: int) -> None:
     model, examples = Tight(cuts_at=cuts_at), snapshot(tmp_path)
-    drafter = Drafter(model, profile="compact", max_tokens=100, examples=examples)
+    drafter = Drafter(model, AskOptions(profile="compact", max_tokens=100), examples=examples)
     (draft,) = drafter.draft(CASE, [Task(1, {"text": NEW})])
     drafter.close()
     assert (draft.status, draft.attempts) == ("ok", 1)
@@ -360,7 +367,7 @@ def test_where_there_is_no_room_the_least_alike_are_left_out_first(tmp_path: Pat
 
 def test_an_answer_that_is_as_long_as_any_may_be_costs_no_example(tmp_path: Path) -> None:
     model = Tight(cuts_at=100)
-    drafter = Drafter(model, profile="compact", max_tokens=100, examples=snapshot(tmp_path))
+    drafter = Drafter(model, AskOptions(profile="compact", max_tokens=100), examples=snapshot(tmp_path))
     (draft,) = drafter.draft(CASE, [Task(1, {"text": NEW})])
     drafter.close()
     assert draft.status == "undecodable"
@@ -378,12 +385,14 @@ def test_nothing_is_shown_where_a_human_asks_in_words_or_options_are_the_tasks_o
     ]
     examples = snapshot(tmp_path, samples)
     with VllmModel(fake.url, fake.name) as model:
-        drafter = Drafter(model, profile="compact", examples=examples)
+        drafter = Drafter(model, AskOptions(profile="compact"), examples=examples)
         task = Task(1, {"text": NEW})
-        (future,) = drafter.submit(CASE, [task], limit_s=20, refinement=Refinement("shorter"))
+        (future,) = drafter.submit(
+            CASE, [task], drafter.version(CASE), limit_s=20, refinement=Refinement("shorter")
+        )
         future.result()
         drafter.draft(own, [Task(2, data)])
-        assert "examples" not in drafter.manifest(own)
+        assert "examples" not in drafter.version(own).manifest
         drafter.close()
     assert {own.compact, CASE.compact} == {body["messages"][0]["content"] for body in fake.asked}
     assert not {text for body in fake.asked for _, text in said(body)} & {*TEXTS}
@@ -398,7 +407,7 @@ def test_the_version_says_which_snapshot_and_how_many_and_other_cases_keep_their
 
         def versions(examples: Snapshot | None) -> tuple[str, str]:
             drafter = Drafter(model, examples=examples)
-            found = drafter.version(CASE), drafter.version(FLIGHT)
+            found = drafter.version(CASE).name, drafter.version(FLIGHT).name
             drafter.close()
             return found
 
@@ -419,9 +428,11 @@ def test_a_larger_model_is_shown_them_too(fake: FakeVllm, tmp_path: Path) -> Non
     with VllmModel(fake.url, fake.name) as model:
         versions, drafts = [], []
         for shown in (None, examples):
-            larger = Larger(Drafter(model, profile="full", examples=shown), threshold=1.0)
-            drafter = Drafter(model, profile="compact", concurrency=1, examples=examples, larger=larger)
-            versions.append(drafter.version(CASE))
+            larger = Larger(Drafter(model, AskOptions(profile="full"), examples=shown), threshold=1.0)
+            drafter = Drafter(
+                model, AskOptions(profile="compact"), concurrency=1, examples=examples, larger=larger
+            )
+            versions.append(drafter.version(CASE).name)
             drafts += drafter.draft(CASE, [Task(1, {"text": NEW})])
             drafter.close()
     assert [draft.status for draft in drafts] == ["ok", "ok"]
@@ -438,7 +449,9 @@ def test_an_answer_is_cached_with_its_examples(fake: FakeVllm, tmp_path: Path) -
     assert (first.from_cache, second.from_cache, second.value) == (False, True, first.value)
     shutil.rmtree(tmp_path / "examples")
     assert drafted(fake, None, NEW, cache=cache)[0].from_cache is False
-    assert examples.find(CASE, Task(1, {"text": NEW}), NEW)[-1] == Shown(TEXTS[0], SAMPLES[0].target)
+    assert examples.find(CASE, CASE.labelling.read(Task(1, {"text": NEW})))[-1] == Shown(
+        TEXTS[0], SAMPLES[0].target
+    )
 
 
 # ---------------------------------------------------------------------------------- the verb
@@ -486,4 +499,4 @@ def test_the_verb_measures_what_corrections_in_prompts_gain(fake: FakeVllm, tmp_
     lines = [" ".join(line.split()) for line in told.splitlines()]
     assert f"complaint: 20 held-out samples of 20 texts in {dataset}" in lines
     assert "question exact match 0.0 -> 100.0 F1 0.0 -> 100.0" in lines
-    assert "gain +25.00 points, 95 % interval +25.00 to +25.00" in lines
+    assert "gain +25.00 points, 95 % interval +8.57 to +36.88" in lines

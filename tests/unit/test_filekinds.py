@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from backend.core.filekinds import MEDIA_TYPES, charset_of, kind_of, named_kind, wanted_bytes
+from draftloop.execution.file_kinds import MEDIA_TYPES, charset_of, kind_of, named_kind, wanted_bytes
 from tests.code_runs import png
 
 SVG = b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'><circle r='4'/></svg>"
@@ -82,6 +82,69 @@ def test_what_a_name_promises_and_the_bytes_keep_is_shown(
 )
 def test_what_the_bytes_do_not_keep_is_a_download(name: str, content: bytes) -> None:
     assert kind(name, content) == "other"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<iframe src=//a.example>",
+        b"<IFrame/src=//a.example>",
+        b"<!-- <iframe> -->",
+        b"<title><object data=x></title>",
+        b"<link rel=preconnect href=//a.example>",
+        b"<base target=_blank>",
+        b"<meta http-equiv='refresh' content='0;url=//a.example'>",
+        b"<meta http-equiv=&#114;efresh content='0;url=//a.example'>",
+        b"<meta http-equiv = x http-equiv=content-type>",
+        b"<form action=//a.example><input>",
+        b"<a href=//a.example>x</a>",
+        b"<a href='&#x2f;/a.example'>x</a>",
+        b"<a hReF = ' #' href=x>x</a>",
+        b"<a xlink:href=//a.example>x</a>",
+        b"<a href='#' ping=//a.example>x</a>",
+        b"<p onclick=x()>",
+        b"<p/onclick=x()>",
+        b"<p id='a'onclick=x()>",
+        b"<svg><foreignObject><p>x</foreignObject></svg>",
+        b"<svg><image href='#'/></svg>",
+        b"<svg:script>",
+        b"<video poster=x>",
+        b"<template><p></template>",
+        b"<div\x0bonclick=x()>",
+        b"<ifr\x1b(Bame src=//a.example>",
+        "<p>汇总".encode("gb18030"),
+        "<iframe>".encode("utf-16"),
+        "<iframe>".encode("utf-7"),
+    ],
+)
+def test_html_that_may_do_something_is_shown_after_a_click_alone(content: bytes) -> None:
+    assert kind("a.html", content) in ("scripted", "other")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "<!DOCTYPE html><html lang='zh'><meta charset='utf-8'><style></style><p>汇总 a < b, ping: on=1, 3<4",
+        "<meta http-equiv='Content-Type' content='text/html; charset=utf-8'><a href='#a'>x</a>",
+        "<table border='1' class='dataframe'><thead><tr style='text-align: right;'><th></th></tr></table>",
+        "<img src='data:image/png;base64,AAAA'><svg><path d='M0 0'/><use xlink:href='#m'/></svg>",
+    ],
+)
+def test_tables_and_drawings_are_shown_at_once(content: str) -> None:
+    assert kind("a.html", content.encode()) == "html"
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        b"<foreignObject><iframe xmlns='http://www.w3.org/1999/xhtml' src='//a.example'/></foreignObject>",
+        b"<h:iframe xmlns:h='http://www.w3.org/1999/xhtml' src='http://a.example'/>",
+    ],
+)
+def test_an_svg_with_a_frame_in_it_is_a_download(inner: bytes) -> None:
+    svg = b"<svg xmlns='http://www.w3.org/2000/svg'>%s</svg>"
+    assert kind("a.svg", svg % inner) == "other"
+    assert kind("a.svg", svg % b"<foreignObject/>") == "svg"
 
 
 @given(st.sampled_from(["a.png", "a.jpg", "a.svg", "a.pdf", "a.html", "a.csv"]), st.binary(max_size=200))

@@ -4,6 +4,7 @@ import io
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import pytest
 import yaml
 from hypothesis import given
 
-from backend.core.companions import COMPANIONS, Written
-from backend.core.formats import DEFAULT_FORMATS, FORMATS, answers
-from backend.core.sample import Sample, conversation
-from backend.edge.folder import Aside
-from backend.edge.rowfiles import KINDS, Kind, line_of
+from draftloop.dataset.companions import COMPANIONS, Written
+from draftloop.dataset.formats import DEFAULT_FORMATS, FORMATS, answers
+from draftloop.dataset.row_files import KINDS, Kind, line_of
+from draftloop.dataset.sample import Sample, conversation
+from draftloop.support.files import AtomicFileWriter
 from tests.samples import samples, written_out
 
 BY_NAME = {form.name: form for form in FORMATS}
@@ -116,12 +117,23 @@ def test_ms_swifts_calls_and_tools_are_texts(sample: Sample) -> None:
     assert ("tools" in row) == bool(sample.attempts)
 
 
-def test_code_tasks_have_no_rows_where_programs_have_no_place() -> None:
-    sample = written_out(code=True)[1]
-    for name in ("alpaca", "axolotl-dpo", "axolotl-kto"):
-        assert BY_NAME[name].rows(sample) == []
-    for name in ("messages", "trl-dpo", "llama-factory-kto", "ms-swift"):
-        assert BY_NAME[name].rows(sample)
+def test_every_format_has_rows_of_code_tasks_alpaca_with_the_final_program() -> None:
+    accepted, corrected, written = written_out(code=True)[:3]
+    for sample in (accepted, corrected, written):
+        (row,) = BY_NAME["alpaca"].rows(sample)
+        expected = {"instruction": sample.instruction, "input": "", "output": "print('总数 2')", "system": ""}
+        assert row == expected
+        for form in FORMATS:
+            judged = {"-dpo": sample is corrected, "-kto": sample is not written}.get(form.name[-4:], True)
+            assert bool(form.rows(sample)) == judged, form.name
+    (pair,) = BY_NAME["axolotl-dpo"].rows(corrected)
+    assert [message["role"] for message in pair["messages"]] == ["system", "user"]
+    assert (pair["chosen"]["content"], pair["rejected"]["content"]) == (
+        corrected.target,
+        corrected.draft_target,
+    )
+    unrun = replace(accepted, attempts=(), gates=("readable", "verdict_passes"))
+    assert BY_NAME["alpaca"].rows(unrun) == [], "one file never holds programs and JSON"
 
 
 @pytest.mark.parametrize("code", [False, True])
@@ -140,7 +152,7 @@ def test_every_kind_of_file_holds_the_same_rows(code: bool) -> None:
 def content(kind: Kind, found: list[dict[str, Any]]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows"
-        with Aside(path) as stream:
+        with AtomicFileWriter(path) as stream:
             file = kind.writer(stream)
             for row in found:
                 file.write(line_of(row))
@@ -184,6 +196,18 @@ def test_companions_name_files_that_are_written_and_only_those_with_rows() -> No
     assert "test_datasets" not in without["axolotl.yaml"]
     assert ".test.jsonl\n" not in without["README.md"].split("---")[1]
     assert set(companions("jsonl.zst")) == {"README.md"}
+    assert "has no rows" not in found["README.md"]
+
+
+def test_a_file_without_rows_says_what_it_waits_for() -> None:
+    names = ("alpaca", "trl-dpo", "ms-swift-kto", "messages")
+    forms = [Written(name, "jsonl", {"train": int(name == "messages"), "test": 0}) for name in names]
+    said = [line for line in COMPANIONS[-1](forms, COUNTS)["README.md"].splitlines() if "no rows" in line]
+    assert said == [
+        "`alpaca` has no rows: each needs code that was run.",
+        "`trl-dpo` has no rows: each needs a draft that was corrected.",
+        "`ms-swift-kto` has no rows: each needs a draft that was accepted or corrected.",
+    ]
 
 
 def test_the_default_formats_exist_and_names_are_file_names() -> None:

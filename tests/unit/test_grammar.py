@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from backend.core.grammar import MOST_CHARS, bound
-from backend.core.labelling import Task, compile_labelling
-from backend.core.prompting import generic_case
-from backend.edge.cases import Cases
+from draftloop.labelling.grammar import MOST_CHARS, bound
+from draftloop.labelling.labelling import Task, compile_labelling
+from draftloop.prompting.cases import Cases
+from draftloop.prompting.prompt import generic_case
 from tests.fake_vllm import written
 from tests.families import FAMILIES
 

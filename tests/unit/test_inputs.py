@@ -3,7 +3,10 @@
 import hashlib
 import json
 import os
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,12 @@ from typing import Any
 import openpyxl
 import pytest
 
-from backend.core.preview import Seen, to_text
-from backend.core.runs import (
+from draftloop.errors import SetupError, TaskError
+from draftloop.execution.heads import look
+from draftloop.execution.inputs import find_input
+from draftloop.execution.preview import Seen, to_text
+from draftloop.importing.code_tasks import CodeTasks
+from draftloop.runs.run import (
     INPUTS_KEY,
     NO_RUN,
     OUTPUTS_KEY,
@@ -20,9 +27,6 @@ from backend.core.runs import (
     SCHEMA_KEY,
     inputs_of,
 )
-from backend.edge.inputs import find_input, look
-from backend.errors import SetupError, TaskError
-from scripts.inputs import CodeTasks
 
 CONFIG = '<View><HyperText name="p" value="$input_preview"/></View>'
 
@@ -138,6 +142,109 @@ def test_a_long_list_of_objects_is_estimated(tmp_path: Path) -> None:
     assert table.count == pytest.approx(10_000, rel=0.05)
 
 
+SHARED_STRINGS = (
+    b'<Override PartName="/xl/sharedStrings.xml" ContentType='
+    b'"application/vnd.openxmlformats-officedocument.spreadsheetml.sharedStrings+xml"/>'
+)
+
+
+def book_with(path: Path, strings: bytes, *, sheets: int = 1) -> Path:
+    """Make a workbook whose texts are these bytes of XML."""
+    book = openpyxl.Workbook()
+    book.active["A1"] = "x"
+    for number in range(sheets - 1):
+        book.create_sheet(f"s{number}")["A1"] = "x"
+    made = path.with_suffix(".made.xlsx")
+    book.save(made)
+    with (
+        zipfile.ZipFile(made) as source,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target,
+    ):
+        for name in source.namelist():
+            content = source.read(name)
+            content = content.replace(b't="inlineStr"><is><t>x</t></is>', b't="s"><v>0</v>')
+            target.writestr(name, content.replace(b"</Types>", b"%s</Types>" % SHARED_STRINGS))
+        target.writestr("xl/sharedStrings.xml", strings)
+    return path
+
+
+XMLNS = b"xmlns='http://schemas.openxmlformats.org/spreadsheetml/2006/main'"
+
+
+def test_a_workbook_that_takes_for_ever_costs_its_preview_alone(tmp_path: Path) -> None:
+    strings = b"<sst %s>%s</sst>" % (XMLNS, b"<si><t>a</t></si>" * 11_000_000)
+    path = book_with(tmp_path / "slow.xlsx", strings)
+    assert path.stat().st_size < 4 << 20
+    began = time.monotonic()
+    found = look(path, "slow.xlsx")
+    assert time.monotonic() - began < 60, "it took as long as it wanted"
+    assert found.kind.startswith("Excel workbook that cannot be previewed: it takes ")
+    assert found.tables == ()
+
+
+def test_a_workbook_that_unpacks_to_more_than_a_limit_is_not_read(tmp_path: Path) -> None:
+    strings = b"<sst %s>%s</sst>" % (XMLNS, b"<si><t>a</t></si>" * 13_000_000)
+    kind = look(book_with(tmp_path / "a.xlsx", strings), "a.xlsx").kind
+    assert kind == "Excel workbook that cannot be previewed: it unpacks to more than 200 MB"
+
+
+def test_entities_of_a_workbook_are_not_expanded(tmp_path: Path) -> None:
+    entities = b"".join(b"<!ENTITY a%d '%s'>" % (n, b"&a%d;" % (n - 1) * 10) for n in range(1, 12))
+    strings = b"<!DOCTYPE s [<!ENTITY a0 'x'>%s]><sst %s><si><t>&a11;</t></si></sst>" % (entities, XMLNS)
+    assert "cannot be previewed" in look(book_with(tmp_path / "a.xlsx", strings), "a.xlsx").kind
+
+
+def test_long_cells_and_many_sheets_are_cut(tmp_path: Path) -> None:
+    strings = b"<sst %s><si><t>%s</t></si></sst>" % (XMLNS, b"a" * (8 << 20))
+    found = look(book_with(tmp_path / "a.xlsx", strings, sheets=40), "a.xlsx")
+    assert len(found.tables) == 20
+    assert found.tables[0].columns == ("a" * 300,)
+
+
+def test_a_workbook_is_read_without_the_backends_secrets(tmp_path: Path) -> None:
+    """The reader is another process: what it may know is looked at from outside."""
+    path = tmp_path / "slow.xlsx"
+    book_with(path, b"<sst %s>%s</sst>" % (XMLNS, b"<si><t>a</t></si>" * 300_000))
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(look, path, "slow.xlsx")
+        found: set[bytes] = set()
+        while not pending.done():
+            found |= {environment for environment in map(environment_of, children()) if environment}
+            time.sleep(0.02)
+    assert found, "no reader was seen"
+    names = {entry.partition(b"=")[0] for environment in found for entry in environment.split(b"\0") if entry}
+    assert names <= {b"PYTHONPATH", b"LANG"}
+
+
+def children() -> list[Path]:
+    own = str(os.getpid())
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if path.read_text().rpartition(")")[2].split()[1] == own:
+                found.append(path.parent)
+    return found
+
+
+def environment_of(process: Path) -> bytes:
+    try:
+        command = (process / "cmdline").read_bytes()
+        return (process / "environ").read_bytes() if b"draftloop.execution.heads" in command else b""
+    except OSError:
+        return b""
+
+
+def test_json_nested_to_the_limit_is_text(tmp_path: Path) -> None:
+    for depth in (*range(900, 1000, 7), 10_000):
+        content = b'{"a": ' + b"[" * depth + b"]" * depth + b"}"
+        assert seen(tmp_path, "a.json", content).kind.startswith("JSON")
+        assert seen(tmp_path, "a.jsonl", content + b"\n").kind.startswith("JSON")
+
+
+def test_a_giant_field_of_a_csv_breaks_nothing(tmp_path: Path) -> None:
+    assert seen(tmp_path, "a.csv", b'a,b\n"' + b"x" * 250_000 + b'",1\n').kind.startswith("CSV")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "kind", "lines"),
     [
@@ -183,12 +290,12 @@ def test_what_is_no_text_is_told_by_name_and_size(
 
 
 def test_a_file_is_found_below_the_root_and_hashed(tmp_path: Path) -> None:
-    (tmp_path / "三月").mkdir()
-    (tmp_path / "三月" / "销售.csv").write_bytes(b"a,b\n")
+    (tmp_path / "shared" / "三月").mkdir(parents=True)
+    (tmp_path / "shared" / "三月" / "销售.csv").write_bytes(b"a,b\n")
     file, real = find_input(tmp_path, "三月/销售.csv")
     assert (file.name, file.path, file.size_bytes) == ("销售.csv", "三月/销售.csv", 4)
     assert file.sha256 == hashlib.sha256(b"a,b\n").hexdigest()
-    assert real == (tmp_path / "三月" / "销售.csv").resolve()
+    assert real == (tmp_path / "shared" / "三月" / "销售.csv").resolve()
 
 
 @pytest.mark.parametrize(
@@ -210,7 +317,7 @@ def test_a_file_is_found_below_the_root_and_hashed(tmp_path: Path) -> None:
     ],
 )
 def test_a_path_that_is_no_file_of_the_root_is_refused(tmp_path: Path, path: str, words: str) -> None:
-    root = tmp_path / "root"
+    root = tmp_path / "inputs" / "shared"
     (root / "sub").mkdir(parents=True)
     (tmp_path / "outside.csv").write_text("x")
     (root / "out.csv").symlink_to(tmp_path / "outside.csv")
@@ -218,12 +325,13 @@ def test_a_path_that_is_no_file_of_the_root_is_refused(tmp_path: Path, path: str
     (root / "loop").symlink_to("loop")
     os.mkfifo(root / "pipe")
     with pytest.raises(TaskError, match=words):
-        find_input(root, path)
+        find_input(tmp_path / "inputs", path)
 
 
 def test_a_link_within_the_root_is_followed(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("x")
-    (tmp_path / "b.csv").symlink_to("a.csv")
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "a.csv").write_text("x")
+    (tmp_path / "shared" / "b.csv").symlink_to("a.csv")
     file, real = find_input(tmp_path, "b.csv")
     assert (file.name, real.name) == ("b.csv", "a.csv")
 
@@ -236,8 +344,9 @@ def row(**more: Any) -> dict[str, Any]:
 
 
 def test_a_row_gets_its_files_its_preview_and_places_for_its_runs(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("城市,值\n北京,1\n")
-    (tmp_path / "b.log").write_text("<b>GET</b>\n")
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "a.csv").write_text("城市,值\n北京,1\n")
+    (tmp_path / "shared" / "b.log").write_text("<b>GET</b>\n")
     given = row(inputs=["a.csv", "b.log"], output_files=["图表.png"], note="kept")
     filled = CodeTasks(CONFIG, tmp_path).fill(given)
     assert [file.name for file in inputs_of(filled)] == ["a.csv", "b.log"]
@@ -254,8 +363,9 @@ def test_a_row_gets_its_files_its_preview_and_places_for_its_runs(tmp_path: Path
 
 
 def test_a_cell_of_a_csv_names_several_files(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("x\n1\n")
-    (tmp_path / "b.csv").write_text("x\n1\n")
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "a.csv").write_text("x\n1\n")
+    (tmp_path / "shared" / "b.csv").write_text("x\n1\n")
     filled = CodeTasks(CONFIG, tmp_path).fill(row(inputs="a.csv; b.csv", output_files="out.csv;图.png"))
     assert [file.path for file in inputs_of(filled)] == ["a.csv", "b.csv"]
     assert filled[OUTPUTS_KEY] == ["out.csv", "图.png"]
@@ -281,9 +391,9 @@ def test_a_row_without_files_is_a_code_task_too(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_row_is_told(tmp_path: Path, more: dict[str, Any], words: str) -> None:
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "a.csv").write_text("1")
-    (tmp_path / "a.csv").write_text("1")
+    (tmp_path / "shared" / "x").mkdir(parents=True)
+    (tmp_path / "shared" / "x" / "a.csv").write_text("1")
+    (tmp_path / "shared" / "a.csv").write_text("1")
     with pytest.raises(TaskError, match=words):
         CodeTasks(CONFIG, tmp_path).fill(row(**more))
 

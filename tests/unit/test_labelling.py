@@ -2,8 +2,8 @@
 
 import pytest
 
-from backend.core.labelling import Task, compile_labelling, hash_config
-from backend.errors import InvalidValue, SetupError, TaskError
+from draftloop.errors import InvalidValue, SetupError, TaskError
+from draftloop.labelling.labelling import Task, compile_labelling, hash_config
 
 CONFIG = """<View><HyperText name="why" value="$draft_status"/><Text name="text" value="$text"/>
 <TextArea name="name" toName="text" maxSubmissions="1"/>

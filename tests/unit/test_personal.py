@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from phonenumbers import PhoneMetadata, PhoneNumberDesc, PhoneNumberMatcher
 
-from backend.core.personal import Mask, described, find, phones, strings
+from draftloop.dataset.personal import Mask, described, find, phones, strings
 
 EMAIL = "zhang.san+a@mail.example.cn"
 PHONE = "13812345678"

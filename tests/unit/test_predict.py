@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from backend.core.drafts import draft_status_html
-from backend.core.labelling import Task, compile_labelling
-from backend.core.prompting import Completion, Overrides, Prompt, generic_case
-from backend.edge.cases import Cases
-from backend.edge.vllm import VllmModel
-from backend.predict import Drafter
+from draftloop.drafting.drafter import Drafter
+from draftloop.drafting.drafts import draft_status_html
+from draftloop.drafting.versions import AskOptions
+from draftloop.labelling.labelling import Task, compile_labelling
+from draftloop.model.vllm import VllmModel
+from draftloop.prompting.cases import Cases
+from draftloop.prompting.prompt import Completion, Overrides, Prompt, Refinement, generic_case
 from tests.fake_vllm import Body, FakeVllm, fake_vllm
 from tests.families import FAMILIES
 
@@ -32,7 +33,7 @@ def fake() -> Iterator[FakeVllm]:
 @pytest.fixture
 def drafter(fake: FakeVllm) -> Iterator[Drafter]:
     with VllmModel(fake.url, fake.name) as model:
-        made = Drafter(model, profile="compact", concurrency=8)
+        made = Drafter(model, AskOptions(profile="compact"), concurrency=8)
         yield made
         made.close()
 
@@ -57,7 +58,7 @@ def test_a_right_answer_is_prefilled_and_scored(fake: FakeVllm, drafter: Drafter
     draft = flight(drafter)
     assert (draft.status, draft.value, draft.attempts, draft.reasons) == ("ok", RIGHT, 1, ())
     assert 0 < draft.score < 1
-    assert draft.prediction()["model_version"] == drafter.version(FLIGHT)
+    assert draft.prediction()["model_version"] == drafter.version(FLIGHT).name
     assert {region["from_name"] for region in draft.prediction()["result"]} == set(RIGHT)
     assert draft_status_html(draft) == ""
 
@@ -67,6 +68,29 @@ def test_a_wrong_answer_goes_back_once_with_the_validators_words(fake: FakeVllm,
     draft = flight(drafter)
     assert (draft.status, draft.value, draft.attempts) == ("ok", RIGHT, 2)
     assert "must differ" in fake.asked[1]["messages"][-1]["content"]
+
+
+class Watched(dict[str, Any]):
+    """Task data that count how often their text is read."""
+
+    reads = 0
+
+    def __getitem__(self, key: str) -> Any:
+        self.reads += key == "text"
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.reads += key == "text"
+        return super().get(key, default)
+
+
+def test_a_task_is_read_once_by_all_steps_of_its_draft(fake: FakeVllm, drafter: Drafter) -> None:
+    once, data = Watched(text=TEXT), Watched(text=TEXT)
+    FLIGHT.labelling.inputs(Task(1, once))
+    fake.answer = answers(SAME, RIGHT)
+    (draft,) = drafter.draft(FLIGHT, [Task(1, data)])
+    assert (draft.status, draft.attempts) == ("ok", 2)
+    assert data.reads == once.reads > 0
 
 
 def test_what_still_fails_its_rules_stays_prefilled_with_score_0_and_its_reasons(
@@ -155,7 +179,7 @@ class Broken:
 
 
 def test_a_mistake_of_ours_in_one_task_costs_only_that_task() -> None:
-    drafter = Drafter(Broken(), profile="compact", concurrency=2)
+    drafter = Drafter(Broken(), AskOptions(profile="compact"), concurrency=2)
     drafts = drafter.draft(
         FLIGHT, [Task(1, {"text": TEXT}), Task(2, {"text": "bad"}), Task(3, {"text": TEXT})]
     )
@@ -168,6 +192,61 @@ def test_a_server_that_fails_a_while_is_tried_again(fake: FakeVllm, drafter: Dra
     fake.fail = lambda _: 503 if len(fake.asked) < 3 else None
     assert flight(drafter).status == "ok"
     assert len(fake.asked) == 3
+
+
+def test_a_server_that_fails_twice_on_one_prompt_costs_that_task_its_draft_and_no_time(
+    fake: FakeVllm, drafter: Drafter
+) -> None:
+    fake.answer = answers(RIGHT)
+    fake.fail = lambda body: 500 if "拒" in body["messages"][-1]["content"] else None
+    tasks = [Task(1, {"text": TEXT}), Task(2, {"text": "拒"})]
+    drafts = drafter.draft(FLIGHT, tasks, deadline_s=60)
+    bulk = sorted(drafter.stream(FLIGHT, tasks), key=lambda draft: draft.task_id)
+    for one in (drafts, bulk):
+        assert [draft.status for draft in one] == ["ok", "undecodable"]
+        assert "Twice: The model server failed (500): as the test asked" in str(one[1].reasons[0])
+    assert len(fake.asked) == 2 * (1 + 2)
+
+
+def test_a_server_whose_engine_is_dead_is_tried_again(fake: FakeVllm, drafter: Drafter) -> None:
+    fake.answer = answers(RIGHT)
+    fake.is_well = False
+    fake.fail = lambda _: 500 if len(fake.asked) < 5 else None
+    assert flight(drafter).status == "ok"
+
+
+def test_half_a_character_in_an_option_or_in_the_page_is_one_tasks_reason(
+    fake: FakeVllm, drafter: Drafter
+) -> None:
+    config = """<View><Text name="text" value="$text"/>
+    <Choices name="pick" toName="text" value="$options" choice="multiple"/></View>"""
+    case = generic_case(compile_labelling(config))
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    data = [
+        {"text": "t", "options": options}
+        for options in (
+            [{"value": "a"}],
+            [{"value": "\ud83d"}],
+            [{"value": "a", "hint": "\ud83d"}],
+            [{"value": "a", "x": deep}],
+        )
+    ]
+    data.append({"text": deep, "options": [{"value": "a"}]})
+    drafts = drafter.draft(case, [Task(number, entry) for number, entry in enumerate(data, start=1)])
+    assert [draft.status for draft in drafts] == ["ok", *["undecodable"] * 4]
+    reasons = [str(draft.reasons[0]) for draft in drafts[1:]]
+    assert ["half a character" in reason for reason in reasons] == [True, True, False, False]
+    assert all("nested deeper than 100" in reason for reason in reasons[2:])
+    (future,) = drafter.submit(
+        FLIGHT,
+        [Task(1, {"text": TEXT})],
+        drafter.version(FLIGHT),
+        limit_s=30,
+        refinement=Refinement("shorter", {**RIGHT, "date": "\ud83d"}),
+    )
+    assert "half a character" in str(future.result().reasons[0])
 
 
 def test_what_is_not_ready_at_the_deadline_is_asked_for_again(fake: FakeVllm, drafter: Drafter) -> None:
@@ -190,32 +269,42 @@ def test_the_version_says_all_that_decides_a_draft(fake: FakeVllm) -> None:
     edited = CASES.find(CASES.config("flight_booking").replace("Intent", "Wish"), "flight_booking")
     wanted = [Overrides("Do it."), Overrides(temperature=0.7), Overrides(model="big")]
     versions = [
-        Drafter(model, profile="compact", temperature=0).version(FLIGHT),
-        Drafter(model, profile="full", temperature=0).version(FLIGHT),
-        Drafter(model, profile="compact", temperature=0.3).version(FLIGHT),
-        Drafter(VllmModel(fake.url, "other"), profile="compact", temperature=0).version(FLIGHT),
-        Drafter(model, profile="compact", temperature=0).version(edited),
-        Drafter(model, profile="compact", temperature=0).version(CASES.get("sentiment")),
+        Drafter(model, AskOptions(profile="compact", temperature=0)).version(FLIGHT).name,
+        Drafter(model, AskOptions(profile="full", temperature=0)).version(FLIGHT).name,
+        Drafter(model, AskOptions(profile="compact", temperature=0.3)).version(FLIGHT).name,
+        Drafter(VllmModel(fake.url, "other"), AskOptions(profile="compact", temperature=0))
+        .version(FLIGHT)
+        .name,
+        Drafter(model, AskOptions(profile="compact", temperature=0)).version(edited).name,
+        Drafter(model, AskOptions(profile="compact", temperature=0)).version(CASES.get("sentiment")).name,
         *(
-            Drafter(model, profile="compact", temperature=0).version(FLIGHT.overridden(overrides))
+            Drafter(model, AskOptions(profile="compact", temperature=0))
+            .version(FLIGHT.overridden(overrides))
+            .name
             for overrides in wanted
         ),
     ]
     assert len(set(versions)) == 9
     assert versions[8].startswith("big-")
-    assert versions[0] == Drafter(
-        VllmModel("http://elsewhere/v1", fake.name), profile="compact", temperature=0
-    ).version(FLIGHT)
+    assert (
+        versions[0]
+        == Drafter(VllmModel("http://elsewhere/v1", fake.name), AskOptions(profile="compact", temperature=0))
+        .version(FLIGHT)
+        .name
+    )
     assert versions[0].startswith("fake-")
     assert len(versions[0]) == len("fake-") + 10
 
 
 def test_quotes_are_bound_to_the_text_unless_switched_off(fake: FakeVllm) -> None:
     with VllmModel(fake.url, fake.name) as model:
-        bound, free = Drafter(model, profile="compact"), Drafter(model, profile="compact", bind_quotes=False)
+        bound, free = (
+            Drafter(model, AskOptions(profile="compact")),
+            Drafter(model, AskOptions(profile="compact", bind_quotes=False)),
+        )
         assert flight(bound).status != "failed"
         assert flight(free).status != "failed"
-        assert bound.version(FLIGHT) != free.version(FLIGHT)
+        assert bound.version(FLIGHT).name != free.version(FLIGHT).name
         for drafter in (bound, free):
             drafter.close()
     first, last = fake.asked[0], fake.asked[-1]

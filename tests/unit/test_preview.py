@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.core.preview import TEXT_CHARS, Seen, Table, to_html, to_text, type_of
+from draftloop.execution.preview import TEXT_CHARS, Seen, Table, to_html, to_text, type_of
 
 SALES = Table("", ("日期", "城市", "销售额"), (("2024-01-03", "北京", "12.5"), ("2024-01-04", "上海", "")), 2)
 
@@ -115,3 +115,17 @@ def test_nothing_of_a_file_is_markup_on_the_page() -> None:
     page = to_html(seen)
     assert "<script" not in page
     assert page.count("&lt;script&gt;") == 5
+
+
+def test_annotators_see_numbers_by_their_right_ends_and_what_is_left_out_counted() -> None:
+    rows = tuple((f"北京{n}", str(n * 1.5), "" if n else "x", f"{n}%") for n in range(9))
+    page = to_html(Seen("a.csv", 1, "CSV", (Table("", ("城市", "金额", "备注", "折扣"), rows, 40),)))
+    assert '<th>城市</th><th align="right">金额</th><th>备注</th><th align="right">折扣</th>' in page
+    assert '<td>北京2</td><td align="right">3.0</td><td></td><td align="right">2%</td>' in page
+    assert page.count("<tr>") == 1 + 5 + 1
+    assert '<td colspan="4">… and 35 more rows</td>' in page
+    wide = to_html(Seen("a.csv", 1, "CSV", (Table("", ("a",) * 30, (("1",) * 30,), 1),)))
+    assert (wide.count("<th"), wide.count("<td"), "more row" in wide) == (20, 20 + 2, False)
+    log = to_html(Seen("a.log", 1, "text", (), ("one",), 1))
+    assert "white-space:pre;" in log
+    assert "monospace!important" in log, "Label Studio forces its own font on everything"

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.core.dataset import Annotation, judge
-from backend.core.execution import Attempt, OutputFile, Script, Step
-from backend.core.labelling import Labelling, Program, Task, compile_labelling
-from backend.core.prompting import Case, render, told_runs
-from backend.core.runs import missing_outputs, outputs_of
-from backend.core.sample import Sample
-from backend.errors import InvalidValue, SetupError, TaskError
+from draftloop.dataset.gates import Annotation, judge
+from draftloop.dataset.sample import Sample
+from draftloop.errors import InvalidValue, SetupError, TaskError
+from draftloop.labelling.labelling import Labelling, Program, Task, compile_labelling
+from draftloop.prompting.prompt import Case, render, told_runs
+from draftloop.runs.job import Attempt, OutputFile, Script, Step
+from draftloop.runs.run import missing_outputs, outputs_of
 from tests.values import values
 
 CONFIG = """<View>

@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 from label_studio_sdk.label_interface.interface import LabelInterface
 
-from backend.core.labelling import Task, compile_labelling
-from backend.core.prompting import (
+from draftloop.errors import SetupError
+from draftloop.labelling.labelling import Task, compile_labelling
+from draftloop.labelling.rules import Reason
+from draftloop.model.scoring import score
+from draftloop.prompting.cases import Cases
+from draftloop.prompting.prompt import (
     NO_OVERRIDES,
     Overrides,
     Refinement,
@@ -20,10 +24,6 @@ from backend.core.prompting import (
     render,
     render_retry,
 )
-from backend.core.rules import Reason
-from backend.core.scoring import score
-from backend.edge.cases import Cases
-from backend.errors import SetupError
 
 FOLDER = Path(__file__).parents[2] / "label_config"
 CASES = Cases(FOLDER)

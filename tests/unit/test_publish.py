@@ -6,11 +6,11 @@ from typing import BinaryIO
 
 import pytest
 
-from backend.core.execution import Attempt, OutputFile, Script, Step
-from backend.core.filekinds import Kind
-from backend.core.runs import NO_RUN, Run
-from backend.errors import ServiceError, TaskError
-from backend.publish import Publisher
+from draftloop.errors import ServiceError, TaskError
+from draftloop.execution.file_kinds import Kind
+from draftloop.execution.publish import Publisher
+from draftloop.runs.job import Attempt, OutputFile, Script, Step
+from draftloop.runs.run import NO_RUN, Run
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><path d="M0 0h9"/></svg>'
 CONTENTS = {"图.svg": SVG, "fake.png": b"MZ no picture", "table.csv": b"a,b\n1,2\n"}

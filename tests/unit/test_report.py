@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.core.agreement import Agreement
-from backend.core.corpus import Held, Options
-from backend.core.dataset import Rejected
-from backend.core.report import report_page
-from backend.core.sample import Sample
-from backend.core.spotcheck import Stratum
-from backend.core.tally import Tally, likeness, median, writing
+from draftloop.dataset.agreement import Agreement
+from draftloop.dataset.corpus import Held, Options
+from draftloop.dataset.gates import Rejected
+from draftloop.dataset.report import report_page
+from draftloop.dataset.sample import Sample
+from draftloop.dataset.spot_check import ByLot, Stratum
+from draftloop.dataset.tally import Tally, likeness, median, writing
 from tests.samples import samples, written_out
 
 NASTY = "<script>alert('x')</script> & \"quoted\""
@@ -128,12 +128,12 @@ def test_alpha_is_krippendorffs() -> None:
         *("111", "2223", "3333", "3333", "2222", "1234", "4444"),
         *("1121", "2222", "555", "11", "3"),
     ):
-        found.add(list(unit))
+        found.add(list(unit), "a")
     assert round(found.alpha, 3) == 0.743
     assert found.tasks == 11
     assert math.isnan(Agreement().alpha)
     same = Agreement()
-    same.add(["a", "a"])
+    same.add(["a", "a"], "a")
     assert math.isnan(same.alpha)
     assert same.observed == 1
 
@@ -152,3 +152,21 @@ def test_small_figures() -> None:
         "Latin",
         "no letters",
     ]
+
+
+def test_what_spot_checks_say_of_all_samples_is_one_sentence() -> None:
+    def words(by_lot: ByLot) -> str:
+        made = report_page(
+            Tally(), [Stratum("c", 4, "no score", 30, 6, 5, 2)], Options(spot_check=0.05), by_lot
+        )
+        return "".join(Page(made).texts)
+
+    sentence = (
+        "With 95 % confidence, 1.4% to 16.2% of all 1000 samples were wrong as they were submitted: of "
+        "50 drawn by lot alone 50 were checked and 3 found wrong."
+    )
+    assert words(ByLot(1000, 50, 50, 3)).count(sentence) == 2  # first of all, and with the spot checks
+    waits = words(ByLot(1000, 50, 48, 3))
+    assert "and the 2 not checked yet count as right in the lower figure and as wrong in the upper." in waits
+    assert "nothing is known of all of them together" in words(ByLot(9, 0, 0, 0))
+    assert "were wrong as they were submitted" not in words(ByLot(9, 0, 0, 0))

@@ -9,18 +9,19 @@ from typing import Any
 
 import pytest
 
-from backend.core.execution import Attempt, Limits, Script
-from backend.core.labelling import Task, Value
-from backend.core.runs import NO_RUN, run_key
-from backend.edge.cases import Cases
-from backend.edge.labelstudio import LabelStudio
-from backend.errors import ServiceError, SetupError
-from backend.records import explain
-from backend.reruns import Reruns, Work
-from backend.review import stopped_by
-from backend.runner import Runner
-from backend.sync import Report, sync
-from scripts.servers import ROOT
+from draftloop.dataset.records import explain
+from draftloop.dataset.reruns import Reruns, Work
+from draftloop.dataset.sync import Report, sync
+from draftloop.errors import ServiceError, SetupError
+from draftloop.execution.runner import Runner
+from draftloop.labelling.labelling import Task, Value
+from draftloop.labelstudio import LabelStudio
+from draftloop.prompting.cases import Cases
+from draftloop.review.queues import stopped_by
+from draftloop.runs.job import Attempt, Limits, Script
+from draftloop.runs.run import NO_RUN, run_key
+from draftloop.support.environments import ROOT
+from tests.code_runs import sha256
 from tests.fake_label_studio import fake_label_studio
 from tests.fake_sandbox import FakeLoop, FakeSandbox, FakeStore, python
 
@@ -107,7 +108,7 @@ class Bench:
 
     def lines(self, file: str, name: str = "d") -> list[dict[str, Any]]:
         text = (self.folder / name / file).read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
+        return [json.loads(line) for line in text.split("\n") if line]
 
     def manifest(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.folder / "d" / "manifest.json").read_bytes())
@@ -265,17 +266,30 @@ def test_code_that_is_not_run_again_is_marked_and_run_as_soon_as_that_is_decided
 def test_inputs_that_are_missing_are_told_and_tried_again_by_the_next_sync(
     bench: Callable[..., Bench],
 ) -> None:
-    sales = {"name": "a.csv", "path": "a.csv", "size_bytes": 2, "sha256": "0" * 64}
+    sales = {"name": "a.csv", "path": "a.csv", "size_bytes": 2, "sha256": sha256(b"1\n")}
     one = bench(EDITED, data={"inputs": [sales]})
     one.sync()
     (rejected,) = one.lines("rejected.jsonl")
     assert rejected["gate"] == "can_be_run"
     assert "INPUT_ROOT" in rejected["reason"]
     one.changed = "2025-01-01T00:00:00.000000Z"  # nothing new in Label Studio
-    (one.folder / "inputs").mkdir()
-    (one.folder / "inputs" / "a.csv").write_bytes(b"1\n")
+    (one.folder / "inputs" / "shared").mkdir(parents=True)
+    (one.folder / "inputs" / "shared" / "a.csv").write_bytes(b"1\n")
     report = one.sync()
     assert (report.changed, report.counts["samples"]) == (1, 1)
+
+
+@pytest.mark.parametrize("inputs", [5, [5], [{"name": 5, "path": 5, "size_bytes": 1, "sha256": "0" * 64}]])
+def test_inputs_of_a_wrong_form_reject_their_annotation_alone(
+    bench: Callable[..., Bench], inputs: Any
+) -> None:
+    one = bench(EDITED, data={"inputs": inputs})
+    report = one.sync()
+    assert report.counts["samples"] == 0
+    (rejected,) = one.lines("rejected.jsonl")
+    assert rejected["gate"] == "can_be_run"
+    assert "draftloop import-tasks" in rejected["reason"]
+    assert one.sandbox.jobs == []
 
 
 def test_a_failed_run_of_the_page_gives_way_to_one_that_ends_well(bench: Callable[..., Bench]) -> None:

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from backend.core.labelling import Task, compile_labelling
-from backend.core.rules import Rules
-from backend.edge.cases import Cases
-from backend.errors import SetupError
+from draftloop.errors import SetupError
+from draftloop.labelling.labelling import Task, compile_labelling
+from draftloop.labelling.rules import Rules
+from draftloop.prompting.cases import Cases
 
 CASES = Cases(Path(__file__).parents[2] / "label_config")
 FLIGHT = {"intent": "book", "departure_city": "昆明", "arrival_city": "哈尔滨"}
@@ -79,10 +79,29 @@ def test_a_rule_inside_an_array_names_the_item() -> None:
     [
         ({"x-validations": [{"rule": "self.a <"}]}, "is not CEL"),
         ({"x-validations": [{"rule": "other.a > 1"}]}, "uses 'other'"),
-        ({"x-validations": [{"message": "no rule"}]}, "has no rule"),
+        ({"x-validations": [{"message": "no rule"}]}, "'rule' is a required property"),
         ({"properties": {"a": {"minimum": "low"}}}, "is not JSON Schema"),
     ],
 )
 def test_rules_that_cannot_work_are_refused_at_set_up(overlay: dict[str, Any], words: str) -> None:
     with pytest.raises(SetupError, match=words):
         Rules(compile_labelling(CONFIG, overlay))
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("10.0 / double(size(self.e) - size(self.e)) > 0.0", ""),
+        ("10 / (size(self.e) - size(self.e)) > 0", "division by zero"),
+        ("10 % size(self.e) > 0", "modulo by zero"),
+        ("size(self.e) - 9223372036854775807 - 2 > 0", "overflow"),
+        ("int(self.a * 1e300) > 0", "overflow"),
+        ("self.e[3].nth > 0", "out of bounds"),
+        ("timestamp('x') > timestamp('y')", "timestamp"),
+    ],
+)
+def test_a_rule_that_cannot_be_computed_is_a_reason(rule: str, words: str) -> None:
+    checker = Rules(compile_labelling(CONFIG, {"x-validations": [{"rule": rule, "message": "the rule"}]}))
+    found = checker.check({"a": 1.5, "e": []}, Task(1, {"t": "x"}))
+    assert [reason.kind for reason in found] == (["rule"] if words else [])
+    assert all(reason.message.startswith("the rule (") and words in reason.message for reason in found)

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from backend.core.execution import Attempt, Limits, Refused, Script, Step
-from backend.core.prompting import Message
-from backend.core.runs import InputFile, run_key
-from backend.errors import ServiceError, SetupError, TaskError, Unreachable
-from backend.runner import Runner, told
+from draftloop.errors import ServiceError, SetupError, TaskError, Unreachable
+from draftloop.execution.runner import Runner, told
+from draftloop.prompting.prompt import Message
+from draftloop.runs.job import Attempt, Job, Limits, Refused, Script, Step
+from draftloop.runs.run import InputFile, run_key
+from tests.code_runs import sha256
 from tests.fake_sandbox import FakeLoop, FakeSandbox, FakeStore, python
 
 GONE = Unreachable("The sandbox does not answer.")
@@ -172,23 +173,58 @@ def test_a_gates_run_does_not_take_the_place_of_the_one_that_it_checks(
     assert store.runs == {run.key: run}
 
 
-def test_inputs_are_found_below_their_root_and_are_what_they_were(
+def test_programs_with_one_key_are_run_as_the_same_bytes_and_told_as_they_were(
+    runner: Runner, sandbox: FakeSandbox
+) -> None:
+    codes = ["# print 1", "# print 1\n", "# print 1 \r\n"]
+    runs = [runner.rerun([python(code)], (), origin="human") for code in codes]
+    assert len({run.key for run in runs}) == 1
+    assert [job.scripts for job in sandbox.jobs] == [(python("# print 1"),)] * 3
+    assert [run.script.code for run in runs] == codes
+    assert drafted(runner, codes[2]).script.code == codes[2]
+
+
+def test_inputs_are_those_of_the_project_and_what_they_were(
     runner: Runner, sandbox: FakeSandbox, tmp_path: Path
 ) -> None:
-    (tmp_path / "inputs" / "销售").mkdir()
-    (tmp_path / "inputs" / "销售" / "a.csv").write_text("x\n1\n")
-    (tmp_path / "secret").write_text("no")
-    script = [python("# print 1")]
-    runner.rerun(script, [InputFile("a.csv", "销售/a.csv", 4, "0" * 64)], origin="human")
-    assert sandbox.jobs[0].inputs == {"a.csv": str(tmp_path / "inputs" / "销售" / "a.csv")}
-    for path, words in (
-        ("../secret", "not below"),
-        ("/etc/passwd", "not below"),
-        ("gone.csv", "cannot be read"),
-        ("销售/a.csv", "had 2 at"),
-    ):
-        with pytest.raises(TaskError, match=words):
-            runner.rerun(script, [InputFile("a.csv", path, 2, "0" * 64)], origin="human")
+    own = tmp_path / "inputs" / "projects" / "7" / "销售"
+    own.mkdir(parents=True)
+    (own / "a.csv").write_text("x\n1\n")
+    script, file = [python("# print 1")], InputFile("a.csv", "销售/a.csv", 4, sha256(b"x\n1\n"))
+    runner.rerun(script, [file], origin="human", project=7)
+    assert sandbox.jobs[0].inputs == {"a.csv": str(own / "a.csv")}
+    for project in (8, 0):
+        with pytest.raises(TaskError, match="not among the project's files"):
+            runner.rerun(script, [file], origin="human", project=project)
+        with pytest.raises(TaskError, match="not among the project's files"):
+            runner.draft("x", [file], (), script[0], lambda _: None, limit_s=5, project=project)
+    assert len(sandbox.jobs) == 1
+
+
+class Changing(FakeSandbox):
+    """Has somebody change an input while code runs."""
+
+    path: Path
+    content: str
+
+    def run(self, job: Job, outputs: str, *, cancelled: threading.Event | None = None) -> Attempt:
+        self.path.write_text(self.content)
+        return super().run(job, outputs, cancelled=cancelled)
+
+
+def test_an_input_that_changes_while_code_runs_spoils_the_run(store: FakeStore, tmp_path: Path) -> None:
+    sandbox = Changing()
+    sandbox.path, sandbox.content = tmp_path / "shared" / "a.csv", "2"
+    sandbox.path.parent.mkdir()
+    sandbox.path.write_text("1")
+    runner = Runner(sandbox, FakeLoop(), store, inputs_root=tmp_path)
+    file = InputFile("a.csv", "a.csv", 1, sha256(b"1"))
+    with pytest.raises(TaskError, match="not what it was"):
+        runner.rerun([python("# print 1")], [file], origin="human")
+    assert store.runs == {}
+    sandbox.path.write_text("1")
+    sandbox.content = "1"
+    assert runner.rerun([python("# print 1")], [file], origin="human").ok, "another time, the same content"
 
 
 def test_where_code_cannot_be_contained_nothing_is_described(runner: Runner, sandbox: FakeSandbox) -> None:

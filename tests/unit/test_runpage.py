@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-from backend.core.runpage import file_address, page, run_address, task_fields
-from backend.core.runs import (
+from draftloop.execution.run_page import file_address, page, run_address, task_fields
+from draftloop.runs.run import (
     RUN_CHARTS_KEY,
     RUN_FILES_KEY,
     RUN_KEY,
@@ -151,7 +151,12 @@ def test_the_page_shows_every_attempt_with_all_that_came_of_it() -> None:
         assert wanted in words, wanted
     (image,), (frame,) = tree.css("figure img"), tree.css("iframe")
     assert image.attributes["src"] == f"../a/{files[0].sha256}?name=%E5%9B%BE.png"
+    assert frame.attributes["sandbox"] == ""
+    assert (frame.attributes["src"] or "").endswith("&as=frame")
+    asked = page(one, lambda file: file_address("..", file), script=files[1].sha256)
+    (frame,) = LexborHTMLParser(asked).css("iframe")
     assert frame.attributes["sandbox"] == "allow-scripts"
+    assert (frame.attributes["src"] or "").endswith("&as=script")
     assert [node.attributes["href"] for node in tree.css("li a")] == [
         file_address("..", file) for file in files
     ]

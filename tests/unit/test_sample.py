@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from jsonschema import Draft202012Validator
 
-from backend.core import sample as module
-from backend.core.sample import SAMPLE_VERSION, Sample, canonical, conversation, tools
+from draftloop.dataset import sample as module
+from draftloop.dataset.sample import SAMPLE_VERSION, Sample, canonical, conversation, tools
 from tests.samples import samples, written_out
 
 SCHEMA = json.loads((Path(module.__file__).parent / "sample.schema.json").read_text(encoding="utf-8"))

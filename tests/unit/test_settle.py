@@ -8,20 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backend.core.corpus import CORPUS_GATES, POLICIES, Options, settle, split_of
-from backend.core.corpus import Settled as Fates
-from backend.core.dataset import SAMPLE_GATES, Rejected, annotations_of, group_of, judge
-from backend.core.nearness import sketch
-from backend.core.sample import Brief, Sample, Split
-from backend.core.spotcheck import Check
-from backend.edge.cases import Cases
-from backend.errors import SetupError
-from scripts.servers import ROOT
+from draftloop.dataset.corpus import CORPUS_GATES, POLICIES, Options, settle, split_of
+from draftloop.dataset.corpus import Settled as Fates
+from draftloop.dataset.gates import SAMPLE_GATES, Rejected, annotations_of, group_of, judge
+from draftloop.dataset.nearness import sketch
+from draftloop.dataset.sample import Brief, Sample, Split
+from draftloop.dataset.spot_check import Check
+from draftloop.errors import SetupError
+from draftloop.prompting.cases import Cases
+from draftloop.support.environments import ROOT
 from tests.samples import written_out
 
 CASE = Cases(ROOT / "label_config").get("sentiment")
 LONG = "The parcel came three days late, the box was torn open and nobody answered my letters at all"
 (CONTROL,) = CASE.labelling.controls
+GATES = (*(gate.name for gate in SAMPLE_GATES), *(gate.name for gate in CORPUS_GATES))
 TEXTS = ("它很好。", LONG, f"{LONG}!", f"{LONG}.", "")  # two nearly the same, one that shows nothing
 
 
@@ -153,7 +154,7 @@ def test_counts_add_up_and_no_sample_moves_from_test_to_train(
         assert all(one.reason and one.sample.split is None for one in found.held)
         for sample in found.samples:
             assert splits.get(sample.group, sample.split) == sample.split
-            assert sample.gates == tuple(gate.__name__ for gate in (*SAMPLE_GATES, *CORPUS_GATES))
+            assert sample.gates == GATES
         assert settled(list(reversed(tasks)), splits, policy=policy)[0] == found
         again = settle_all(
             [*found.samples, *(one.sample for one in found.held)], Options(policy=policy), splits

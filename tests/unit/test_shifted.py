@@ -2,9 +2,9 @@ import re
 
 import pytest
 
-from backend.core.labelling import Task
-from backend.core.sample import present
-from backend.edge.cases import Cases
+from draftloop.dataset.sample import present
+from draftloop.labelling.labelling import Task
+from draftloop.prompting.cases import Cases
 from models.corpus import shifted
 from models.corpus.words import alphabet, word_files, word_list
 

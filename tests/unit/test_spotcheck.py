@@ -7,10 +7,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.core.corpus import Options
-from backend.core.labelling import compile_labelling
-from backend.core.sample import Brief, Review, Sample
-from backend.core.spotcheck import CONFIG, WAITS, Check, Stratum, checks_of, drawn, order, shown, wilson
+from draftloop.dataset.corpus import Options
+from draftloop.dataset.sample import Brief, Review, Sample
+from draftloop.dataset.spot_check import (
+    CONFIG,
+    WAITS,
+    ByLot,
+    Check,
+    Stratum,
+    checks_of,
+    drawn,
+    drawn_by_lot,
+    order,
+    shown,
+)
+from draftloop.labelling.labelling import compile_labelling
+from tests.results import JSON
 from tests.samples import written_out
 from tests.unit.test_settle import settle_all
 
@@ -166,8 +178,68 @@ def test_verdicts_are_read_back_as_label_studio_lists_them() -> None:
     }
 
 
-def test_the_interval_is_wilsons() -> None:
-    assert wilson(0, 0) == (0.0, 1.0)
-    low, high = wilson(8, 100)  # R: prop.test(8, 100, correct=FALSE)
-    assert (round(low, 4), round(high, 4)) == (0.0411, 0.1500)
+def test_what_is_drawn_by_lot_alone_is_recorded_as_such_and_told_to_the_review_project() -> None:
+    few = [replace(sample(number), case=f"case {number % 9}") for number in range(1, 61)]
+    found = settle_all(few, Options(spot_check=0.1), {})
+    draws = {held.sample.annotation: held.sample.drawn for held in found.held}
+    lot = drawn_by_lot(map(Brief.of, few), 0.1)
+    assert lot
+    assert draws == {
+        annotation: "lot" if annotation in lot else "stratum" for annotation in draws.keys() | lot
+    }
+    assert {"lot", "stratum"} == set(draws.values())
+    assert {shown(held.sample)["drawn"] for held in found.held} == {"lot", "stratum"}
+    assert found.fates.by_lot == ByLot(60, len(lot), 0, 0)
+    assert found.fates.by_lot.interval == (0.0, 1.0)
+    assert settle_all(few, Options(), {}).fates.by_lot is None
+
+
+def test_records_and_review_tasks_of_before_are_read() -> None:
+    one = sample(1)
+    old = shown(one)
+    assert "drawn" not in old  # as they were written before draws were recorded
+    said = [{"from_name": "verdict", "value": {"choices": ["pass"]}}]
+    entry = {"id": 1, "result": said, "completed_by": 5, "updated_at": "2026-01-01T00:00:00Z"}
+    (found,) = checks_of({"id": 1, "data": old, "annotations": [entry]})
+    assert checked([one], found) == {}
+    assert Sample.from_record(one.record()).drawn is None
+
+
+def test_what_was_corrected_after_its_check_still_counts_as_wrong_for_what_nobody_checked() -> None:
+    ones = [sample(number) for number in range(1, 5)]
+    said = [check(one, "needs_fix" if one.annotation == 1 else "pass") for one in ones]
+    corrected = replace(ones[0], target="{}")
+    again = [*ones[1:], corrected]
+
+    def by_lot(*checks: Check) -> ByLot | None:
+        by_id: dict[int, list[Check]] = {}
+        for one in checks:
+            by_id.setdefault(one.annotation, []).append(one)
+        return settle_all(again, Options(spot_check=1.0, max_error=1.0), {}, by_id).fates.by_lot
+
+    assert by_lot(*said) == ByLot(4, 4, 4, 1)
+    passed = check(corrected, "pass", at="2026-01-02T00:00:00Z")
+    assert by_lot(*said, passed) == ByLot(4, 4, 4, 1)
+    assert checked(again, *said, passed) == {}  # and is a sample all the same
+    own = check(ones[0], "needs_fix", by=1)  # nobody judges their own
+    assert by_lot(*said[1:], own, passed) == ByLot(4, 4, 4, 0)
+    assert by_lot(*said[1:]) == ByLot(4, 4, 3, 0)
+    mended = check(ones[0], "pass", by=3, at="2026-01-02T00:00:00Z")  # a second reviewer of the same answer
+    assert by_lot(*said, mended, passed) == ByLot(4, 4, 4, 0)
+
+
+def test_two_wrong_ones_of_five_do_not_hold_a_kind_of_which_one_in_ten_may_be_wrong() -> None:
+    """One in twelve such kinds would show as many by chance; Wilson's interval began at 12 %."""
+    assert Stratum("c", None, "b", 30, 5, 5, 2).interval.low <= 0.1
+    assert Stratum("c", None, "b", 30, 5, 5, 3).interval.low > 0.1
     assert Stratum("c", None, "b", 9, 2, 0, 0).interval == (0.0, 1.0)
+
+
+@given(result=JSON, data=JSON)
+def test_a_result_that_the_form_does_not_make_is_no_verdict(result: Any, data: Any) -> None:
+    verdict = {"from_name": "verdict", "to_name": "answer", "type": "choices", "value": {"choices": ["pass"]}}
+    for found in (result, [verdict, result], [{**verdict, "value": result}], [verdict, verdict]):
+        entry = {"id": 9, "result": found, "completed_by": 2, "updated_at": "2026-01-01T00:00:00Z"}
+        task = {"id": 1, "data": {"annotation": 5, "seal": "s", "x": data}, "annotations": [entry]}
+        assert all(check.review["verdict"] == "pass" for check in checks_of(task))
+    list(checks_of({"id": 1, "data": data, "annotations": result}))

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from backend.core.drafts import Draft
-from backend.core.labelling import Task
-from backend.core.runs import NO_RUN, RUN_KEY, Run
-from backend.edge.cases import Cases
-from backend.edge.labelstudio import LabelStudio, Project
-from backend.edge.ledger import Ledger
-from scripts.store import Records, Store
+from draftloop.drafting.bulk import Drafted, Records, Store
+from draftloop.drafting.drafts import Draft
+from draftloop.labelling.labelling import Task
+from draftloop.labelstudio import LabelStudio, Project
+from draftloop.ledger.sqlite import Ledger
+from draftloop.prompting.cases import Cases
+from draftloop.runs.run import NO_RUN, RUN_KEY, Run
 from tests import code_runs
 
 CASE = Cases(Path(__file__).parents[2] / "label_config").get("code_analysis")
@@ -50,3 +50,15 @@ def test_runs_are_shown_before_their_predictions_and_old_ones_are_taken_away(tmp
         ("data 2", DATA),
         ("predictions", [1, 2, 3]),
     ]
+
+
+def test_what_was_drafted_is_described_with_its_rate_and_what_label_studio_refused() -> None:
+    drafted = Drafted({"ok": 3, "invalid": 1}, 2.0, [])
+    assert drafted.is_complete
+    assert list(drafted.describe()) == [
+        "4 drafted in 2.0 s (2.0/s): 3 ok, 1 invalid, 0 undecodable, 0 failed"
+    ]
+    refused = Drafted({"ok": 3}, 2.0, [17, 18])
+    assert not refused.is_complete
+    assert list(refused.describe())[1] == "Label Studio refused the drafts of 2 tasks, as of 17"
+    assert not Drafted({"ok": 3, "failed": 1}, 2.0, []).is_complete

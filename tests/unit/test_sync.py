@@ -8,22 +8,24 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from backend.edge.cases import Cases
-from backend.edge.folder import Lines, is_intact, manifest_of
-from backend.edge.labelstudio import LabelStudio
-from backend.edge.labelstudio.queries import FULL
-from backend.edge.ray import RayData
-from backend.errors import SetupError
-from backend.records import explain
-from backend.sync import Report, sync
-from scripts.servers import ROOT
+from draftloop.dataset.folder import Lines, is_intact, manifest_of
+from draftloop.dataset.formats import messages, trl_dpo, trl_kto
+from draftloop.dataset.ray import RayData
+from draftloop.dataset.records import explain
+from draftloop.dataset.sync import Report, counted, sync
+from draftloop.errors import SetupError
+from draftloop.labelstudio import LabelStudio
+from draftloop.prompting.cases import Cases
+from draftloop.support.environments import ROOT
 from tests.fake_label_studio import FakeLabelStudio, fake_label_studio
+from tests.samples import written_out
 
 CASES = Cases(ROOT / "label_config")
 CASE = CASES.get("sentiment")
@@ -58,10 +60,10 @@ def annotation(number: int, **more: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def project(tasks: int) -> Iterator[tuple[FakeLabelStudio, LabelStudio]]:
+def project(tasks: int, page_tasks: int = 1000) -> Iterator[tuple[FakeLabelStudio, LabelStudio]]:
     with fake_label_studio(CASES.config("sentiment"), tasks, data) as fake:
         fake.annotations = lambda number: [annotation(number)]
-        with LabelStudio(fake.url, "a-token") as studio:
+        with LabelStudio(fake.url, "a-token", page_tasks=page_tasks) as studio:
             yield fake, studio
 
 
@@ -74,7 +76,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def lines(folder: Path, name: str = "samples.jsonl") -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (folder / name).read_bytes().splitlines()]
 
 
 def test_the_second_sync_writes_nothing_and_a_changed_task_equals_a_first_one(tmp_path: Path) -> None:
@@ -95,6 +97,33 @@ def test_the_second_sync_writes_nothing_and_a_changed_task_equals_a_first_one(tm
         assert (later.looked_at, later.new, later.changed, later.gone) == (1, 0, 1, 0)
         synced(studio, tmp_path / "fresh")
     assert content(tmp_path / "d") == content(tmp_path / "fresh")
+
+
+def test_odd_results_are_rejected_with_a_reason_and_cost_the_others_nothing(tmp_path: Path) -> None:
+    wrong = [{"from_name": CONTROL.name, "type": "textarea", "value": {"text": [None]}}]
+    odd: dict[int, Any] = {3: wrong, 5: {"a": 1}, 7: [None], 9: "text", 11: [[]]}
+    with project(12) as (fake, studio):
+        right = fake.annotations
+        fake.annotations = lambda number: [{**right(number)[0], "parent_prediction": number}]
+        fake.predictions = lambda number: [
+            {
+                "id": number,
+                "task": number,
+                "result": odd.get(13 - number),
+                "score": None,
+                "model_version": "m",
+            }
+        ]
+        synced(studio, tmp_path / "right")
+        fake.annotations = lambda number: [
+            annotation(number, **({"result": odd[number]} if number in odd else {}))
+        ]
+        report = synced(studio, tmp_path / "d")
+    assert report.counts["rejected"] == len(odd)
+    assert len(lines(tmp_path / "right")) + len(lines(tmp_path / "right", "held.jsonl")) == 12
+    reasons = {row["task"]: row["reason"] for row in lines(tmp_path / "d", "rejected.jsonl")}
+    assert reasons.keys() == odd.keys()
+    assert f"Control '{CONTROL.name}': a region holds 'text', not 'choices'" in reasons[3]
 
 
 def test_a_damaged_file_and_a_spool_leave_no_trace(tmp_path: Path) -> None:
@@ -135,17 +164,13 @@ def test_lines_are_found_by_their_place_also_after_others_took_their_name(tmp_pa
 
 
 @pytest.mark.integration
-def test_memory_holds_less_than_two_kilobytes_of_each_sample(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_holds_less_than_two_kilobytes_of_each_sample(tmp_path: Path) -> None:
     """The peak of a sync that reads a full folder and all tasks again, over that of a small one."""
-    # How many pages are held at the peak is a matter of moments; these weigh little.
-    monkeypatch.setattr("backend.edge.labelstudio.tasks._PAGE", 100)
-    monkeypatch.setitem(FULL, "page_size", 100)
 
     def peak(tasks: int) -> int:
         folder = tmp_path / str(tasks)
-        with project(tasks) as (_, studio):
+        # How many pages are held at the peak is a matter of moments; these weigh little.
+        with project(tasks, page_tasks=100) as (_, studio):
             synced(studio, folder)
             gc.collect()
             tracemalloc.start()
@@ -203,5 +228,54 @@ def test_the_story_of_a_task_is_told_from_the_folder(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed here")
 def test_without_ray_its_engine_says_how_to_get_it() -> None:
-    with pytest.raises(SetupError, match=r"not installed.*scripts/sync --engine ray runs in its own"):
+    with pytest.raises(SetupError, match=r"not installed.*draftloop sync --engine ray runs in its own"):
         RayData()
+
+
+HOLDING = ["a", "use </think> here", "<|im_end|>", "x <|reserved_7|> y", "<tool_response>x</tool_response>"]
+
+
+def test_texts_with_control_tokens_are_held_and_come_back_with_another_tokenizer(tmp_path: Path) -> None:
+    def held() -> dict[int, str]:
+        found = lines(tmp_path / "dataset", "held.jsonl")
+        return {line["task"]: line["held"]["reason"] for line in found}
+
+    texts = [*HOLDING, *(data(number)["text"] for number in range(8))]
+    with fake_label_studio(
+        CASES.config("sentiment"), len(texts), lambda number: {"text": texts[number - 1], "draft_status": ""}
+    ) as fake:
+        fake.annotations = lambda number: [annotation(number)]
+        with LabelStudio(fake.url, "a-token") as studio:
+            synced(studio, tmp_path / "dataset")
+            assert sorted(held()) == [2, 3, 5]
+            assert held()[2].startswith("It holds </think>, which the target model's tokenizer reads as")
+            assert held()[5].startswith("It holds <tool_response>, </tool_response>, which")
+            without = content(tmp_path / "dataset")
+            synced(studio, tmp_path / "dataset", tokenizer=str(ROOT / "models" / "tiny-qwen3"))
+            assert sorted(held()) == [2, 3, 4, 5]
+            synced(studio, tmp_path / "dataset", tokenizer="")
+            assert content(tmp_path / "dataset") == without
+
+
+def test_a_draft_with_control_tokens_makes_no_row_of_preference(tmp_path: Path) -> None:
+    (plain, *_) = [sample for sample in written_out(code=False) if sample.verdict == "corrected"]
+    sample = counted(replace(plain, draft_target='{"a":"</think>"}'), None)
+    assert (sample.control_tokens, len(sample.notes)) == ((), len(plain.notes) + 1)
+    assert counted(sample, None) is sample
+    assert trl_dpo(plain)
+    assert trl_kto(plain)
+    assert trl_dpo(sample) == trl_kto(sample) == []
+    assert len(messages(sample)) == 1
+    assert counted(replace(sample, draft_target=plain.draft_target), None) == counted(plain, None)
+
+
+def test_control_tokens_in_what_a_program_printed_hold_the_sample() -> None:
+    plain = written_out(code=True)[0]
+    (attempt, *others) = plain.attempts
+    keys: tuple[Literal["code", "stdout", "stderr"], ...] = ("code", "stdout", "stderr")
+    for key in keys:
+        step = attempt["steps"][0].copy()
+        step[key] = "print('<|im_end|>')"
+        told = replace(plain, attempts=({**attempt, "steps": [step]}, *others))
+        assert counted(told, None).control_tokens == ("<|im_end|>",)
+    assert counted(plain, None).control_tokens == ()

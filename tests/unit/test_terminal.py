@@ -7,8 +7,9 @@ import pytest
 
 VERB = """
 import sys, threading
-from backend.errors import SetupError
-from scripts.terminal import Verb, app, plain_errors
+from draftloop.errors import SetupError
+from draftloop.cli.commands import Verb, app
+from draftloop.cli.terminal import plain_errors
 
 cli = app()
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from backend.core.sample import conversation, tools
-from backend.edge.tokens import Tokens
-from backend.errors import SetupError, TaskError
-from scripts.servers import ROOT
+from draftloop.dataset.sample import conversation, tools
+from draftloop.errors import SetupError, TaskError
+from draftloop.model.tokens import Tokens
+from draftloop.support.environments import ROOT
 from tests.samples import written_out
 
 MODEL = ROOT / "models" / "tiny-qwen3"

@@ -1,5 +1,6 @@
 """What is decided before anything is trained: recipe, rows, base model, the run's folder. No torch here."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -9,14 +10,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from backend.errors import ServiceError, SetupError
-from backend.training import runs
-from backend.training.base import Base, open_base
-from backend.training.plot import draw_losses
-from backend.training.recipe import LINEAR_LAYERS, Recipe, read
-from backend.training.rows import case_of, gather, open_dataset, open_replay
-from backend.training.runs import Run
-from scripts.servers import ROOT
+from draftloop.errors import ServiceError, SetupError
+from draftloop.support.environments import ROOT
+from draftloop.training import runs
+from draftloop.training.base import Base, open_base
+from draftloop.training.plot import draw_losses
+from draftloop.training.recipe import LINEAR_LAYERS, Recipe, read
+from draftloop.training.rows import case_of, gather, open_dataset, open_replay
+from draftloop.training.runs import Run
 from scripts.training import EMBEDDED
 from tests import datasets
 from tests.verbs import run_here
@@ -103,7 +104,7 @@ def text(base: Base, ids: Any) -> str:
 
 
 def lines(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (folder / name).read_bytes().splitlines()]
 
 
 def test_the_loss_covers_the_answer_and_its_end_and_the_prompt_is_as_served(
@@ -290,15 +291,80 @@ def test_a_model_that_would_not_learn_to_stop_is_refused(tmp_path: Path, complai
         gather(open_dataset(complaints), (), other, SMALL, dpo=False)
 
 
-def test_a_template_that_writes_the_question_otherwise_once_it_is_answered_is_refused(
-    tmp_path: Path, complaints: Path
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (
+            "{{ messages | length }}{% for message in messages %}{{ message.content }}<|im_end|>{% endfor %}",
+            "the first of them: The chat template writes the question otherwise once it is answered",
+        ),
+        (
+            "{% for one in messages %}:{{ one.content[:9] }}{% endfor %}{{ ':' * add_generation_prompt }}",
+            "the first of them: The chat template does not write the answer as it is",
+        ),
+        ("{{ raise_exception('no system message') }}", "refuses the conversation: no system message"),
+        ("{{ messages[9].content }}", "refuses the conversation: list object has no element 9"),
+    ],
+)
+def test_a_template_that_writes_no_row_as_it_is_leaves_none_to_train(
+    tmp_path: Path, complaints: Path, template: str, reason: str
 ) -> None:
-    template = (
-        "{{ messages | length }}{% for message in messages %}{{ message.content }}<|im_end|>{% endfor %}"
-    )
     other = open_base(model_with(tmp_path, template))
-    with pytest.raises(SetupError, match=r"row 1, does not fit model: .*otherwise once it is answered"):
+    with pytest.raises(SetupError, match=r"0 rows to train on \(18 cannot be written by") as raised:
         gather(open_dataset(complaints), (), other, SMALL, dpo=False)
+    assert reason in raised.value.message
+
+
+THOUGHT = "<think>\n\n</think>\n\n"
+TURNS = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}<|im_end|>{% endgeneration %}"
+    "{{ '\n' }}{% else %}{{ message.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n\n</think>\n\n{% endif %}"
+)
+
+
+def test_a_template_for_trainers_that_leaves_out_the_empty_thought_trains_the_same_rows(
+    base: Base, tmp_path: Path, complaints: Path
+) -> None:
+    other = open_base(model_with(tmp_path, TURNS))
+    assert THOUGHT in (MODEL / "chat_template.jinja").read_text(encoding="utf-8").replace("\\n", "\n")
+    theirs = gather(open_dataset(complaints), (), other, SMALL, dpo=False)
+    ours = gather(open_dataset(complaints), (), base, SMALL, dpo=False)
+    assert theirs.rows == ours.rows
+    assert len(ours.rows) == 18
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "reason"),
+    [
+        (-1, '{"name":"use </think> here"}', "It holds </think>."),
+        (-1, '{"name":"a<|im_end|>b"}', "It holds <|im_end|>."),
+        (1, "<tool_response>x</tool_response>", "It holds <tool_response>, </tool_response>."),
+        (0, "Say <think>", "It holds <think>."),
+    ],
+)
+def test_a_row_with_control_tokens_is_left_out_and_named_and_the_others_are_trained(
+    base: Base, tmp_path: Path, complaints: Path, place: int, text: str, reason: str
+) -> None:
+    folder = tmp_path / "dataset"
+    shutil.copytree(complaints, folder)
+    rows = lines(folder, "messages.jsonl")
+    rows[2]["messages"][place]["content"] = text
+    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    (folder / "messages.jsonl").write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest["files"]["messages.jsonl"] = {
+        **manifest["files"]["messages.jsonl"],
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": len(content),
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    told = gather(open_dataset(folder), (), base, SMALL, dpo=False).counts()
+    assert (told["own"], told["not_rendered"]) == (17, 1)
+    assert told["not_rendered_rows"] == [
+        {"file": str(folder / "messages.jsonl"), "line": 3, "reason": reason}
+    ]
 
 
 def test_a_models_hash_changes_with_its_files_alone(base: Base, tmp_path: Path) -> None:

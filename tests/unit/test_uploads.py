@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from backend.core.filekinds import MEDIA_TYPES
-from backend.edge.uploads import _ENDINGS, TITLE, Uploads
-from backend.errors import TaskError
+from draftloop.errors import TaskError
+from draftloop.execution.file_kinds import MEDIA_TYPES
+from draftloop.execution.uploads import _ENDINGS, TITLE, Uploads
 from tests.code_runs import sha256
 
 

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from backend.answers import Answers
-from backend.core.labelling import Task
-from backend.core.prompting import Overrides
-from backend.edge.cases import Cases
-from backend.edge.ledger import Ledger
-from backend.edge.vllm import VllmModel
-from backend.predict import Drafter
-from scripts.servers import ROOT
+from draftloop.drafting.drafter import Drafter
+from draftloop.drafting.versions import AskOptions
+from draftloop.labelling.labelling import Task
+from draftloop.ledger.sqlite import Ledger
+from draftloop.model.vllm import VllmModel
+from draftloop.prompting.cases import Cases
+from draftloop.prompting.prompt import Overrides
+from draftloop.serving.answers import Answers
+from draftloop.support.environments import ROOT
 from tests.fake_vllm import fake_vllm
 from tests.verbs import run_here
 
@@ -32,7 +33,7 @@ def drafted(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
     """A ledger after three drafts: task 1 twice, as its project was set up anew; task 2 breaks its rules."""
     url = f"sqlite:///{tmp_path_factory.mktemp('ledger')}/ledger.sqlite3"
     with fake_vllm(context_tokens=4096) as fake, VllmModel(fake.url, fake.name) as model:
-        drafter = Drafter(model, profile="full", temperature=0)
+        drafter = Drafter(model, AskOptions(profile="full", temperature=0))
         answers = Answers(drafter, Ledger(url), CASES.find, None, deadline_s=20)
         fake.answer = lambda body: CASE.labelling.encode(
             {
@@ -42,7 +43,7 @@ def drafted(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
         )
         answers.answer(7, CASE, [Task(1, {"text": "电梯[坏]了。何平"})])
         answers.answer(7, WARM, [Task(1, {"text": "电梯[坏]了。何平"}), Task(2, {"text": "电梯[坏]了。"})])
-        found = [drafter.version(CASE), drafter.version(WARM)]
+        found = [drafter.version(CASE).name, drafter.version(WARM).name]
         drafter.close()
     return url, found
 
@@ -96,10 +97,10 @@ def test_a_task_is_looked_up_with_its_versions_reasons_and_raw_answers(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["show", "nobody-0"], 1, "knows no version 'nobody-0'. scripts/versions lists them."),
+        (["show", "nobody-0"], 1, "knows no version 'nobody-0'. draftloop versions lists them."),
         (["--task", 99], 1, "knows no draft of task 99."),
         (["--task", 1, "--project", 8], 1, "no draft of task 1 in project 8"),
-        (["show"], 2, "scripts/versions show VERSION"),
+        (["show"], 2, "draftloop versions show VERSION"),
         (["--task", "x"], 2, "valid integer"),
     ],
 )
@@ -134,4 +135,4 @@ def test_an_error_does_not_end_a_program_that_has_threads_of_its_own(tmp_path: P
 def test_help_shows_examples() -> None:
     code, out, _ = versions("sqlite:///x", "--help")
     assert code == 0
-    assert "scripts/versions show tiny-qwen3-0123456789" in out
+    assert "draftloop versions show tiny-qwen3-0123456789" in out

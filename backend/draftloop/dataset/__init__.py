@@ -1,0 +1,1 @@
+"""Annotations to samples, gates, splits, formats, the report, and the folder that holds them."""

@@ -1,0 +1,412 @@
+"""All samples looked at together: which of them stay, which go to train and which to test.
+
+Knows the gates that need other samples, in their order, and how splits stay as they are while data grow.
+Does not know where samples come from, files or the time. What a gate stops is held, not thrown away: it
+comes back by itself when the reason is gone.
+
+    one_per_task          several annotations of a task: a policy picks one
+    not_contradicted      the same question with different answers: none of them is trusted
+    not_repeated          the same question and the same answer: the first stays
+    fits_tokens           longer than the target model takes; nothing is ever cut
+    not_nearly_repeated   nearly the same text and the same answer: the first stays
+    not_leaking           stands between train and test
+    spot_checked          drawn for a second human, who has not said yet that it is right
+
+A sample's split is decided by the hash of its group (the source document, or the text itself), unless
+nearly the same text has one already. It is remembered: neither growth nor deletion moves a sample.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple, TypeVar
+
+from draftloop.dataset.formats import DEFAULT_FORMATS, FORMATS
+from draftloop.dataset.nearness import Nearness, nearness
+from draftloop.dataset.sample import Brief, Draw, Gate, Record, Review, Split
+from draftloop.dataset.spot_check import (
+    ENOUGH,
+    WAITS,
+    ByLot,
+    Check,
+    Stratum,
+    drawn,
+    drawn_by_lot,
+    latest_of,
+    right_as_submitted,
+    strata,
+)
+from draftloop.errors import SetupError
+
+TEST_PCT = 10
+_OF_ALL = (
+    "split",
+    "review",
+    "drawn",
+    "held",
+)  # what the look at all samples writes into a record, beside gates
+
+_Part = TypeVar("_Part")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a team decided about its dataset; the folder remembers it.
+
+    formats      names of `core.formats.FORMATS` that are written
+    files        name of the kind of files that rows are written to
+    policy       name of the one of POLICIES that picks among several annotations of a task
+    group_by     key of task data that names the source document, where tasks have one
+    tokenizer    folder of the target model's tokenizer; with it, no sample is longer than `max_tokens`
+    mask         whether stand-ins take the place of personal data
+    region       country of telephone numbers without a country code
+    spot_check   share of samples that a second human has to pass, 0..1
+    max_error    share of wrong samples that a stratum may have, 0..1; all of one with more are held
+    reviews      number of the project with the spot checks; 0 is none
+    rerun        whether submitted code is run again; where not, samples say so
+    """
+
+    formats: tuple[str, ...] = DEFAULT_FORMATS
+    files: str = "jsonl"
+    policy: str = "ground_truth"
+    group_by: str = ""
+    tokenizer: str = ""
+    max_tokens: int = 1024
+    mask: bool = False
+    region: str = "CN"
+    spot_check: float = 0.0
+    max_error: float = 0.1
+    reviews: int = 0
+    rerun: bool = True
+
+    def __post_init__(self) -> None:
+        choices = (
+            *(("format", name, [form.name for form in FORMATS]) for name in self.formats),
+            ("policy", self.policy, [policy.name for policy in POLICIES]),
+        )
+        for what, name, known in choices:
+            if name not in known:
+                raise SetupError(f"There is no {what} '{name}'.", hint=f"There are: {', '.join(known)}.")
+        if not (self.region.isascii() and self.region.isupper() and len(self.region) == 2):
+            raise SetupError(f"'{self.region}' is no country.", hint="Two letters, as in CN or US.")
+        for share in (self.spot_check, self.max_error):
+            if not 0 <= share <= 1:
+                raise SetupError(f"{share} is no share.", hint="Give a number from 0 to 1: 0.05 is 5 %.")
+
+
+class Held(NamedTuple):
+    """The gate that holds a sample back, and why."""
+
+    gate: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What became of all samples, by annotation: their split, and why some are held.
+
+    What only a spot check holds has a split too, so that it comes back to where it was.
+    """
+
+    splits: Mapping[int, Split]
+    held: Mapping[int, Held]
+    reviews: Mapping[int, Review] = field(default_factory=dict)
+    strata: tuple[Stratum, ...] = ()
+    drawn: Mapping[int, Draw] = field(default_factory=dict)
+    by_lot: ByLot | None = None
+
+    def alone(self, annotation: int) -> "Settled":
+        """Give what became of one sample, to be taken elsewhere."""
+
+        def of(parts: Mapping[int, _Part]) -> Mapping[int, _Part]:
+            return {annotation: parts[annotation]} if annotation in parts else {}
+
+        return Settled(of(self.splits), of(self.held), of(self.reviews), drawn=of(self.drawn))
+
+    def finished(self, record: Record) -> Record:
+        """Give a sample's record with its split, the gates that it passed here, its review, why it is held.
+
+        Args:
+            record: As it was judged alone, or as it was finished another time.
+        """
+        annotation = record["annotation"]
+        held = self.held.get(annotation)
+        passed = _GATE_NAMES if held is None else _GATE_NAMES[: _GATE_NAMES.index(held.gate)]
+        own = as_judged(record)
+        own["gates"] += passed
+        said = {"split": self.splits, "review": self.reviews, "drawn": self.drawn}
+        own |= {name: parts[annotation] for name, parts in said.items() if annotation in parts}
+        return own if held is None else own | {"held": held._asdict()}
+
+
+@dataclass
+class Corpus:
+    """The samples that are still in, in the order in which they came, and what gates need beside them."""
+
+    samples: Sequence[Brief]
+    options: Options
+    sketches: Callable[[Sequence[Brief]], Iterator[bytes]]
+    splits: Mapping[str, Split] = field(default_factory=dict)  # by group, as they were given before
+    checks: Mapping[int, Sequence[Check]] = field(default_factory=dict)  # by annotation
+    given: dict[int, Split] = field(default_factory=dict)  # by annotation, now
+    reviews: dict[int, Review] = field(default_factory=dict)  # by annotation, those that hold
+    strata: list[Stratum] = field(default_factory=list)
+    drawn: dict[int, Draw] = field(default_factory=dict)  # by annotation, for spot checks
+    by_lot: ByLot | None = None
+
+    @cached_property
+    def nearness(self) -> "Nearness":
+        """Tell which texts are nearly the same, by annotation; found once, by the first gate that asks."""
+        samples = self.samples
+
+        def same(one: int, other: int) -> bool:
+            a, b = samples[one], samples[other]
+            return (a.system, a.answer) == (b.system, b.answer)
+
+        found = nearness(self.sketches(samples), len(samples), same)
+        ids = [sample.annotation for sample in samples]
+        return Nearness(
+            {ids[one]: {ids[other] for other in others} for one, others in found.near.items()},
+            {ids[one]: (ids[first], share) for one, (first, share) in found.repeats.items()},
+        )
+
+
+def settle(
+    samples: Iterable[Brief],
+    options: Options,
+    splits: Mapping[str, Split],
+    sketches: Callable[[Sequence[Brief]], Iterator[bytes]],
+    checks: Mapping[int, Sequence[Check]] | None = None,
+) -> Settled:
+    """Pass samples through the gates that look at all of them, and give each that stays its split.
+
+    Args:
+        samples: Those that passed their own gates, in any order.
+        options: What the team decided.
+        splits: Splits by group as they were given last time; these stay.
+        sketches: Gives what annotators read of samples, sketched (`nearness.sketch`), in their order.
+        checks: Verdicts of reviewers by annotation.
+    """
+    # Annotations are numbered as they come: what is new never changes what became of the old.
+    ordered = sorted(samples, key=lambda one: one.annotation)
+    corpus = Corpus(ordered, options, sketches, splits, checks or {})
+    held: dict[int, Held] = {}
+    for gate in CORPUS_GATES:
+        reasons = gate.check(corpus)
+        held |= {annotation: Held(gate.name, reason) for annotation, reason in reasons.items()}
+        corpus.samples = [sample for sample in corpus.samples if sample.annotation not in reasons]
+    return Settled(corpus.given, held, corpus.reviews, tuple(corpus.strata), corpus.drawn, corpus.by_lot)
+
+
+def split_of(group: str) -> Split:
+    """Put a group into train or test by its hash alone: it stays there as data grow."""
+    return "test" if int(group, 16) % 100 < TEST_PCT else "train"
+
+
+def as_judged(record: Record) -> Record:
+    """Give a sample's record as it was before others were looked at."""
+    gates = [name for name in record["gates"] if name not in _GATE_NAMES]
+    return {key: part for key, part in record.items() if key not in _OF_ALL} | {"gates": gates}
+
+
+# ---------------------------------------------------------------------------------- gates
+
+
+def holds_control_tokens(corpus: Corpus) -> Mapping[int, str]:
+    """Stop texts with control tokens of the target model: a row would teach another conversation."""
+    return {
+        sample.annotation: f"It holds {', '.join(sample.control_tokens)}, which the target model's tokenizer "
+        "reads as a control token."
+        for sample in corpus.samples
+        if sample.control_tokens
+    }
+
+
+def one_per_task(corpus: Corpus) -> Mapping[int, str]:
+    """Pick one annotation of each task by the policy; the others are held."""
+    policy = next(policy for policy in POLICIES if policy.name == corpus.options.policy)
+    reasons: dict[int, str] = {}
+    for several in _by(corpus.samples, lambda sample: sample.task):
+        if len(several) == 1:
+            continue
+        chosen = policy.choose(several)
+        for sample in several:
+            if chosen is None:
+                count = len({other.answer for other in several})
+                reasons[sample.annotation] = (
+                    f"The task has {len(several)} annotations with {count} answers, none of them the most "
+                    f"frequent (policy {policy.name})."
+                )
+            elif sample is not chosen:
+                reasons[sample.annotation] = (
+                    f"Annotation {chosen.annotation} stands for the task (policy {policy.name})."
+                )
+    return reasons
+
+
+def not_contradicted(corpus: Corpus) -> Mapping[int, str]:
+    """Stop different answers to the same question, unless one is marked as ground truth."""
+    reasons: dict[int, str] = {}
+    for several in _by(corpus.samples, lambda sample: sample.question):
+        if len({sample.answer for sample in several}) == 1:
+            continue
+        truths = {sample.answer for sample in several if sample.ground_truth}
+        for sample in several:
+            if truths == {sample.answer}:
+                continue
+            other = next(one for one in several if one.answer != sample.answer)
+            reasons[sample.annotation] = (
+                f"Annotation {other.annotation} of task {other.task} answers the same question differently."
+            )
+    return reasons
+
+
+def not_repeated(corpus: Corpus) -> Mapping[int, str]:
+    """Stop the same question with the same answer, but for the first."""
+    return {
+        sample.annotation: f"Annotation {first.annotation} of task {first.task} says the same."
+        for first, *others in _by(corpus.samples, lambda sample: (sample.question, sample.answer))
+        for sample in others
+    }
+
+
+def fits_tokens(corpus: Corpus) -> Mapping[int, str]:
+    """Stop what is longer than the target model takes."""
+    limit = corpus.options.max_tokens
+    return {
+        sample.annotation: f"It has {sample.tokens} tokens, the limit is {limit}."
+        for sample in corpus.samples
+        if sample.tokens is not None and sample.tokens > limit
+    }
+
+
+def not_nearly_repeated(corpus: Corpus) -> Mapping[int, str]:
+    """Stop nearly the same text with the same answer: it teaches nothing. Other answers stay."""
+    tasks = {sample.annotation: sample.task for sample in corpus.samples}
+    return {
+        annotation: f"Annotation {first} of task {tasks[first]} says the same of nearly the same text "
+        f"({share:.0%} in common)."
+        for annotation, (first, share) in corpus.nearness.repeats.items()
+    }
+
+
+def not_leaking(corpus: Corpus) -> Mapping[int, str]:
+    """Give splits to groups, and stop what stands between a train and a test sample."""
+    reasons: dict[int, str] = {}
+    splits = dict(corpus.splits)
+    for sample in sorted(corpus.samples, key=lambda one: one.group not in corpus.splits):
+        found: dict[Split, str] = {}
+        for other in sorted(corpus.nearness.near.get(sample.annotation, ())):
+            if other in corpus.given:
+                found.setdefault(corpus.given[other], f"nearly the same text as annotation {other}")
+        own = splits.get(sample.group)
+        if own is not None:
+            found[own] = "the same source"
+        if len(found) == 2:
+            reasons[sample.annotation] = (
+                f"It would bridge train ({found['train']}) and test ({found['test']})."
+            )
+            continue
+        (split,) = found or {split_of(sample.group): ""}
+        corpus.given[sample.annotation] = splits[sample.group] = split
+    return reasons
+
+
+def spot_checked(corpus: Corpus) -> Mapping[int, str]:
+    """Hold a drawn share until a second human passes it, and all of a stratum with too many errors."""
+    options = corpus.options
+    reasons: dict[int, str] = {}
+    for (case, human, band), members in strata(corpus.samples).items():
+        picked = drawn(members, options.spot_check)
+        by_lot = drawn_by_lot(members, options.spot_check)
+        corpus.drawn |= {annotation: "lot" if annotation in by_lot else "stratum" for annotation in picked}
+        reviews = {
+            brief.annotation: review
+            for brief in members
+            if (review := latest_of(corpus.checks.get(brief.annotation, ()), brief)) is not None
+        }
+        corpus.reviews |= reviews
+        judged = picked & reviews.keys()
+        wrong = {annotation for annotation in reviews if reviews[annotation]["verdict"] != "pass"}
+        stratum = Stratum(case, human, band, len(members), len(picked), len(judged), len(judged & wrong))
+        if picked:
+            corpus.strata.append(stratum)
+        low, high = stratum.interval
+        if stratum.checked >= ENOUGH and low > options.max_error:
+            share = f"{stratum.failed} of {stratum.checked} checks found it wrong ({low:.0%} to {high:.0%})"
+            words = f"Of its kind ({stratum.name}) {share}; {options.max_error:.0%} may be."
+            reasons |= {brief.annotation: words for brief in members}
+        reasons |= dict.fromkeys(picked - judged, WAITS)
+        for annotation in wrong:
+            said = reviews[annotation]
+            comment = f": {said['comment']}" if "comment" in said else "."
+            reasons[annotation] = f"Reviewer {said['by']} says {said['verdict']}{comment}"
+    if options.spot_check:
+        corpus.by_lot = _by_lot(corpus)
+    return reasons
+
+
+def _by_lot(corpus: Corpus) -> ByLot:
+    """Count what became of the samples that were drawn by lot alone."""
+    lot = [brief for brief in corpus.samples if corpus.drawn.get(brief.annotation) == "lot"]
+    found = [right_as_submitted(corpus.checks.get(brief.annotation, ()), brief) for brief in lot]
+    return ByLot(len(corpus.samples), len(lot), len(lot) - found.count(None), found.count(False))
+
+
+def _by(samples: Iterable[Brief], key: Callable[[Brief], Any]) -> list[list[Brief]]:
+    found: defaultdict[Any, list[Brief]] = defaultdict(list)
+    for sample in samples:
+        found[key(sample)].append(sample)
+    return list(found.values())
+
+
+# ---------------------------------------------------------------------------------- policies
+
+
+def latest(several: Sequence[Brief]) -> Brief:
+    """Choose the annotation that was changed last."""
+    return max(several, key=lambda one: (one.updated_at, one.annotation))
+
+
+def ground_truth(several: Sequence[Brief]) -> Brief:
+    """Choose what is marked as ground truth, else the latest."""
+    return latest([sample for sample in several if sample.ground_truth] or several)
+
+
+def agreement(several: Sequence[Brief]) -> Brief | None:
+    """Choose the most frequent answer; none where two are equally frequent."""
+    frequent = Counter(sample.answer for sample in several).most_common(2)
+    if len(frequent) == 2 and frequent[0][1] == frequent[1][1]:
+        return None
+    return latest([sample for sample in several if sample.answer == frequent[0][0]])
+
+
+class Policy(NamedTuple):
+    """How one annotation of several is chosen to stand for a task."""
+
+    name: str
+    choose: Callable[[Sequence[Brief]], Brief | None]
+
+
+POLICIES: tuple[Policy, ...] = (
+    Policy("ground_truth", ground_truth),
+    Policy("latest", latest),
+    Policy("agreement", agreement),
+)
+
+CorpusGate = Gate[Corpus, Mapping[int, str]]
+FITS_TOKENS: CorpusGate = Gate("fits_tokens", fits_tokens)
+
+# All samples together, in this order: each gate sees what the ones before let pass.
+CORPUS_GATES: tuple[CorpusGate, ...] = (
+    Gate("holds_control_tokens", holds_control_tokens),
+    Gate("one_per_task", one_per_task),
+    Gate("not_contradicted", not_contradicted),
+    Gate("not_repeated", not_repeated),
+    FITS_TOKENS,
+    Gate("not_nearly_repeated", not_nearly_repeated),
+    Gate("not_leaking", not_leaking),
+    Gate("spot_checked", spot_checked),
+)
+_GATE_NAMES = tuple(gate.name for gate in CORPUS_GATES)

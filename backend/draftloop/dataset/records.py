@@ -1,0 +1,399 @@
+"""The records of a dataset's folder: read back, told, and written as all of its files.
+
+Knows the folder's files and its manifest. Does not know Label Studio, nor how bytes come to the disk
+(`edge.folder`). Records lie on disk: memory holds less than 2 KB of each.
+
+    samples.jsonl               canonical records, sorted by task and annotation
+    sample.schema.json          what a line of it is
+    held.jsonl                  samples that a gate holds back because of others, with the reason
+    rejected.jsonl              annotations that are no samples, with the gate and the reason
+    FORMAT.jsonl                training rows           FORMAT.test.jsonl      held out: never train on them
+    README.md, dataset_info.json, FORMAT.yaml           lead `datasets` and trainers to the rows
+    report.html                 for humans: what became of everything, and what to look at first
+    manifest.json               counts, hashes, cursors; written last: what it does not match is not valid
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+import orjson
+
+from draftloop.dataset.code_gates import CAN_BE_RUN
+from draftloop.dataset.companions import COMPANIONS, Written
+from draftloop.dataset.corpus import Held, Options, Settled, as_judged
+from draftloop.dataset.folder import (
+    MANIFEST,
+    Files,
+    Lines,
+    Place,
+    is_intact,
+    lines_of,
+    manifest_of,
+)
+from draftloop.dataset.formats import FORMATS, Format
+from draftloop.dataset.gates import Rejected, group_of
+from draftloop.dataset.nearness import SKETCH_BYTES, sketch
+from draftloop.dataset.report import report_page
+from draftloop.dataset.row_files import KINDS, Kind, RowFile, line_of
+from draftloop.dataset.sample import SAMPLE_VERSION, Brief, Record, Sample, Split, canonical
+from draftloop.dataset.story import story
+from draftloop.dataset.tally import Counts, Tally
+from draftloop.errors import SetupError
+from draftloop.support.files import hash_file
+
+_SCHEMA = Path(__file__).with_name("sample.schema.json")
+_RECORDS = ("samples.jsonl", "held.jsonl", "rejected.jsonl")
+_SPLITS: tuple[Split, ...] = ("train", "test")
+# Of a record: what depends on other samples, and what follows from its own fields.
+_NOT_OWN = {"split", "gates", "held", "review", "drawn", "messages", "tools", "code", "stdout", "stderr"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the manifest keeps about a project: what it was read with, and how far."""
+
+    title: str
+    created_at: str
+    case: str
+    case_hash: str
+    config_hash: str
+    cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Where an annotation's record lies, and its hash as it was judged alone; a rejected one has no brief."""
+
+    project: int
+    task: int
+    annotation: int
+    digest: bytes
+    place: Place
+    brief: Brief | None
+
+
+Rows = dict[int, Row]  # by annotation
+
+
+class Recorded(NamedTuple):
+    """A record as it was judged alone: the line to write down, and all of its row but the place.
+
+    sketch  of what annotators read of it; none of what is no sample
+    """
+
+    line: bytes
+    row: Row
+    sketch: bytes
+
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+class Each(Protocol):
+    """Something that does a piece of work for many, here or elsewhere, and gives the results in order.
+
+    `map` is one. Others pickle function, items and results.
+    """
+
+    def __call__(self, function: Callable[[Given], Made], items: Iterable[Given], /) -> Iterator[Made]:
+        """Give what the function makes of each item."""
+        ...
+
+
+@dataclass
+class State:
+    """What is known of a dataset folder's content.
+
+    tokenizer  hash of the one that counted its tokens
+    checks     hash of the verdicts of reviewers
+    unrun      annotations whose code could not be run again: the next sync tries it
+    """
+
+    sources: dict[int, Source] = field(default_factory=dict)
+    rows: Rows = field(default_factory=dict)
+    splits: dict[str, Split] = field(default_factory=dict)  # by group
+    given: dict[int, Split] = field(default_factory=dict)  # by annotation
+    options: Options = field(default_factory=Options)
+    tokenizer: str | None = None
+    checks: str = ""
+    unrun: set[int] = field(default_factory=set)
+    manifest: Record | None = None
+
+    def is_made_like(self, other: "State") -> bool:
+        """Tell whether the same rows would give the same files as those of another state that was stored."""
+        same = all(getattr(self, name) == getattr(other, name) for name in ("options", "tokenizer", "checks"))
+        return other.manifest is not None and same and self.sources.keys() == other.sources.keys()
+
+
+def load(folder: Path, lines: Lines) -> State:
+    """Read the folder; where the manifest does not match the files, only its projects are known."""
+    manifest = manifest_of(folder)
+    if manifest is None:
+        return State()
+    try:
+        sources = {int(key): Source(**entry["source"]) for key, entry in manifest["projects"].items()}
+        options = Options(**_tuples(manifest.get("options", {})))  # the first version had none
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SetupError(
+            f"The manifest of {folder} is not of this program.",
+            hint="Remove it: the next sync makes the dataset anew.",
+        ) from error
+    unread = State({key: replace(source, cursor=None) for key, source in sources.items()}, options=options)
+    if not is_intact(folder, manifest):
+        return unread
+    about = manifest.get("sample", {})
+    if about.get("version") != SAMPLE_VERSION:
+        # Of a version before only the splits are kept: what was held out stays held out.
+        for record in lines_of(folder, "samples.jsonl"):
+            unread.splits[record.get("group") or group_of(record["input"])] = record["split"]
+        return unread
+    state = State(
+        sources,
+        options=options,
+        tokenizer=about.get("tokenizer"),
+        checks=about.get("checks", ""),
+        manifest=manifest,
+    )
+    for name in _RECORDS:
+        for place, record in lines.read(name):
+            brief = Brief.of(Sample.from_record(record)) if "gates" in record else None
+            state.rows[record["annotation"]] = _row(place, record, brief)
+            if record.get("gate") == CAN_BE_RUN.name:
+                state.unrun.add(record["annotation"])
+            if brief is not None and "split" in record:
+                state.splits[brief.group] = state.given[brief.annotation] = record["split"]
+    return state
+
+
+def write(
+    folder: Path, lines: Lines, after: State, settled: Settled, each: Each = map
+) -> tuple[tuple[str, ...], Record]:
+    """Write all files of a dataset, the manifest last; gives the names of what differed, and the counts.
+
+    Raises:
+        SetupError: There is no such kind of files.
+        ServiceError: The disk failed.
+    """
+    options = after.options
+    kind = next((kind for kind in KINDS if kind.name == options.files), None)
+    if kind is None:
+        names = ", ".join(kind.name for kind in KINDS)
+        raise SetupError(f"There is no kind of files '{options.files}'.", hint=f"There are: {names}.")
+    tally, by_project = Tally(), defaultdict[int, Counts](Counts)
+    with Files(folder) as files:
+        samples, held, rejected = (files.open(name) for name in _RECORDS)
+        wanted = tuple(form for form in FORMATS if form.name in options.formats)
+        forms = [_FormFiles(form, split, kind, files) for form in wanted for split in _SPLITS]
+        ordered = sorted(after.rows.values(), key=lambda row: (row.task, row.annotation))
+        left = ((lines.line(row.place), settled.alone(row.annotation)) for row in ordered)
+        for _, told in groupby(each(_Finish(wanted), left), key=lambda finished: finished.record.task):
+            several = []
+            for record, reason, line, rows in told:
+                by_project[record.project].add(record, reason)
+                if isinstance(record, Rejected):
+                    rejected.write(line)
+                    tally.rejected(record)
+                    continue
+                (samples if reason is None else held).write(line)
+                for form in forms:
+                    form.add(record, rows)
+                tally.sample(record, reason)
+                several.append(record)
+            tally.overlap(several)
+        counts = tally.counts.record()
+        for form in forms:
+            form.close()
+        files.add(_SCHEMA.name, _SCHEMA.read_bytes())
+        written = [
+            Written(name, kind.ending, {form.split: form.count for form in forms if form.name == name})
+            for name in dict.fromkeys(form.name for form in forms)
+        ]
+        for companion in COMPANIONS:
+            for name, text in companion(written, counts).items():
+                files.add(name, text.encode())
+        files.add("report.html", report_page(tally, settled.strata, options, settled.by_lot).encode())
+        manifest = {
+            "sample": {
+                "version": SAMPLE_VERSION,
+                "schema": _SCHEMA.name,
+                "tokenizer": after.tokenizer,
+                "checks": after.checks,
+            },
+            "options": asdict(options),
+            "counts": counts,
+            **_checked(settled),
+            "rows": {form.name: form.rows for form in written},
+            "projects": {
+                str(key): {"source": asdict(source), "counts": by_project[key].record()}
+                for key, source in sorted(after.sources.items())
+            },
+        }
+        return files.store(manifest), counts
+
+
+def _checked(settled: Settled) -> Record:
+    """Return what the manifest says of spot checks: nothing where none are drawn."""
+    if settled.by_lot is None:
+        return {}
+    low, high = settled.by_lot.interval
+    about = {**settled.by_lot._asdict(), "wrong_at_least": low, "wrong_at_most": high}
+    return {"spot_check": about}
+
+
+class _Finished(NamedTuple):
+    """A record as it is written: the reason if it is held, its line, and its lines in each format."""
+
+    record: Sample | Rejected
+    held: Held | None
+    line: bytes
+    rows: dict[str, list[bytes]]
+
+
+@dataclass(frozen=True)
+class _Finish:
+    """Makes of a record as it was judged alone, and of what became of it, all that is written."""
+
+    forms: tuple[Format, ...]
+
+    def __call__(self, item: tuple[bytes, Settled]) -> _Finished:
+        line, settled = item
+        record = orjson.loads(line)
+        if "gates" not in record:
+            return _Finished(Rejected.from_record(record), None, line, {})
+        record = settled.finished(record)
+        sample = Sample.from_record(record)
+        held = settled.held.get(sample.annotation)
+        kept = self.forms if held is None else ()
+        rows = {form.name: [line_of(row) for row in form.rows(sample)] for form in kept}
+        return _Finished(sample, held, _line(record), rows)
+
+
+class _FormFiles:
+    """The file of one format and split; one without a row is there too."""
+
+    def __init__(self, form: Format, split: Split, kind: Kind, files: Files) -> None:
+        self.name, self.split, self.count = form.name, split, 0
+        name = Written(form.name, kind.ending, {}).file(split)
+        self._rows: RowFile = kind.writer(files.open(name))
+
+    def add(self, sample: Sample, rows: Mapping[str, Sequence[bytes]]) -> None:
+        """Write the sample's rows, if it belongs here."""
+        if sample.split == self.split:
+            for line in rows.get(self.name, ()):
+                self._rows.write(line)
+                self.count += 1
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._rows.close()
+
+
+def _line(record: Record) -> bytes:
+    return f"{canonical(record)}\n".encode()
+
+
+def recorded(judged: Sample | Rejected) -> Recorded:
+    """Make a record of what was judged alone."""
+    record = judged.record()
+    line = _line(record)
+    if isinstance(judged, Rejected):
+        return Recorded(line, _row(Place(0, 0, 0), record, None), b"")
+    return Recorded(line, _row(Place(0, 0, 0), record, Brief.of(judged)), sketch(_read(judged.input)))
+
+
+def put(lines: Lines, found: Recorded) -> Row:
+    """Write down a record as it was judged alone; gives where it lies."""
+    return replace(found.row, place=lines.add(found.line, found.sketch))
+
+
+def sketches(lines: Lines, places: Iterable[Place]) -> Iterator[bytes]:
+    """Give the sketches of samples; those of lines that were there before are made anew."""
+    for place in places:
+        known = place.is_new
+        yield lines.beside(place, SKETCH_BYTES) if known else sketch(_read(lines.get(place)["input"]))
+
+
+def _read(texts: Mapping[str, str]) -> str:
+    return " ".join(texts.values())
+
+
+def _row(place: Place, record: Record, brief: Brief | None) -> Row:
+    own = {key: part for key, part in record.items() if key not in _NOT_OWN}
+    return Row(record["project"], record["task"], record["annotation"], _compared(own), place, brief)
+
+
+def _compared(record: Record) -> bytes:
+    """Hash a record, to be compared with others of the same sync and never kept."""
+    try:
+        told = orjson.dumps(record, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # numbers of more than 64 bits, which are seldom
+        told = canonical(record).encode()
+    return hashlib.blake2b(told, digest_size=16).digest()
+
+
+def judged_in(line: bytes) -> Sample:
+    """Read a sample's line back, as it was judged alone."""
+    return Sample.from_record(as_judged(orjson.loads(line)))
+
+
+# ---------------------------------------------------------------------------------- read by itself
+
+
+def manifest_and_options(folder: Path) -> tuple[Record, Options]:
+    """Give the manifest of a folder whose files are as it says, and what was decided.
+
+    Raises:
+        SetupError: There is no dataset, or its files are not as its manifest says.
+    """
+    manifest = manifest_of(folder)
+    if (
+        manifest is None
+        or manifest.get("sample", {}).get("version") != SAMPLE_VERSION
+        or not is_intact(folder, manifest)
+    ):
+        raise SetupError(f"{folder} holds no dataset that can be read.", hint="Run the sync first.")
+    return manifest, Options(**_tuples(manifest["options"]))
+
+
+def samples_of(folder: Path) -> tuple[dict[str, str], Iterator[Sample]]:
+    """Give what names a dataset in manifests (path, hash, key of its source documents), and its samples.
+
+    Raises:
+        SetupError: There is no dataset, or its files are not as its manifest says.
+    """
+    _, options = manifest_and_options(folder)
+    about = {
+        "path": str(folder.absolute()),
+        "manifest_sha256": hash_file(folder / MANIFEST),
+        "group_by": options.group_by,
+    }
+    return about, map(Sample.from_record, lines_of(folder, "samples.jsonl"))
+
+
+def explain(folder: Path, task: int) -> list[str]:
+    """Tell from a dataset folder what became of a task's annotations, and why; Label Studio is not asked.
+
+    Raises:
+        SetupError: There is no dataset, or its files are not as its manifest says.
+    """
+    manifest, options = manifest_and_options(folder)
+    records = [record for name in _RECORDS for record in lines_of(folder, name) if record["task"] == task]
+    if not records:
+        cursors = [entry["source"]["cursor"] for entry in manifest["projects"].values()]
+        latest = max(filter(None, cursors), default="the beginning")
+        return [
+            f"Task {task} has no annotation that this dataset knows.",
+            f"Its projects ({', '.join(manifest['projects'])}) were read up to {latest}.",
+        ]
+    return list(story(records, options))
+
+
+def _tuples(record: Record) -> Record:
+    """Give options as they were before JSON, which has no tuples."""
+    return {key: tuple(part) if isinstance(part, list) else part for key, part in record.items()}

@@ -1,0 +1,147 @@
+"""Rows as files: JSONL, JSONL under zstd, Parquet; written and read one by one, in constant memory.
+
+The only file that imports pyarrow. The same rows always give the same bytes.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from io import BufferedReader, RawIOBase
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Protocol
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet
+
+from draftloop.errors import SetupError
+
+Row = dict[str, Any]
+
+_BATCH = 1000  # rows of a Parquet row group
+
+
+class RowFile(Protocol):
+    """A file of rows that is being written."""
+
+    def write(self, line: bytes) -> None:
+        """Append a row, as `line_of` gives it."""
+        ...
+
+    def close(self) -> None:
+        """Write what is left; the stream below stays open."""
+        ...
+
+
+class Jsonl:
+    """One JSON object a line, keys in the order of the rows."""
+
+    def __init__(self, stream: RawIOBase) -> None:
+        """Begin without a row."""
+        self._stream = stream
+
+    def write(self, line: bytes) -> None:
+        """Append a row."""
+        self._stream.write(line)
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+
+class Zstd:
+    """JSONL in one zstd frame."""
+
+    def __init__(self, stream: RawIOBase) -> None:
+        """Begin without a row."""
+        self._below = pa.PythonFile(stream, mode="w")
+        self._stream = pa.CompressedOutputStream(self._below, "zstd")
+
+    def write(self, line: bytes) -> None:
+        """Append a row."""
+        self._stream.write(line)
+
+    def close(self) -> None:
+        """End the frame."""
+        self._stream.close()
+
+
+class Parquet:
+    """A Parquet table; a key that some rows lack is null there, as tables have it.
+
+    Columns are known only when all rows are, so the rows lie in a file without a name until then.
+    """
+
+    def __init__(self, stream: RawIOBase) -> None:
+        """Begin without a row."""
+        self._stream = stream
+        self._rows: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close
+
+    def write(self, line: bytes) -> None:
+        """Append a row."""
+        self._rows.write(line)
+
+    def close(self) -> None:
+        """Write the table."""
+        schema = pa.schema([])
+        for batch in self._batches():
+            found = pa.array(batch).type  # a table would take the columns of its first row alone
+            fields = pa.schema([found.field(number) for number in range(found.num_fields)])
+            schema = pa.unify_schemas([schema, fields], promote_options="permissive")
+        with pa.parquet.ParquetWriter(
+            pa.PythonFile(self._stream, mode="w"), schema, compression="zstd"
+        ) as table:
+            for batch in self._batches():
+                table.write_table(pa.Table.from_pylist(batch, schema=schema))
+        self._rows.close()
+
+    def _batches(self) -> Iterator[list[Row]]:
+        self._rows.seek(0)
+        while batch := [orjson.loads(line) for line in islice(self._rows, _BATCH)]:
+            yield batch
+
+
+def line_of(row: Row) -> bytes:
+    """Give a row as the line that files are made of."""
+    return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+
+
+class Kind(NamedTuple):
+    """A kind of file: what it is called, how its names end, and how it is written."""
+
+    name: str
+    ending: str
+    writer: Callable[[RawIOBase], RowFile]
+
+
+KINDS: tuple[Kind, ...] = (
+    Kind("jsonl", "jsonl", Jsonl),
+    Kind("zstd", "jsonl.zst", Zstd),
+    Kind("parquet", "parquet", Parquet),
+)
+
+
+def read(path: Path) -> Iterator[Row]:
+    """Read a file of rows as they were written: a key that Parquet made null is not there.
+
+    Raises:
+        SetupError: It cannot be read.
+    """
+    try:
+        if path.suffix == ".parquet":
+            with pa.parquet.ParquetFile(path) as table:
+                for batch in table.iter_batches(_BATCH):
+                    yield from map(_without_null, batch.to_pylist())
+            return
+        with path.open("rb") as below:
+            plain = (
+                BufferedReader(pa.CompressedInputStream(below, "zstd")) if path.suffix == ".zst" else below
+            )
+            yield from map(orjson.loads, plain)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise SetupError(f"{path} cannot be read: {error}.", hint="Run the sync again.") from error
+
+
+def _without_null(part: Any) -> Any:
+    if isinstance(part, dict):
+        return {key: _without_null(value) for key, value in part.items() if value is not None}
+    return [_without_null(entry) for entry in part] if isinstance(part, list) else part

@@ -1,0 +1,85 @@
+"""Earlier answers to questions that are nearly a task's own.
+
+Knows when such an answer is given again, when it is an example, and when it is neither. Does not know how
+likeness is measured (`duplicates`) or where answers are kept (`neighbours`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from draftloop.drafting.drafts import Draft, Request
+from draftloop.drafting.duplicates import Neighbour, carried
+from draftloop.prompting.prompt import Case
+
+
+class Neighbours(Protocol):
+    """Finds earlier answers to similar questions; never fails, at worst it finds nothing."""
+
+    reuse: bool
+
+    def find(self, version: str, question: str) -> Neighbour | None:
+        """Return the most alike of the earlier questions, if one is alike enough."""
+        ...
+
+    def put(self, version: str, question: str, answer: str, score: float) -> None:
+        """Keep an answer under its question."""
+        ...
+
+
+@dataclass(frozen=True)
+class NearDuplicates:
+    """Finds the answer to a nearly equal question of the same version.
+
+    neighbours   where answers are kept; None keeps nothing
+    """
+
+    neighbours: Neighbours | None
+
+    def manifest(self, case: Case) -> Mapping[str, Any]:
+        """Return the part of a manifest that says what an earlier answer is used for."""
+        if self.neighbours is None:
+            return {}
+        return {"near_duplicates": "reuse" if self.neighbours.reuse else "example"}
+
+    def find(self, request: Request) -> Neighbour | None:
+        """Return the most alike of the earlier questions with its answer, if one is alike enough."""
+        kept = self._kept_for(request)
+        return kept.find(request.version, request.question.text) if kept is not None else None
+
+    def reused(self, request: Request, neighbour: Neighbour | None) -> Draft | None:
+        """Return a neighbour's answer as the draft, where answers are reused and it holds for the task.
+
+        Args:
+            request: The draft that is wanted.
+            neighbour: What `find` returned.
+        Raises:
+            TaskError: The task lacks a key that the config shows.
+        """
+        if neighbour is None or self.neighbours is None or not self.neighbours.reuse:
+            return None
+        value = carried(request.case, request.question, neighbour)
+        if value is None:
+            return None
+        return Draft(
+            task_id=request.task.id,
+            status="ok",
+            version=request.version,
+            value=value,
+            regions=request.case.labelling.to_regions(value, request.question).regions,
+            score=neighbour.score * neighbour.similarity,
+            raw=neighbour.answer,
+            near_duplicate="reused",
+            model=request.model,
+        )
+
+    def put(self, request: Request, draft: Draft) -> None:
+        """Keep a draft that passed every rule."""
+        kept = self._kept_for(request)
+        if kept is not None and draft.status == "ok":
+            kept.put(request.version, request.question.text, draft.raw, draft.score)
+
+    def _kept_for(self, request: Request) -> Neighbours | None:
+        # What a human asked for, options that only one task has, and code hold for nothing else.
+        is_own = request.refinement or request.has_own_options or request.case.labelling.program
+        return None if is_own else self.neighbours

@@ -1,0 +1,1 @@
+"""Measures of drafts against what humans submitted."""

@@ -1,0 +1,1 @@
+"""From corrections to a better model: held-out samples, training jobs, adapters, promotion."""

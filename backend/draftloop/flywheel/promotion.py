@@ -1,0 +1,303 @@
+"""Flow 3: a trained adapter -> registered -> measured beside what drafts now -> promoted, or told why not.
+
+Knows the order of the steps and what is compared with what. Does not know how figures are made of outcomes
+(`core.measures`), how a draft is made (`predict`), or how drafts are stored.
+
+Until the very last step nothing changes for annotators: whatever fails or is killed, the old version serves,
+and the same call begins again. The last step is one row of the ledger, which every process reads at each
+request.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from draftloop.errors import SetupError
+from draftloop.evaluation.measures import LEAST_GROUPS, Interval, Outcome, figures, gain, groups, objections
+from draftloop.flywheel.adapters import Adapter, Adapters
+from draftloop.flywheel.heldout import BulkDrafter, CaseFolder, HeldOut, HeldOutSamples, Projects, measure
+from draftloop.labelstudio import Project
+from draftloop.prompting.prompt import Case, Overrides, Promoted, parse_extra_params
+from draftloop.support.progress import UNWATCHED, Progress
+
+MARGIN = 0.01  # what another case may lose
+_BACK = "roll back"  # in the journal
+
+
+class AdapterServer(Protocol):
+    """The server of the base, which is handed adapters while it runs."""
+
+    @property
+    def name(self) -> str:
+        """Name of the base."""
+        ...
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Hand the server an adapter; nothing happens where it has one of this name."""
+        ...
+
+
+class Promotions(Protocol):
+    """The ledger, as far as it says which adapter drafts for which project."""
+
+    def promoted(self, project: int) -> Promoted | None:
+        """Return the adapter that drafts for a project; None where it is the configured model."""
+        ...
+
+    def all_promoted(self) -> dict[int, Promoted]:
+        """Return the adapter of every project that has one."""
+        ...
+
+    def promote(self, project: int, promoted: Promoted) -> None:
+        """Have an adapter draft for a project from the next request on, in every process."""
+        ...
+
+    def roll_back(self, project: int) -> tuple[Promoted, Promoted | None]:
+        """Take a project's last promotion back; returns what drafted, and what drafts now.
+
+        Raises:
+            SetupError: There is none.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What came of a promotion: promoted where there is no objection. `already` where it drafts already."""
+
+    adapter: Adapter
+    objections: tuple[str, ...] = ()
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    evidence_file: Path | None = None
+    already: bool = False
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the adapter drafts now."""
+        return not self.objections
+
+
+class Flywheel:
+    """Promotes adapters and takes promotions back; its caller keeps others out of the registry."""
+
+    def __init__(
+        self,
+        label_studio: Projects,
+        cases: CaseFolder,
+        adapters: Adapters,
+        ledger: Promotions,
+        model: AdapterServer,
+        drafter: BulkDrafter,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            label_studio: Where the projects are.
+            cases: Where their cases are.
+            adapters: The registry.
+            ledger: That of the backend.
+            model: The server of the base, which is handed the adapter.
+            drafter: Drafts what is measured; without a cache, which would hide what is slow.
+        """
+        self._label_studio = label_studio
+        self._cases = cases
+        self._samples = HeldOutSamples(cases, label_studio)
+        self._adapters = adapters
+        self._ledger = ledger
+        self._model = model
+        self._drafter = drafter
+
+    def promote(
+        self,
+        project_id: int,
+        run: Path,
+        *,
+        who: str,
+        dataset: Path | None = None,
+        guards: Sequence[Path] = (),
+        margin: float = MARGIN,
+        progress: Progress = UNWATCHED,
+    ) -> Decision:
+        """Have an adapter draft for a project, if it is surely better than what drafts now.
+
+        Args:
+            project_id: The project.
+            run: The folder of the adapter's training.
+            who: Who wants it, for the journal.
+            dataset: What it is measured on; that of the training if not given.
+            guards: Datasets of cases that must not lose; those of other projects with an adapter on the same
+                base if not given. Other cases of `dataset` count always.
+            margin: What those may lose, 0..1.
+            progress: Shows what is being done.
+        Raises:
+            SetupError: The run, the adapter or a dataset is not what it must be.
+            ServiceError: A server or the disk failed; the old version serves.
+        """
+        project = self._label_studio.project(project_id)
+        adapter = self._adapters.register(run, self._model.name)
+        now = self._wishes(project, self._ledger.promoted(project_id))
+        then = self._wishes(project, _of(adapter))
+        if now == then:
+            return Decision(adapter, already=True)
+        target, others = self._held_out(project, adapter, dataset, guards)
+        self._model.load_adapter(adapter.name, adapter.folder)
+        outcomes = {
+            name: (
+                self._outcomes(held, was, f"{name}, what drafts now", progress),
+                self._outcomes(held, becomes, f"{name}, {adapter.name}", progress),
+            )
+            for name, held, was, becomes in [
+                (self._case(project, now).name, target, now, then),
+                *((name, held, _bare(now), _bare(then)) for name, held in others.items()),
+            ]
+        }
+        gains = {name: gain(before, after) for name, (before, after) in outcomes.items()}
+        own, *rest = gains
+        found = objections(gains[own], {name: gains[name] for name in rest}, margin)
+        evidence = {
+            "adapter": adapter.name,
+            "run": dict(adapter.run),
+            "margin": margin,
+            "before": self._drafter.version(self._case(project, now)).name,
+            "after": self._drafter.version(self._case(project, then)).name,
+            "cases": {
+                name: _told(outcomes[name], gains[name], held)
+                for name, held in {own: target, **others}.items()
+            },
+        }
+        kept = self._adapters.keep_evidence(evidence)
+        # Before the switch, so that none goes untold: what the journal tells and the ledger does not hold
+        # was stopped between the two.
+        self._note(
+            "refuse" if found else "promote",
+            project_id,
+            who,
+            adapter=adapter.name,
+            instead_of=now.model or self._model.name,
+            dataset=next(iter(target.datasets)),
+            evidence=kept,
+            reasons=found,
+        )
+        if not found:
+            self._ledger.promote(project_id, _of(adapter))
+        return Decision(adapter, tuple(found), evidence, self._adapters.evidence(kept))
+
+    def roll_back(self, project_id: int, *, who: str) -> tuple[str, Promoted | None]:
+        """Have what drafted before the last promotion draft again; gives what drafted, and what drafts now.
+
+        One that was stopped before `drafted` takes nothing more off.
+
+        Raises:
+            SetupError: There is none.
+        """
+        now = self._ledger.promoted(project_id)
+        for last in [entry for entry in self._adapters.journal() if entry["project"] == project_id][-1:]:
+            if last["action"] == _BACK and (now is None or now.model != last["adapter"]):
+                return last["adapter"], now
+        if now is not None:
+            self._note(_BACK, project_id, who, adapter=now.model)
+        was, below = self._ledger.roll_back(project_id)
+        return was.model, below
+
+    def drafted(self, project_id: int, version: str, *, who: str) -> None:
+        """Note that a project's tasks have the drafts of what drafts now."""
+        self._note("draft", project_id, who, version=version)
+
+    def current(self, project: Project) -> Case:
+        """Give a project's case as its drafts are made now."""
+        return self._case(project, self._wishes(project, self._ledger.promoted(project.id)))
+
+    def _wishes(self, project: Project, promoted: Promoted | None) -> Overrides:
+        _, overrides = parse_extra_params(project.extra_params)
+        return overrides.served_by(promoted)
+
+    def _case(self, project: Project, overrides: Overrides) -> Case:
+        return self._cases.find(project.label_config, project.case, overrides)
+
+    def _note(self, action: str, project: int, who: str, **more: Any) -> None:
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._adapters.note(
+            {"at": at, "who": who, "action": action, "project": project, "model": self._model.name, **more}
+        )
+
+    # ------------------------------------------------------------------------------ what is measured
+
+    def _held_out(
+        self, project: Project, adapter: Adapter, dataset: Path | None, guards: Sequence[Path]
+    ) -> tuple[HeldOut, dict[str, HeldOut]]:
+        """Give the held-out samples of the project's case, and those of the others by name."""
+        trained_on = (adapter.run.get("dataset") or {}).get("path")
+        folder = dataset or (Path(trained_on) if trained_on else None)
+        if folder is None:
+            raise SetupError("The run does not say its dataset.", hint="Name it with --dataset.")
+        case = self._case(project, Overrides()).name
+        found = self._samples.read(folder)
+        target = found.pop(case, HeldOut())
+        count = len({row.sample.group for row in target.rows})
+        if count < LEAST_GROUPS:
+            lost = f" ({target.lost} more have another task or config than now)" if target.lost else ""
+            raise SetupError(
+                f"{folder} holds out {count} different texts of case '{case}'{lost}; an interval needs "
+                f"{LEAST_GROUPS}.",
+                hint="One in ten is held out: correct more tasks and sync again, or name another --dataset.",
+            )
+        for guard in guards or self._guards(project.id):
+            if guard.resolve() == folder.resolve():
+                continue
+            more = self._samples.read(guard)
+            if not any(held.rows for held in more.values()):
+                raise SetupError(f"{guard} holds out no sample.", hint="Name another with --guard.")
+            for name, held in more.items():
+                found[f"{name} of {guard}" if name == case or name in found else name] = held
+        return target, {name: held for name, held in found.items() if held.rows}
+
+    def _guards(self, project: int) -> list[Path]:
+        """Give the datasets that the adapters of other projects on the same base were promoted with."""
+        active = self._ledger.all_promoted()
+        found: dict[int, Path] = {}
+        for entry in self._adapters.journal():
+            promoted = active.get(entry["project"])
+            same = (
+                promoted is not None and entry["action"] == "promote" and entry["adapter"] == promoted.model
+            )
+            if same and entry["model"] == self._model.name and entry["project"] != project:
+                found[entry["project"]] = Path(entry["dataset"])
+        return list(dict.fromkeys(found.values()))
+
+    def _outcomes(self, held: HeldOut, overrides: Overrides, doing: str, progress: Progress) -> list[Outcome]:
+        return [found.outcome for found in measure(self._drafter, held, overrides, doing, progress)]
+
+
+def _of(adapter: Adapter) -> Promoted:
+    return Promoted(adapter.name, adapter.run["profile"])
+
+
+def _bare(overrides: Overrides) -> Overrides:
+    """Give the model alone: the instruction of one project is none of another case."""
+    return Overrides(model=overrides.model, profile=overrides.profile)
+
+
+def _told(
+    outcomes: tuple[Sequence[Outcome], Sequence[Outcome]], found: Interval, held: HeldOut
+) -> dict[str, Any]:
+    before, after = outcomes
+    return {
+        "before": figures(before),
+        "after": figures(after),
+        "gain": found._asdict(),
+        "texts": groups(before),
+        "lost": held.lost,
+        "datasets": held.datasets,
+        "samples": [
+            [
+                row.sample.project,
+                row.sample.annotation,
+                row.sample.group,
+                round(old.quality, 4),
+                round(new.quality, 4),
+            ]
+            for row, old, new in zip(held.rows, before, after, strict=True)
+        ],
+    }

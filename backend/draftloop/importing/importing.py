@@ -1,0 +1,116 @@
+"""The rows of files on their way to a project: which become tasks, which are there already, which are bad."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from draftloop.errors import SetupError, TaskError
+from draftloop.importing.code_tasks import CodeTasks
+from draftloop.importing.rows import ReadRow, Row, fingerprint, read_rows
+from draftloop.labelling.labelling import STATUS_KEY, Labelling, Task
+from draftloop.labelling.regions import regions_of
+from draftloop.labelstudio.tasks import NewTask
+from draftloop.support.progress import Progress
+
+_MOST_REFUSED = 100  # by Label Studio, each found by a dozen requests
+# Of an exported annotation, besides its result.
+_KEPT = (("was_cancelled", bool), ("ground_truth", bool), ("lead_time", int | float))
+
+
+@dataclass
+class Importing:
+    """The rows of some files on their way to a project.
+
+    problems  rows that are not imported, and why
+    lost      annotations that are not
+    notes     what of whole files is left out
+    counts    rows by what became of them, and what they brought
+    """
+
+    files: Sequence[Path]
+    labelling: Labelling
+    code_tasks: CodeTasks
+    limit: int
+    problems: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    notes: dict[str, None] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    _known: set[bytes] = field(default_factory=set)
+    _seen: set[bytes] = field(default_factory=set)
+
+    def rows(self) -> Iterator[ReadRow]:
+        """Read the rows of all files."""
+        for file in self.files:
+
+            def tell(note: str, name: str = file.name) -> None:
+                self.notes[f"{name} {note}"] = None
+
+            for row in read_rows(file, self.labelling, code_tasks=self.code_tasks.here, tell=tell):
+                yield row._replace(place=f"{file.name} {row.place}")
+
+    def know(self, data: Row) -> None:
+        """Take note of a task that is in the project already."""
+        with suppress(TaskError):  # a task that lacks the keys is no duplicate of anything
+            self._known.add(self._fingerprint(data))
+
+    def new_tasks(self, progress: Progress) -> Iterator[NewTask]:
+        """Make tasks of the rows that are new; what became of the others is counted.
+
+        Args:
+            progress: Shows how far it is; the caller begins it.
+        """
+        for read in self.rows():
+            if self.limit and self.counts["sent"] >= self.limit:
+                return
+            progress.advance()
+            try:
+                if isinstance(read.data, str):
+                    raise TaskError(read.data)
+                data = self.code_tasks.fill(read.data)
+                key = self._fingerprint(data)
+            except TaskError as error:
+                self.problems.append(f"{read.place}: {error.message.removeprefix('Task 0: ')}")
+                continue
+            kind = "already there" if key in self._known else "twice" if key in self._seen else "sent"
+            self._seen.add(key)
+            self.counts.update([kind, *read.left_out])
+            if kind == "sent":
+                annotations = list(self._annotations(read, data))
+                self.counts["annotations"] += len(annotations)
+                shown = {STATUS_KEY: ""} if self.labelling.shows_status else {}
+                yield NewTask({**data, **shown}, annotations, read.place)
+            elif read.annotations:
+                where = "there already" if key in self._known else "twice in the files"
+                self.lost.append(f"{read.place}: its annotations, for the task is {where}")
+
+    def refuse(self, place: str, words: str) -> None:
+        """Take note of a row that Label Studio refuses.
+
+        Raises:
+            SetupError: It refuses so many that the project or the files are wrong as a whole.
+        """
+        self.problems.append(f"{place}: {words}")
+        self.counts["refused"] += 1
+        if self.counts["refused"] >= _MOST_REFUSED:
+            raise SetupError(
+                f"Label Studio refuses {_MOST_REFUSED} rows, the last one {place}: {words}",
+                hint="Compare the files with the project's labelling config.",
+            )
+
+    def _fingerprint(self, data: Row) -> bytes:
+        return fingerprint(self.labelling, data, code_task=self.code_tasks.here)
+
+    def _annotations(self, read: ReadRow, data: Row) -> Iterator[Row]:
+        """Give the annotations that the project's config can read, as Label Studio imports them."""
+        for annotation in read.annotations:
+            result = annotation.get("result")
+            try:
+                self.labelling.from_regions(result, Task(0, data))
+            except TaskError as error:
+                self.lost.append(f"{read.place}: an annotation, for it cannot be read: {error.message}")
+                continue
+            # `completed_by` may be somebody else here; without `ground_truth` Label Studio takes it for one.
+            kept = {key: annotation[key] for key, kind in _KEPT if isinstance(annotation.get(key), kind)}
+            yield {"result": regions_of(result), "ground_truth": False, **kept}

@@ -1,0 +1,1 @@
+"""The door to vLLM and to tokenizers."""

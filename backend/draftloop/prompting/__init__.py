@@ -1,0 +1,1 @@
+"""A case, its folder, and its prompt."""

@@ -1,0 +1,1 @@
+"""What humans look at next and again: queues, spot checks, the least certain tasks."""

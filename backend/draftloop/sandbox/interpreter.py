@@ -1,0 +1,130 @@
+"""Open Interpreter's conversation loop, alone in a process: it asks no model and runs no code itself.
+
+The only file that imports `interpreter`, which is AGPL-3.0 and has pins of its own: it runs in the
+environment `open-interpreter` and talks to execution/interpreter.py in JSON lines over stdin and stdout.
+
+    in    {"begin": {"messages": [...]}}      one conversation after the other
+    out   {"ask": [...]}      what the model is to be asked      in    {"say": text, "script": code or null}
+    out   {"run": code}       what is to be run                  in    {"output": text}
+    out   {"end": [...]}      the conversation, when the model's last answer held no script
+
+Both of Open Interpreter's seams are taken: `llm` is an object that asks us, and its only language hands the
+script to us. The library itself sees a ticket instead of each script, because it mends what it takes for
+mistakes in code. There is no way out besides: an audit hook refuses connections and child processes, because
+the library calls models and installs packages by itself when left to.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+# Any other name would make the library treat the code specially: "shell" code that begins with
+# "apt install" is run on the host, "text" is never run.
+_SCRIPT = "script"
+_FORBIDDEN = frozenset(
+    {
+        *("socket.connect", "socket.getaddrinfo", "socket.bind", "socket.sendto", "socket.sendmsg"),
+        *("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "pty.spawn"),
+    }
+)
+
+
+def main() -> None:
+    """Serve conversations until stdin ends."""
+    # What the library prints must not fall between our lines.
+    wire_out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    from interpreter import OpenInterpreter  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
+
+    sys.addaudithook(_refuse)
+    _put(wire_out, {"ready": True})
+    for line in sys.stdin:
+        begin = json.loads(line)["begin"]
+        _put(wire_out, {"end": _converse(OpenInterpreter, begin, wire_out)})
+
+
+def _refuse(event: str, _: object) -> None:
+    if event in _FORBIDDEN:
+        raise PermissionError(f"The conversation loop may not use {event}.")
+
+
+def _converse(library: Any, begin: dict[str, Any], wire_out: Any) -> list[dict[str, Any]]:
+    scripts: dict[str, str] = {}
+
+    def told(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            {**one, "content": scripts[one["content"]]} if one["type"] == "code" else one for one in messages
+        ]
+
+    def call(words: dict[str, Any]) -> dict[str, Any]:
+        _put(wire_out, words)
+        line = sys.stdin.readline()
+        if not line:
+            raise SystemExit(0)  # nobody waits any more
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    class Asks:
+        """Stands where the library calls its model."""
+
+        supports_vision = False
+        supports_functions = False
+
+        def run(self, messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+            answer = call({"ask": told(messages)})
+            if answer["say"]:
+                yield {"type": "message", "content": answer["say"]}
+            if answer["script"] is not None:
+                ticket = f"{_SCRIPT} {len(scripts) + 1}"
+                scripts[ticket] = answer["script"]
+                yield {"type": "code", "format": _SCRIPT, "content": ticket}
+
+    class Script:
+        """Stands where the library runs code."""
+
+        name = _SCRIPT
+        file_extension = "txt"
+
+        def __init__(self, computer: Any = None) -> None:
+            del computer
+
+        def run(self, code: str) -> Iterator[dict[str, Any]]:
+            yield {"type": "console", "format": "output", "content": call({"run": scripts[code]})["output"]}
+
+        def stop(self) -> None:
+            pass
+
+        def terminate(self) -> None:
+            pass
+
+    talk = library(
+        llm=Asks(),
+        auto_run=True,
+        offline=True,
+        loop=False,
+        disable_telemetry=True,
+        conversation_history=False,
+        max_output=1 << 30,
+        import_computer_api=False,
+        sync_computer=False,
+    )
+    # Rendered by the library as a template that can run Python: it gets none of the task's words.
+    talk.system_message = "system"
+    talk.custom_instructions = ""
+    talk.computer.languages = [Script]
+    talk.messages = list(begin["messages"][:-1])
+    for _ in talk.chat(begin["messages"][-1], display=False, stream=True):
+        pass
+    return told(talk.messages)
+
+
+def _put(wire_out: Any, words: dict[str, Any]) -> None:
+    wire_out.write(json.dumps(words, ensure_ascii=False) + "\n")
+    wire_out.flush()
+
+
+if __name__ == "__main__":
+    main()

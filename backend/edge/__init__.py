@@ -1,1 +1,0 @@
-"""One outside system per file; its library is imported nowhere else."""

@@ -1,5 +1,0 @@
-"""`python -m backend.sandbox`: the server."""
-
-from backend.sandbox.server import main
-
-main()
