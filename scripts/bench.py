@@ -35,7 +35,7 @@ from draftloop.cli import servers
 from draftloop.cli.commands import Verb, app
 from draftloop.cli.terminal import err, out, plain_errors
 from draftloop.errors import SetupError
-from draftloop.support.environments import ROOT
+from draftloop.support.environments import MODELS
 from scripts.benchmarks import circle, engine, examples, memory, plot, sandbox, scores, sync, tasks
 
 cli = app()
@@ -108,21 +108,21 @@ def _say(words: str) -> None:
 
 
 def _engine(scratch: Path, sizes: Sizes) -> Measured:
-    model = ROOT / "models" / engine.MODEL
+    model = MODELS / engine.MODEL
     with servers.start_vllm(model, served_name=engine.MODEL) as vllm:
         return engine.measure(scratch, vllm.url, sizes.pairs, _say)
 
 
 def _scores(scratch: Path, sizes: Sizes) -> Measured:
     del scratch, sizes
-    model = ROOT / "models" / engine.MODEL
+    model = MODELS / engine.MODEL
     with servers.start_vllm(model, served_name=engine.MODEL) as vllm:
         return scores.measure(vllm.url, engine.MODEL, 300, _say)
 
 
 def _examples(scratch: Path, sizes: Sizes) -> Measured:
     del sizes
-    model = ROOT / "models" / engine.MODEL
+    model = MODELS / engine.MODEL
     with servers.start_vllm(model, served_name=engine.MODEL) as vllm:
         return examples.measure(scratch, vllm.url, engine.MODEL, _say)
 
@@ -145,7 +145,7 @@ def _sandbox(scratch: Path, sizes: Sizes) -> Measured:
 
 def _circle(scratch: Path, sizes: Sizes) -> Measured:
     del scratch
-    model = ROOT / "models" / engine.MODEL
+    model = MODELS / engine.MODEL
     with servers.start_vllm(model, served_name=engine.MODEL, lora_rank=_LORA_RANK) as vllm:
         return circle.measure(sizes.kept.resolve(), vllm.url, engine.MODEL, _say)
 

@@ -20,13 +20,13 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from demo.projects import code, flywheel, texts
+from demo.projects.stage import USER, Demo
 from draftloop.cli.commands import Verb, app
 from draftloop.cli.servers import start_label_studio
 from draftloop.cli.terminal import err, out, plain_errors
 from draftloop.labelstudio import LabelStudio
 from draftloop.support.environments import home
-from scripts.demos import code, flywheel, texts
-from scripts.demos.stage import USER, Demo
 
 cli = app()
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from draftloop.cli.servers import PYTHONPATH
 from draftloop.errors import ServiceError
-from draftloop.support.environments import ROOT, find_environment
+from draftloop.support.environments import MODELS, find_environment
 
-EMBEDDED = ROOT / "models" / "tiny-qwen3.yaml"
+EMBEDDED = MODELS / "tiny-qwen3.yaml"
 
 
 def train(

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from draftloop.support.environments import ROOT, find_environment
+from draftloop.support.environments import MODELS, ROOT, find_environment
 
 
 def run_of(folder: Path, *, rank: int = 8, weights: bytes = b"weights", **told: Any) -> Path:
@@ -17,7 +17,7 @@ def run_of(folder: Path, *, rank: int = 8, weights: bytes = b"weights", **told: 
     (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank}))
     (adapter / "adapter_model.safetensors").write_bytes(weights)
     about = {
-        "base_model": "models/tiny-qwen3",
+        "base_model": "demo/models/tiny-qwen3",
         "case": "complaint",
         "profile": "compact",
         "adapter_sha256": hashlib.sha256(weights).hexdigest(),
@@ -31,7 +31,7 @@ def run_of(folder: Path, *, rank: int = 8, weights: bytes = b"weights", **told: 
 def peft_runs(folder: Path, *, rank: int = 8) -> dict[str, Path]:
     """Have PEFT make the runs of tests/consumers/peft_adapters.py, for the embedded model."""
     python = find_environment("train") / "bin" / "python"
-    model = ROOT / "models" / "tiny-qwen3"
+    model = MODELS / "tiny-qwen3"
     command = [str(python), "-P", "tests/consumers/peft_adapters.py", str(model), str(folder), str(rank)]
     offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=ROOT, env=offline, check=False, capture_output=True, text=True)

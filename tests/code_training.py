@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM
 
-from models.tiny_training import CODE, Batches, Trainer, tokenizer_of
+from demo.training.trainer import CODE, Batches, Trainer, tokenizer_of
 
 out = Path(sys.argv[1])
 recipe = replace(

@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from draftloop.cli import servers
 from draftloop.labelling.labelling import Labelling, Task
-from draftloop.support.environments import ROOT, NotInstalledError
+from draftloop.support.environments import MODELS, ROOT, NotInstalledError
 from scripts.templates import Template, labelled
 from tests.adapters import peft_runs
 
@@ -35,7 +35,7 @@ settings.register_profile("draftloop", deadline=None)
 settings.register_profile("fast", deadline=None, max_examples=35)
 settings.load_profile("draftloop")
 
-MODEL = ROOT / "models" / "tiny-qwen3"
+MODEL = MODELS / "tiny-qwen3"
 LORA_RANK = 16
 
 
@@ -170,7 +170,7 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStud
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
     """Start a vLLM that serves the embedded model, and takes adapters."""
     if not (MODEL / "config.json").exists():
-        missing(f"{MODEL} is missing. Run: scripts/train_tiny_model")
+        missing(f"{MODEL} is missing. Run: demo/train_model")
     log = tmp_path_factory.mktemp("vllm") / "vllm.log"
     with installed(), ExitStack() as stack:
         server = Restartable(

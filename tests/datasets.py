@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from demo.corpus import INSTRUCTIONS, Split, generate
 from draftloop.cli import servers
 from draftloop.dataset.corpus import Options, Settled
 from draftloop.dataset.folder import Lines
@@ -16,15 +17,14 @@ from draftloop.dataset.sample import Sample
 from draftloop.dataset.sync import counted
 from draftloop.model.tokens import Tokens
 from draftloop.prompting.cases import Cases
-from draftloop.support.environments import ROOT, find_environment
-from models.corpus import INSTRUCTIONS, Split, generate
+from draftloop.support.environments import MODELS, ROOT, find_environment
 from tests.conftest import installed
 from tests.samples import written_out
 
 
 def write(folder: Path, *, code: bool, files: str = "jsonl") -> Path:
     """Write twelve samples (nine for training) in every format and give the folder."""
-    counter = Tokens(ROOT / "models" / "tiny-qwen3")
+    counter = Tokens(MODELS / "tiny-qwen3")
     samples = [counted(sample, counter) for sample in written_out(code=code)]
     return store(folder, samples, files=files)
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import httpx
 
+from demo.corpus import generate
 from draftloop.cli import servers
 from draftloop.labelstudio import LabelStudio, Project
 from draftloop.prompting.cases import Cases
 from draftloop.support.environments import ROOT
-from models.corpus import generate
 from tests.conftest import BackendServer, Restartable, backend_server, installed
 
 CASES = Cases(ROOT / "label_config")

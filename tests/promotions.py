@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 
+from demo.corpus import Generated, generate
 from draftloop.cli import servers
 from draftloop.dataset.corpus import Settled
 from draftloop.dataset.folder import Lines
@@ -22,7 +23,6 @@ from draftloop.ledger.sqlite import Ledger
 from draftloop.prompting.cases import Cases
 from draftloop.prompting.prompt import Case
 from draftloop.support.environments import ROOT
-from models.corpus import Generated, generate
 from tests.adapters import pointed_at
 from tests.conftest import BackendServer, LabelStudioServer, ModelServer, backend_server, backend_settings
 from tests.verbs import environment, run_here

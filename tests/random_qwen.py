@@ -14,7 +14,7 @@ import torch
 import trl
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-ROOT = Path(__file__).resolve().parent.parent
+MODELS = Path(__file__).resolve().parents[1] / "demo" / "models"
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 SHAPES = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, "qwen2_5.jinja"),
@@ -26,7 +26,7 @@ def main(shape: str, folder: Path) -> None:
     """Write config, weights and tokenizer; the tokenizer is the embedded model's."""
     config_class, model_class, template = SHAPES[shape]
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "models" / "tiny-qwen3")
+    tokenizer = AutoTokenizer.from_pretrained(MODELS / "tiny-qwen3")
     tokenizer.chat_template = (TEMPLATES / template).read_text(encoding="utf-8")
     head = {"head_dim": 64} if shape == "qwen3" else {}
     config = config_class(

@@ -9,12 +9,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from models.tiny_tokenizer import build_tokenizer, shipped_chat_template
+from demo.training.tokenizer import build_tokenizer, shipped_chat_template
 
-shipped = json.loads(Path("models/tiny-qwen3/tokenizer.json").read_text(encoding="utf-8"))
+shipped = json.loads(Path("demo/models/tiny-qwen3/tokenizer.json").read_text(encoding="utf-8"))
 with tempfile.TemporaryDirectory() as folder:
     build_tokenizer(shipped_chat_template()).save_pretrained(folder)
     built = json.loads((Path(folder) / "tokenizer.json").read_text(encoding="utf-8"))
 different = [part for part in shipped if shipped[part] != built[part]]
 if different:
-    sys.exit(f"models/tiny-qwen3/tokenizer.json differs from what the trainer builds in: {different}")
+    sys.exit(f"demo/models/tiny-qwen3/tokenizer.json differs from what the trainer builds in: {different}")

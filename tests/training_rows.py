@@ -4,9 +4,9 @@ A dev evaluation pads its prompts. A tokenizer that stays set to padding makes e
 begin with padding, and the model unlearns what it could: it happened, and no loss curve says why.
 """
 
-from models.corpus import generate
-from models.tiny_tokenizer import build_tokenizer, shipped_chat_template
-from models.tiny_training import Batches, Recipe, answer, new_model
+from demo.corpus import generate
+from demo.training.tokenizer import build_tokenizer, shipped_chat_template
+from demo.training.trainer import Batches, Recipe, answer, new_model
 
 recipe = Recipe(layers=2, feed_forward=64)
 tokenizer = build_tokenizer(shipped_chat_template())

@@ -50,7 +50,7 @@ from draftloop.settings import (
     Settings,
     StoreSettings,
 )
-from draftloop.support.environments import ROOT, verb
+from draftloop.support.environments import MODELS, verb
 
 if TYPE_CHECKING:
     from draftloop.serving.plugin import PerProcess
@@ -407,7 +407,7 @@ def trained_model(settings: Settings) -> Path:
     Raises:
         SetupError: It is not there, or jobs may not read Label Studio.
     """
-    base = settings.flywheel.base or ROOT / "models" / settings.model.name
+    base = settings.flywheel.base or MODELS / settings.model.name
     if not (base / "config.json").is_file():
         raise SetupError(
             f"There is no model to train on in {base}.",

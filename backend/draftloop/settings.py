@@ -224,7 +224,9 @@ class FlywheelSettings(BaseSettings):
         "Studio's button and draftloop retrain.",
     )
     base: Path | None = Field(
-        None, description="Folder of the model that vLLM serves, to train on; by default `models/MODEL_NAME`."
+        None,
+        description="Folder of the model that vLLM serves, to train on; by default `demo/models/MODEL_NAME` "
+        "in a checkout, else `models/MODEL_NAME`.",
     )
     train: str = Field(
         "", description="More options of draftloop train for jobs, as on its command line: `--set epochs=2`."

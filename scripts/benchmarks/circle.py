@@ -1,6 +1,6 @@
 """Whether corrections teach more in the order of scripts/next_tasks than by chance: the learning curve.
 
-The embedded model drafts a pool of complaints of another kind than it knows (`models.corpus.shifted`). Their
+The embedded model drafts a pool of complaints of another kind than it knows (`demo.corpus.shifted`). Their
 known answers are the corrections: of the first tasks of the pool, in either order, datasets of several sizes
 are made, and on each an adapter is trained with the recipe of the embedded model, fewer rows the more often,
 so that all trainings take as many steps. What each then drafts of held-out tasks, through the whole flow, is
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 
+from demo.corpus import shifted
 from draftloop.dataset.corpus import Settled
 from draftloop.dataset.folder import Lines
 from draftloop.dataset.gates import Annotation, Rejected, judge
@@ -37,7 +38,6 @@ from draftloop.prompting.prompt import Overrides
 from draftloop.review.acquisition import Candidate, by_chance, rank
 from draftloop.support.files import creating_folder, write_atomically
 from draftloop.support.progress import UNWATCHED
-from models.corpus import shifted
 from scripts.training import train
 
 mpl.use("Agg")

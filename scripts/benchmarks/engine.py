@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 
+from demo.corpus import generate
 from draftloop.cli import servers
 from draftloop.drafting.drafter import Drafter
 from draftloop.drafting.versions import AskOptions
@@ -28,7 +29,6 @@ from draftloop.model.vllm import VllmModel
 from draftloop.prompting.cases import Cases
 from draftloop.prompting.prompt import Case, Completion, Prompt
 from draftloop.support.environments import ROOT, find_environment
-from models.corpus import generate
 
 MODEL = "tiny-qwen3"
 _CASE = "complaint"

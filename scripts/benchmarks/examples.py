@@ -13,6 +13,7 @@ from typing import Any
 
 import matplotlib as mpl
 
+from demo.corpus import generate
 from draftloop.dataset.gates import group_of
 from draftloop.dataset.sample import Sample, Split
 from draftloop.drafting.drafter import Drafter
@@ -27,7 +28,6 @@ from draftloop.prompting.cases import Cases
 from draftloop.prompting.prompt import Case, Overrides
 from draftloop.support.environments import ROOT
 from draftloop.support.progress import UNWATCHED
-from models.corpus import generate
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

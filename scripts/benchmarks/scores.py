@@ -12,13 +12,13 @@ from typing import Any
 
 import matplotlib as mpl
 
+from demo.corpus import CASES, generate
 from draftloop.drafting.drafter import Drafter
 from draftloop.drafting.versions import AskOptions
 from draftloop.labelling.labelling import Task
 from draftloop.model.vllm import VllmModel
 from draftloop.prompting.cases import Cases
 from draftloop.support.environments import ROOT
-from models.corpus import CASES, generate
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

@@ -20,11 +20,11 @@ import httpx
 import orjson
 from label_studio_sdk import LabelStudio as Sdk
 
+from demo.corpus import generate
 from draftloop.cli import servers
 from draftloop.labelling.labelling import Task
 from draftloop.prompting.cases import Cases
 from draftloop.support.environments import ROOT
-from models.corpus import generate
 from scripts.benchmarks.commands import Used
 from scripts.benchmarks.tasks import TOKEN, run_verb
 

@@ -16,11 +16,11 @@ import httpx
 import orjson
 from label_studio_sdk import LabelStudio as Sdk
 
+from demo.corpus import generate
 from draftloop.cli import servers
 from draftloop.labelling.labelling import STATUS_KEY
 from draftloop.prompting.cases import Cases
 from draftloop.support.environments import ROOT
-from models.corpus import generate
 from scripts.benchmarks.commands import Used, run
 
 TOKEN = "bench-token"  # noqa: S105  of a server that lives as long as this run

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page
 from draftloop.dataset.sync import sync
 from draftloop.labelstudio import LabelStudio
 from draftloop.prompting.cases import Cases
-from draftloop.support.environments import ROOT
+from draftloop.support.environments import MODELS, ROOT
 from tests.fake_label_studio import fake_label_studio
 
 CASES = Cases(ROOT / "label_config")
@@ -72,7 +72,7 @@ def annotations(number: int) -> list[dict[str, Any]]:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sync a project that leaves something to say in every part of the report."""
     folder = tmp_path_factory.mktemp("report") / "dataset"
-    changes = {"spot_check": 0.05, "tokenizer": str(ROOT / "models" / "tiny-qwen3"), "max_tokens": 400}
+    changes = {"spot_check": 0.05, "tokenizer": str(MODELS / "tiny-qwen3"), "max_tokens": 400}
     with fake_label_studio(CASES.config("complaint"), TASKS, data) as fake:
         fake.annotations, fake.predictions = annotations, predictions
         with LabelStudio(fake.url, "a-token") as studio:

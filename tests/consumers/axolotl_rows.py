@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 
 Row = dict[str, Any]
 
-MODEL = Path(__file__).parents[2] / "models" / "tiny-qwen3"
+MODEL = Path(__file__).parents[2] / "demo" / "models" / "tiny-qwen3"
 END = "<|im_end|>"
 # No process but this one: each that `datasets` would start imports everything anew, even the only one.
 PROCESSES = {"AXOLOTL_DATASET_NUM_PROC": "0"}

@@ -15,7 +15,7 @@ from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
 from llamafactory.hparams import get_train_args
 from llamafactory.model import load_tokenizer
 
-MODEL = str(Path(__file__).parents[2] / "models" / "tiny-qwen3")
+MODEL = str(Path(__file__).parents[2] / "demo" / "models" / "tiny-qwen3")
 STAGES = {
     "alpaca": "sft",
     "llama-factory": "sft",

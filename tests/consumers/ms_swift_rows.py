@@ -14,7 +14,7 @@ from swift.dataset import load_dataset
 from swift.model import get_processor
 from swift.template import get_template
 
-MODEL = str(Path(__file__).parents[2] / "models" / "tiny-qwen3")
+MODEL = str(Path(__file__).parents[2] / "demo" / "models" / "tiny-qwen3")
 MODES = {"ms-swift": "train", "ms-swift-dpo": "rlhf", "ms-swift-kto": "kto"}
 
 

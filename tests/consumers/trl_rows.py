@@ -18,7 +18,7 @@ from datasets import load_dataset
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
-MODEL = str(Path(__file__).parents[2] / "models" / "tiny-qwen3")
+MODEL = str(Path(__file__).parents[2] / "demo" / "models" / "tiny-qwen3")
 ON_CPU: dict[str, Any] = {
     "use_cpu": True,
     "bf16": False,

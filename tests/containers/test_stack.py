@@ -18,11 +18,11 @@ import pytest
 import yaml
 from jsonschema import Draft7Validator
 
+from demo.corpus import generate
 from draftloop.cli import servers
 from draftloop.labelstudio import LabelStudio
 from draftloop.runs.run import RUN_CHARTS_KEY, RUN_KEY
 from draftloop.support.environments import ROOT, find_environment
-from models.corpus import generate
 from tests.conftest import installed, missing
 from tests.containers.podman import Podman, open_podman
 from tests.containers.podman import missing as missing_tools

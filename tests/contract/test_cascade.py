@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from demo.corpus import generate
 from draftloop.cli.servers import PYTHONPATH
 from draftloop.dataset.sample import present
 from draftloop.prompting.cases import Cases
 from draftloop.support.environments import ROOT
-from models.corpus import generate
 from tests.fake_vllm import Body, FakeVllm, fake_vllm
 from tests.promotions import of_truths
 from tests.verbs import run_here

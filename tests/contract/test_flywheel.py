@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from demo.corpus import generate
 from draftloop.dataset.folder import locked
 from draftloop.dataset.sample import present
 from draftloop.drafting.drafter import Drafter
@@ -24,7 +25,6 @@ from draftloop.prompting.cases import Cases
 from draftloop.prompting.prompt import Promoted
 from draftloop.serving.readiness import ModelCheck, check_ready
 from draftloop.support.environments import ROOT
-from models.corpus import generate
 from tests.adapters import run_of
 from tests.fake_label_studio import fake_label_studio
 from tests.fake_vllm import Body, FakeVllm, fake_vllm

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from demo.measure_near_duplicates import measure
 from draftloop.app import make_neighbours
 from draftloop.drafting.cache import SqliteCache
 from draftloop.drafting.drafter import Drafter
@@ -25,7 +26,6 @@ from draftloop.serving.answers import Answers
 from draftloop.serving.metrics import Metrics
 from draftloop.settings import StoreSettings
 from draftloop.support.environments import ROOT
-from scripts.near_duplicates import measure
 from tests.fake_vllm import FakeVllm, fake_vllm
 
 CASES = Cases(ROOT / "label_config")

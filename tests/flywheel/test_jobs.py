@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from demo.corpus import generate
 from draftloop.dataset.sample import present
 from draftloop.labelling.labelling import Task
-from models.corpus import generate
 from tests.conftest import LabelStudioServer, ModelServer
 from tests.faults import connect, opened, until
 from tests.promotions import COMPLAINT, TASKS, Stage, press_train, staged

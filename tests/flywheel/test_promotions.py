@@ -16,8 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from demo.corpus import generate
 from draftloop.prompting.prompt import Promoted
-from models.corpus import generate
 from tests.adapters import peft_runs, pointed_at
 from tests.conftest import LabelStudioServer, ModelServer, missing
 from tests.faults import fill, until

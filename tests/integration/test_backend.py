@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from demo.corpus import generate
 from draftloop.labelling.labelling import Task
 from draftloop.labelstudio import LabelStudio, Project
 from draftloop.prompting.cases import Cases
 from draftloop.support.environments import ROOT
-from models.corpus import generate
 from tests.conftest import BackendServer, LabelStudioServer
 
 CASES = Cases(ROOT / "label_config")

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import httpx
 
+from demo.corpus import generate
 from draftloop.cli import servers
 from draftloop.labelstudio import LabelStudio
 from draftloop.prompting.cases import Cases
-from draftloop.support.environments import ROOT
-from models.corpus import generate
+from draftloop.support.environments import MODELS, ROOT
 from tests.conftest import LabelStudioServer, ModelServer, backend_settings, installed
 from tests.promotions import of_truths
 from tests.verbs import environment, run_here
 
 CASES = Cases(ROOT / "label_config")
-SMALL = ROOT / "models" / "tiny-qwen3-small"
+SMALL = MODELS / "tiny-qwen3-small"
 TASKS = 30
 
 

@@ -46,7 +46,7 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_server_started_without_what_we_need_is_told_which_flag(wrong: str, tmp_path: Path) -> None:
     if not (MODEL / "config.json").exists():
-        missing(f"{MODEL} is missing. Run: scripts/train_tiny_model")
+        missing(f"{MODEL} is missing. Run: demo/train_model")
     extra, words, fix = WRONG[wrong]
     (tmp_path / "thinking.jinja").write_text(THINKING)
     extra = [one.replace("{thinking}", str(tmp_path / "thinking.jinja")) for one in extra]

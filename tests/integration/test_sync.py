@@ -18,6 +18,7 @@ from draftloop.dataset.sync import Report, sync
 from draftloop.errors import SetupError
 from draftloop.labelstudio import LabelStudio, Project
 from draftloop.prompting.cases import Cases
+from draftloop.support.environments import MODELS
 from tests.conftest import LabelStudioServer
 from tests.verbs import environment, kill, run, start, start_warm
 
@@ -334,7 +335,7 @@ def test_the_folder_remembers_what_was_decided_and_tells_the_story_of_a_task(
     studio.submit_annotation(first["id"], regions(text, name="我叫"))
     studio._sdk.annotations.update(second["annotations"][0]["id"], result=[], was_cancelled=True)
     options = ("--format", "messages", "--format", "trl-dpo", "--parquet", "--policy", "agreement")
-    tokens = ("--tokenizer", FOLDER.parent / "models" / "tiny-qwen3", "--max-tokens", 999)
+    tokens = ("--tokenizer", MODELS / "tiny-qwen3", "--max-tokens", 999)
     arguments = ("sync", "--project", project.id, "--case", "complaint", "--out", folder)
     code, out, err = run(env, *arguments, *options, *tokens)
     assert code == 0, err

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from demo.corpus import CASES, generate
+from demo.corpus.code_failures import conversations
 from draftloop.cli import servers
 from draftloop.labelling.grammar import bound
 from draftloop.labelling.labelling import Task, compile_labelling
 from draftloop.prompting.cases import Cases
-from draftloop.support.environments import ROOT, find_environment
-from models.corpus import CASES, generate
-from models.corpus.code_failures import conversations
+from draftloop.support.environments import MODELS, ROOT, find_environment
 
 SHIPPED = Cases(ROOT / "label_config")
 
 
 def refused(
-    rows: Sequence[Mapping[str, object]], model: Path = Path("models/tiny-qwen3")
+    rows: Sequence[Mapping[str, object]], model: Path = MODELS / "tiny-qwen3"
 ) -> list[dict[str, str]]:
     lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     python = find_environment("vllm") / "bin" / "python"

@@ -29,7 +29,7 @@ from draftloop.labelstudio import LabelStudio
 from draftloop.prompting.cases import Cases
 from draftloop.runs.run import NO_RUN
 from draftloop.settings import ExecutionSettings
-from draftloop.support.environments import ROOT
+from draftloop.support.environments import MODELS, ROOT
 from tests.fake_label_studio import fake_label_studio
 from tests.verbs import kill, run, start
 
@@ -37,7 +37,7 @@ CASES = Cases(ROOT / "label_config")
 TASKS = 3000
 OPTIONS = {
     "formats": tuple(form.name for form in FORMATS),
-    "tokenizer": str(ROOT / "models" / "tiny-qwen3"),
+    "tokenizer": str(MODELS / "tiny-qwen3"),
     "max_tokens": 200,
     "mask": True,
     "spot_check": 0.05,

@@ -7,14 +7,14 @@ import os
 
 import pytest
 
+from demo.corpus.code_checks import mistakes
+from demo.corpus.code_failures import failure
+from demo.corpus.code_kinds import FAMILIES, KINDS, Family
+from demo.corpus.code_tasks import CodeTask, generate
+from demo.corpus.words import Split
 from draftloop.execution.runner import told
 from draftloop.runs.job import Attempt, Job, Limits, Script
 from draftloop.runs.run import missing_outputs
-from models.corpus.code_checks import mistakes
-from models.corpus.code_failures import failure
-from models.corpus.code_kinds import FAMILIES, KINDS, Family
-from models.corpus.code_tasks import CodeTask, generate
-from models.corpus.words import Split
 from tests.sandbox.conftest import Field
 
 COUNT = int(os.environ.get("CODE_TASKS", "12"))

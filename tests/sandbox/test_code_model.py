@@ -2,9 +2,9 @@
 
 import json
 
-from models.corpus.code_kinds import KINDS
-from models.corpus.code_tasks import CodeTask, generate, target
-from scripts.evaluate_code_model import Messages, evaluate, figures
+from demo.corpus.code_kinds import KINDS
+from demo.corpus.code_tasks import CodeTask, generate, target
+from demo.evaluate_code_model import Messages, evaluate, figures
 
 TASKS = list(generate("held_out", 10, 3)) + list(
     generate("held_out", 4, 3, [kind for kind in KINDS if kind.name == "sum"], fault_share=1.0)

@@ -370,7 +370,7 @@ def test_it_is_ready_when_both_servers_are_and_else_the_setting_is_named(two: Tw
 
 
 def test_the_small_model_of_the_tests_is_small_and_reads_as_the_other_does() -> None:
-    models = Path(__file__).parents[2] / "models"
+    models = Path(__file__).parents[2] / "demo" / "models"
     small, usual = models / "tiny-qwen3-small", models / "tiny-qwen3"
     assert (small / "model.safetensors").stat().st_size <= 3_000_000
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):

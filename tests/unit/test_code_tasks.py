@@ -7,6 +7,11 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
+from demo.corpus.code_checks import mistakes
+from demo.corpus.code_failures import TOLD_CHARS, answered, conversations, failure
+from demo.corpus.code_kinds import FAMILIES, KINDS
+from demo.corpus.code_tasks import SYSTEM, generate, only_gb18030, target, user_text, write_demo
+from demo.corpus.words import Draw, Split, alphabet, word_files, word_list
 from draftloop.execution.heads import look
 from draftloop.execution.preview import to_text
 from draftloop.execution.runner import _TOLD_CHARS
@@ -16,12 +21,7 @@ from draftloop.labelling.labelling import Task, compile_labelling
 from draftloop.prompting.cases import Cases
 from draftloop.prompting.prompt import Message, render, told_runs
 from draftloop.runs.run import OUTPUTS_KEY, SCHEMA_KEY
-from draftloop.support.environments import ROOT
-from models.corpus.code_checks import mistakes
-from models.corpus.code_failures import TOLD_CHARS, answered, conversations, failure
-from models.corpus.code_kinds import FAMILIES, KINDS
-from models.corpus.code_tasks import SYSTEM, generate, only_gb18030, target, user_text, write_demo
-from models.corpus.words import Draw, Split, alphabet, word_files, word_list
+from draftloop.support.environments import MODELS, ROOT
 
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 CASE = Cases(ROOT / "label_config").get("code_analysis")
@@ -114,7 +114,7 @@ def test_columns_and_items_of_one_split_are_in_no_list_of_the_other() -> None:
 
 
 def test_the_lists_of_code_tasks_bring_no_character_that_the_shipped_tokenizer_lacks() -> None:
-    shipped = Tokenizer.from_file(str(ROOT / "models/tiny-qwen3/tokenizer.json"))
+    shipped = Tokenizer.from_file(str(MODELS / "tiny-qwen3" / "tokenizer.json"))
     for character in alphabet():
         assert len(shipped.encode(character, add_special_tokens=False).ids) == 1, character
 

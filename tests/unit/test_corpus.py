@@ -3,10 +3,10 @@ import re
 import jsonschema
 import pytest
 
-from models.corpus import CASES, INSTRUCTIONS, generate
-from models.corpus.composed import unknown_symbols
-from models.corpus.words import Language, Split, word_files, word_list
-from models.tiny_evaluation import DECODING_SCHEMAS, canonical, score
+from demo.corpus import CASES, INSTRUCTIONS, generate
+from demo.corpus.composed import unknown_symbols
+from demo.corpus.words import Language, Split, word_files, word_list
+from demo.training.evaluation import DECODING_SCHEMAS, canonical, score
 
 COUNT = 400
 SPLITS: tuple[Split, ...] = ("train", "held_out")

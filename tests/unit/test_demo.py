@@ -7,9 +7,9 @@ from xml.etree import ElementTree as ET
 
 import orjson
 
+from demo.projects.flywheel import plot, shuffled
+from demo.projects.stage import Demo
 from draftloop.training.rows import open_dataset
-from scripts.demos.flywheel import plot, shuffled
-from scripts.demos.stage import Demo
 from tests.datasets import corrected
 
 

@@ -2,11 +2,11 @@ import re
 
 import pytest
 
+from demo.corpus import shifted
+from demo.corpus.words import alphabet, word_files, word_list
 from draftloop.dataset.sample import present
 from draftloop.labelling.labelling import Task
 from draftloop.prompting.cases import Cases
-from models.corpus import shifted
-from models.corpus.words import alphabet, word_files, word_list
 
 COUNT = 300
 SIDES = (False, True)

@@ -23,7 +23,7 @@ from draftloop.dataset.sync import Report, counted, sync
 from draftloop.errors import SetupError
 from draftloop.labelstudio import LabelStudio
 from draftloop.prompting.cases import Cases
-from draftloop.support.environments import ROOT
+from draftloop.support.environments import MODELS, ROOT
 from tests.fake_label_studio import FakeLabelStudio, fake_label_studio
 from tests.samples import written_out
 
@@ -194,7 +194,7 @@ def test_work_that_was_pickled_gives_the_same_bytes(tmp_path: Path) -> None:
             yield pickle.loads(pickle.dumps(work[0](work[1])))
 
     def decided(folder: Path, **how: Any) -> dict[str, bytes]:
-        changes = {"tokenizer": str(ROOT / "models" / "tiny-qwen3"), "mask": True, "max_tokens": 90}
+        changes = {"tokenizer": str(MODELS / "tiny-qwen3"), "mask": True, "max_tokens": 90}
         sync(studio, CASES, folder, [1], wanted_case="sentiment", changes=changes, **how)
         return content(folder)
 
@@ -212,7 +212,7 @@ def test_a_first_sync_counts_tokens_once(tmp_path: Path) -> None:
             done[type(function).__name__] += 1
             yield function(item)
 
-    changes = {"tokenizer": str(ROOT / "models" / "tiny-qwen3")}
+    changes = {"tokenizer": str(MODELS / "tiny-qwen3")}
     with project(3) as (_, studio):
         sync(studio, CASES, tmp_path / "d", [1], wanted_case="sentiment", changes=changes, each=watched)
     assert done == {"_Judge": 3, "_Finish": 3}
@@ -251,7 +251,7 @@ def test_texts_with_control_tokens_are_held_and_come_back_with_another_tokenizer
             assert held()[2].startswith("It holds </think>, which the target model's tokenizer reads as")
             assert held()[5].startswith("It holds <tool_response>, </tool_response>, which")
             without = content(tmp_path / "dataset")
-            synced(studio, tmp_path / "dataset", tokenizer=str(ROOT / "models" / "tiny-qwen3"))
+            synced(studio, tmp_path / "dataset", tokenizer=str(MODELS / "tiny-qwen3"))
             assert sorted(held()) == [2, 3, 4, 5]
             synced(studio, tmp_path / "dataset", tokenizer="")
             assert content(tmp_path / "dataset") == without

@@ -7,10 +7,10 @@ import pytest
 from draftloop.dataset.sample import conversation, tools
 from draftloop.errors import SetupError, TaskError
 from draftloop.model.tokens import Tokens
-from draftloop.support.environments import ROOT
+from draftloop.support.environments import MODELS
 from tests.samples import written_out
 
-MODEL = ROOT / "models" / "tiny-qwen3"
+MODEL = MODELS / "tiny-qwen3"
 
 
 def test_every_character_counts_and_so_do_tools() -> None:

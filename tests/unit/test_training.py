@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from draftloop.errors import ServiceError, SetupError
-from draftloop.support.environments import ROOT
+from draftloop.support.environments import MODELS
 from draftloop.training import runs
 from draftloop.training.base import Base, open_base
 from draftloop.training.plot import draw_losses
@@ -22,7 +22,7 @@ from scripts.training import EMBEDDED
 from tests import datasets
 from tests.verbs import run_here
 
-MODEL = ROOT / "models" / "tiny-qwen3"
+MODEL = MODELS / "tiny-qwen3"
 SMALL = Recipe(min_rows=8)
 
 

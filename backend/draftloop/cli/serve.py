@@ -4,7 +4,7 @@ The backend reads the environment variables that README.md lists. The environmen
 vLLM are installed first where they are missing.
 
     draftloop serve --port 9090
-    draftloop serve vllm --model models/tiny-qwen3
+    draftloop serve vllm --model demo/models/tiny-qwen3
     draftloop serve vllm --check
     draftloop serve label-studio
 """
@@ -22,7 +22,7 @@ from rich.markup import escape
 from draftloop.cli import servers
 from draftloop.cli.commands import Verbs, app
 from draftloop.cli.terminal import err, out, plain_errors
-from draftloop.support.environments import ROOT, SETUP
+from draftloop.support.environments import MODELS, SETUP
 
 cli = app()
 _AGAIN = "Run the same command again."
@@ -88,7 +88,7 @@ def label_studio(
 
 @cli.command()
 def vllm(
-    model: Annotated[Path, typer.Option(help="Folder of the model.")] = ROOT / "models" / "tiny-qwen3",
+    model: Annotated[Path, typer.Option(help="Folder of the model.")] = MODELS / "tiny-qwen3",
     name: Annotated[str, typer.Option(help="Name that requests use.")] = "tiny-qwen3",
     port: _Port = 8000,
     flag: Annotated[

@@ -29,7 +29,7 @@ from draftloop.errors import SetupError
 from draftloop.support.environments import IN_CHECKOUT, ROOT, find_environment, home, import_path
 from draftloop.support.files import creating_folder, replacing_file
 
-PYTHONPATH = f"{ROOT / 'backend'}:{ROOT}"  # in a checkout: the package, then scripts, models and tests
+PYTHONPATH = f"{ROOT / 'backend'}:{ROOT}"  # in a checkout: the package, then scripts, demo and tests
 LOCALHOST = "127.0.0.1"
 
 # What a child keeps of the caller's environment; the rest is set where the child is started.

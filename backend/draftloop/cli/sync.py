@@ -9,7 +9,7 @@ completes it.
     draftloop sync --project 7
     draftloop sync --project 7 --project 8 --out dataset/
     draftloop sync --out dataset/ --format messages --format trl-dpo --parquet
-    draftloop sync --out dataset/ --tokenizer models/tiny-qwen3 --max-tokens 1024
+    draftloop sync --out dataset/ --tokenizer demo/models/tiny-qwen3 --max-tokens 1024
     draftloop sync --out dataset/ --spot-check 0.05 --max-error 0.1
     draftloop sync --out dataset/ --no-rerun
     draftloop sync --out dataset/ --explain 1234

@@ -6,7 +6,7 @@ step with a checkpoint; --resume goes on there, also after kill -9.
 
     draftloop train --dataset dataset/ --out runs/complaint-1
     draftloop train --dataset dataset/ --out runs/complaint-1 --resume
-    draftloop train --dataset dataset/ --out runs/2 --base models/Qwen3-4B --config train.yaml --set epochs=2
+    draftloop train --dataset dataset/ --out runs/2 --base path/to/Qwen3-4B --config train.yaml --set epochs=2
     draftloop train --dataset dataset/ --out runs/3 --replay ../flights/dataset:0.5 --dpo
 
 Several GPUs, several machines, and all keys of the recipe: docs/train.md.
@@ -22,7 +22,7 @@ from rich.markup import escape
 
 from draftloop.cli.commands import Verb, app
 from draftloop.cli.terminal import Meter, err, out, plain_errors
-from draftloop.support.environments import ROOT
+from draftloop.support.environments import MODELS
 from draftloop.training.base import open_base
 from draftloop.training.recipe import read
 from draftloop.training.rows import Corpus, case_of, gather, open_dataset, open_replay
@@ -43,8 +43,7 @@ BEFORE = {  # read when the libraries are loaded: none of them asks a server, id
 def main(  # noqa: PLR0913, PLR0917  # one for each option
     out_folder: Annotated[Path, typer.Option("--out", help="The run's folder.")],
     dataset: Annotated[Path, typer.Option(help="Folder of draftloop sync.")] = Path("dataset"),
-    base: Annotated[Path, typer.Option(help="Folder of the base model, the one that vLLM serves.")] = ROOT
-    / "models"
+    base: Annotated[Path, typer.Option(help="Folder of the base model, the one that vLLM serves.")] = MODELS
     / "tiny-qwen3",
     config: Annotated[Path | None, typer.Option(help="YAML with keys of the recipe.")] = None,
     change: Annotated[

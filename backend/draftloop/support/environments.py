@@ -18,6 +18,8 @@ IN_CHECKOUT = PACKAGE.parent.name == "backend" and (_CHECKOUT / "label_config").
 # Default folders stand below it. An installed distribution has none: they are in the current folder.
 ROOT = _CHECKOUT if IN_CHECKOUT else Path()
 CASES = ROOT / "label_config" if IN_CHECKOUT else PACKAGE / "cases"
+# A folder for each model by name. A checkout has those of the demo.
+MODELS = ROOT / "demo" / "models" if IN_CHECKOUT else ROOT / "models"
 SETUP = ROOT / "scripts" / "setup" if IN_CHECKOUT else PACKAGE / "environments" / "setup"
 
 

@@ -1,0 +1,1 @@
+"""The demo: its models, their texts and training, its projects. The product does not import it."""
