@@ -45,7 +45,7 @@ _personal_tokens: dict[str, str] = {}  # by server
 class Restartable:
     """A server that tests take down and bring back at the same address, with the same data."""
 
-    def __init__(self, start: Callable[[int | None], servers.Server]) -> None:
+    def __init__(self, start: Callable[[int | None], servers.ServerProcess]) -> None:
         self._start = start
         self._server = start(None)
         self.url = self._server.url

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from draftloop.errors import DraftloopError
-from draftloop.execution.interpreter import Answer
+from draftloop.execution.interpreter import InterpreterAnswer
 from draftloop.prompting.prompt import Message
 from draftloop.runs.job import (
     Attempt,
-    Job,
-    Outcome,
     OutputFile,
     Package,
+    RunOutcome,
+    SandboxJob,
     SandboxReport,
     Script,
     Step,
@@ -42,7 +42,7 @@ class FakeSandbox:
     """
 
     trouble: DraftloopError | None = None  # raised by everything
-    jobs: list[Job] = field(default_factory=list)
+    jobs: list[SandboxJob] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
 
     @property
@@ -57,7 +57,7 @@ class FakeSandbox:
         if self.trouble is not None:
             raise self.trouble
 
-    def run(self, job: Job, outputs: str, *, cancelled: threading.Event | None = None) -> Attempt:
+    def run(self, job: SandboxJob, outputs: str, *, cancelled: threading.Event | None = None) -> Attempt:
         """Play a job."""
         if self.trouble is not None:
             raise self.trouble
@@ -65,7 +65,7 @@ class FakeSandbox:
         self.folders.append(Path(outputs))
         steps: list[Step] = []
         files: list[OutputFile] = []
-        outcome: Outcome = "ok"
+        outcome: RunOutcome = "ok"
         reason = ""
         for script in job.scripts:
             out, err, status = "", "", 0
@@ -113,7 +113,7 @@ class FakeLoop:
         self,
         request: str,
         *,
-        ask: Callable[[Sequence[Message]], Answer],
+        ask: Callable[[Sequence[Message]], InterpreterAnswer],
         run: Callable[[str], str],
         limit_s: float,
     ) -> list[Message]:

@@ -55,7 +55,7 @@ for words, attempt in {
     "read the ledger": lambda: open("/data/draftloop.sqlite3", "rb").read(),
     "write to the ledger": lambda: open("/data/draftloop.sqlite3", "ab").close(),
     "list the data": lambda: os.listdir("/data"),
-    "read the program": lambda: open("/srv/backend/draftloop/app.py").read(),
+    "read the program": lambda: open("/srv/backend/draftloop/settings.py").read(),
     "list the cases": lambda: os.listdir("/cases"),
     "list other inputs": lambda: os.listdir("/inputs"),
     "signal the backend": lambda: os.kill(1, 0),

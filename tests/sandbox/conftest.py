@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from draftloop.execution.sandbox import SandboxProcess
-from draftloop.runs.job import Attempt, Job, Language, Limits, Script
+from draftloop.runs.job import Attempt, Language, Limits, SandboxJob, Script
 from draftloop.support.environments import find_environment
 from tests.conftest import installed
 
@@ -87,10 +87,10 @@ class Field:
     ) -> Attempt:
         """Run one script and demand that nothing of it is left but its outputs."""
         return self.run_job(
-            Job((Script(code, language),), inputs or {}, replace(Limits(), **limits), cold=cold)
+            SandboxJob((Script(code, language),), inputs or {}, replace(Limits(), **limits), cold=cold)
         )
 
-    def run_job(self, job: Job) -> Attempt:
+    def run_job(self, job: SandboxJob) -> Attempt:
         """Run a job and demand that nothing of it is left but its outputs."""
         self.outputs = Path(tempfile.mkdtemp(dir=self.home))
         attempt = self.sandbox.run(job, str(self.outputs))

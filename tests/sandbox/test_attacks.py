@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from draftloop.errors import SetupError
-from draftloop.runs.job import MIB, Job, Limits, Script
+from draftloop.runs.job import MIB, Limits, SandboxJob, Script
 from draftloop.sandbox.files import usage
 from draftloop.support.trees import remove_tree
 from tests.sandbox.conftest import CANARY, PLAIN_UID, Field
@@ -314,7 +314,7 @@ def test_another_tasks_folder_cannot_be_read_or_written(place: Field) -> None:
     outcome = []
 
     def run_first() -> None:
-        outcome.append(place.sandbox.run(Job((Script(first),)), str(found)).outcome)
+        outcome.append(place.sandbox.run(SandboxJob((Script(first),)), str(found)).outcome)
 
     thread = threading.Thread(target=run_first)
     thread.start()
@@ -338,7 +338,7 @@ for words, attempt in {{
     except OSError as error:
         print(error.strerror)
 """
-    attempt = place.sandbox.run(Job((Script(second),)), str(found))
+    attempt = place.sandbox.run(SandboxJob((Script(second),)), str(found))
     thread.join()
     assert attempt.outcome == "ok", attempt
     assert "POSSIBLE" not in attempt.stdout

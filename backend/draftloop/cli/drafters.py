@@ -11,7 +11,6 @@ from draftloop.app import (
     make_cache,
     make_drafter,
     make_examples,
-    make_execution,
     make_larger,
     make_larger_drafter,
     make_larger_model,
@@ -19,6 +18,7 @@ from draftloop.app import (
     make_neighbours,
     make_publisher,
 )
+from draftloop.app.execution import make_execution
 from draftloop.cli.terminal import Meter, out
 from draftloop.drafting.bulk import Records, Store, draft_project
 from draftloop.drafting.drafter import Drafter

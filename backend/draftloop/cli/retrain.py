@@ -17,7 +17,8 @@ import structlog
 import typer
 from rich.markup import escape
 
-from draftloop.app import log_as_json, make_adapters, trained_model
+from draftloop.app import make_adapters, trained_model
+from draftloop.app.log import log_as_json
 from draftloop.cli.commands import Verb, app
 from draftloop.cli.terminal import connect, err, out, plain_errors
 from draftloop.errors import SetupError

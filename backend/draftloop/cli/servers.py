@@ -76,7 +76,7 @@ class ServerError(SetupError):
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerProcess:
     """A running server; stop it with `stop()` or by leaving its `with` block."""
 
     name: str
@@ -124,7 +124,7 @@ def start_label_studio(
     port: int | None = None,
     host: str = LOCALHOST,
     webhooks: bool = True,
-) -> Server:
+) -> ServerProcess:
     """Start Label Studio on SQLite in `data_dir`; a new folder begins as a copy of a migrated one.
 
     Args:
@@ -173,7 +173,7 @@ def start_vllm(
     log: Path | None = None,
     lora_rank: int = 0,
     wait: bool = True,
-) -> Server:
+) -> ServerProcess:
     """Start vLLM on the CPU; `url` is its root, the API is below `/v1`.
 
     Args:
@@ -183,7 +183,7 @@ def start_vllm(
         extra: More flags; they win over the usual ones.
         log: Where the log goes; a temporary file if not given.
         lora_rank: Have it take LoRA adapters up to this rank while it runs (8, 16, 32, ...); 0 is none.
-        wait: Until it answers; else `Server.wait` does, and other servers can start meanwhile.
+        wait: Until it answers; else `ServerProcess.wait` does, and other servers can start meanwhile.
     Raises:
         ServerError: There is no such model, it ended, or it did not answer within five minutes.
     """
@@ -228,7 +228,7 @@ def start_backend(
     installed: str = "backend",
     workers: int = 1,
     options: Sequence[str] = (),
-) -> Server:
+) -> ServerProcess:
     """Start the backend under gunicorn, with our worker class and 64 threads a process.
 
     Args:
@@ -354,7 +354,7 @@ def _child_environment(settings: Mapping[str, str]) -> dict[str, str]:
 
 def _start(
     name: str, url: str, command: Sequence[str], settings: Mapping[str, str], log: Path | None
-) -> Server:
+) -> ServerProcess:
     if log is None:
         log = Path(tempfile.mkdtemp(prefix="draftloop-")) / f"{name.lower().replace(' ', '-')}.log"
     with log.open("ab") as output:
@@ -366,12 +366,12 @@ def _start(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    server = Server(name, url, log, process)
+    server = ServerProcess(name, url, log, process)
     atexit.register(server.stop)
     return server
 
 
-def _wait_until_ready(server: Server, ready: Callable[[], bool], limit_s: float) -> None:
+def _wait_until_ready(server: ServerProcess, ready: Callable[[], bool], limit_s: float) -> None:
     end = time.monotonic() + limit_s
     try:
         while not ready():

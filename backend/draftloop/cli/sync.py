@@ -74,7 +74,7 @@ def _collect_seldom() -> None:
 
 def _reruns(settings: Settings, *, elsewhere: bool) -> Reruns:
     # It brings the parts of the server along, which most syncs need not wait for.
-    from draftloop.app import make_reruns  # noqa: PLC0415
+    from draftloop.app.execution import make_reruns  # noqa: PLC0415
 
     return make_reruns(settings, elsewhere=elsewhere)
 

@@ -37,14 +37,14 @@ _ROLES: Mapping[str, Literal["user", "assistant"]] = {
 
 
 @dataclass(frozen=True)
-class Answer:
+class InterpreterAnswer:
     """What the model said, and the one complete script that it wants run; None ends the conversation."""
 
     say: str
     script: str | None
 
 
-Ask = Callable[[Sequence[Message]], Answer]
+Ask = Callable[[Sequence[Message]], InterpreterAnswer]
 Run = Callable[[str], str]
 
 

@@ -1,9 +1,8 @@
 """Code of tasks, run: a conversation that mends a draft's script, or one attempt at somebody's final code.
 
-Knows how attempts become a run and what a model is told of one. Does not know tasks, models or Label Studio:
-who answers, who leads the conversation, what contains the code and what keeps its files is handed in. Code
-that fails is a value; a sandbox or a loop that fails is an error. Nothing that a run wrote stays behind but
-what the store keeps.
+Knows how attempts become a run, and how an attempt is described to a model. Does not know tasks, models or
+Label Studio: the model's answers, the conversation loop, the sandbox and the store are passed in. Code that
+fails is a value; a sandbox or a loop that fails is an error. Of a run's files only those in the store stay.
 """
 
 import tempfile
@@ -19,10 +18,10 @@ import structlog
 
 from draftloop.errors import ServiceError, SetupError
 from draftloop.execution.inputs import InputRoot, Verified
-from draftloop.execution.interpreter import Answer
+from draftloop.execution.interpreter import InterpreterAnswer
 from draftloop.execution.sandbox import own_prefix
 from draftloop.prompting.prompt import Message
-from draftloop.runs.job import Attempt, Job, Limits, OutputFile, SandboxReport, Script
+from draftloop.runs.job import Attempt, Limits, OutputFile, SandboxJob, SandboxReport, Script
 from draftloop.runs.run import InputFile, Origin, Run, missing_outputs, run_key, settled
 
 _log = structlog.get_logger("backend")
@@ -49,7 +48,7 @@ class Sandbox(Protocol):
         """
         ...
 
-    def run(self, job: Job, outputs: str, *, cancelled: threading.Event | None = None) -> Attempt:
+    def run(self, job: SandboxJob, outputs: str, *, cancelled: threading.Event | None = None) -> Attempt:
         """Run a job and wait for its end; files go to an existing folder.
 
         Raises:
@@ -71,7 +70,7 @@ class Loop(Protocol):
         self,
         request: str,
         *,
-        ask: Callable[[Sequence[Message]], Answer],
+        ask: Callable[[Sequence[Message]], InterpreterAnswer],
         run: Callable[[str], str],
         limit_s: float,
     ) -> list[Message]:
@@ -79,7 +78,7 @@ class Loop(Protocol):
         ...
 
 
-class Store(Protocol):
+class RunStore(Protocol):
     """Keeps runs and their files."""
 
     def keep(self, folder: Path, files: Sequence[OutputFile]) -> None:
@@ -120,7 +119,7 @@ class Runner:
         self,
         sandbox: Sandbox,
         loop: Loop,
-        store: Store,
+        store: RunStore,
         *,
         inputs_root: Path,
         limits: Limits | None = None,
@@ -250,23 +249,23 @@ class Runner:
         attempts: list[Attempt] = []
         script = first
 
-        def ask(messages: Sequence[Message]) -> Answer:
+        def ask(messages: Sequence[Message]) -> InterpreterAnswer:
             nonlocal script
             if not attempts:
-                return Answer("", script.code)
+                return InterpreterAnswer("", script.code)
             last = attempts[-1]
             good = last.outcome == "ok" and not missing_outputs(last, outputs)
             if good or len(attempts) >= self._turns or stop.is_set():
-                return Answer(_DONE, None)
+                return InterpreterAnswer(_DONE, None)
             better = ask_again(messages[1:])
             if better is None or stop.is_set():
-                return Answer(_DONE, None)
+                return InterpreterAnswer(_DONE, None)
             script = better
-            return Answer("", script.code)
+            return InterpreterAnswer("", script.code)
 
         def run(_: str) -> str:
             attempts.append(self._attempt([script], files, self._limits, stop=stop))
-            return told(attempts[-1], missing_outputs(attempts[-1], outputs))
+            return describe_attempt(attempts[-1], missing_outputs(attempts[-1], outputs))
 
         try:
             limit_s = min(limit_s, self._total_s) + _LOOP_S
@@ -325,7 +324,7 @@ class Runner:
         stop: _Stop,
     ) -> Attempt:
         # What has one key is the same bytes: else code that reads itself could tell them apart.
-        job = Job(
+        job = SandboxJob(
             tuple(map(settled, scripts)), {file.file.name: str(file.path) for file in files}, limits, cold
         )
         try:
@@ -393,7 +392,7 @@ class Execution:
     mode: Literal["auto", "ask"] = "auto"
 
 
-def told(attempt: Attempt, missing: Sequence[str] = ()) -> str:
+def describe_attempt(attempt: Attempt, missing: Sequence[str] = ()) -> str:
     """Say to a model what came of its script: how it ended, the ends of what it printed, what is missing.
 
     Args:

@@ -22,9 +22,9 @@ import structlog
 from draftloop.errors import ServiceError, SetupError, TaskError, Unreachable
 from draftloop.runs.job import (
     Attempt,
-    Job,
     Layer,
     Limits,
+    SandboxJob,
     SandboxReport,
     Script,
     attempt_from_json,
@@ -145,7 +145,7 @@ class SandboxProcess:
             return False
         return True
 
-    def run(self, job: Job, outputs: str, *, cancelled: threading.Event | None = None) -> Attempt:
+    def run(self, job: SandboxJob, outputs: str, *, cancelled: threading.Event | None = None) -> Attempt:
         """Run a job and wait for its end.
 
         Args:
@@ -251,7 +251,7 @@ class LastingSandbox:
         """
         return self._running().report
 
-    def run(self, job: Job, outputs: str, *, cancelled: threading.Event | None = None) -> Attempt:
+    def run(self, job: SandboxJob, outputs: str, *, cancelled: threading.Event | None = None) -> Attempt:
         """Run a job, as `SandboxProcess.run` does; once more, where the sandbox ended over it.
 
         Raises:
@@ -270,7 +270,7 @@ class LastingSandbox:
         return attempt
 
     def _run(
-        self, process: SandboxProcess, job: Job, outputs: str, cancelled: threading.Event | None
+        self, process: SandboxProcess, job: SandboxJob, outputs: str, cancelled: threading.Event | None
     ) -> Attempt:
         try:
             return process.run(job, outputs, cancelled=cancelled)
@@ -307,7 +307,7 @@ class LastingSandbox:
 
     def _recover(self) -> None:
         with suppress(SetupError, TaskError, ServiceError), tempfile.TemporaryDirectory() as outputs:
-            self.run(Job((Script(_HELLO),)), outputs)
+            self.run(SandboxJob((Script(_HELLO),)), outputs)
 
     def close(self) -> None:
         """End the sandbox and every job in it; a later call starts it again."""

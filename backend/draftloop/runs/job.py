@@ -4,8 +4,8 @@ Knows the limits and how to say them in words. Does not know how code is contain
 in a process and an environment of its own, `execution/sandbox.py` talks to it. Code that
 fails is a value here, never an exception.
 
-    Job       scripts that run one after another in one fresh folder, with inputs, within limits
-    Attempt   what came of it: every script's output, the files it left, what was cut or refused
+    SandboxJob   scripts that run one after another in one fresh folder, with inputs, within limits
+    Attempt      what came of it: every script's output, the files it left, what was cut or refused
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ from typing import Any, Literal, Protocol, get_args
 from draftloop.errors import SetupError, TaskError
 
 Language = Literal["python", "javascript", "shell"]
-Outcome = Literal["ok", "failed", "timeout", "killed"]
+RunOutcome = Literal["ok", "failed", "timeout", "killed"]
 Layer = Literal["namespaces", "pool-uid", "landlock", "seccomp", "rlimits"]
-Profile = Literal["plain", "browser"]
+SandboxProfile = Literal["plain", "browser"]
 
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 INPUT_FOLDER = "input"
@@ -66,7 +66,7 @@ class Script:
 
 
 @dataclass(frozen=True)
-class Job:
+class SandboxJob:
     """Scripts to run one after another in one fresh folder; the first that fails ends the job.
 
     `inputs` maps the name under `input/` to the absolute path of the file, which must lie under one of
@@ -78,7 +78,7 @@ class Job:
     inputs: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     cold: bool = False
-    profile: Profile = "plain"
+    profile: SandboxProfile = "plain"
 
     def __post_init__(self) -> None:
         if not self.scripts:
@@ -133,7 +133,7 @@ class Attempt:
     `notes` say in words what was cut or left out.
     """
 
-    outcome: Outcome
+    outcome: RunOutcome
     reason: str
     steps: tuple[Step, ...]
     wall_s: float
@@ -181,7 +181,7 @@ class SandboxReport:
     packages: tuple[Package, ...]
     covers: tuple[str, ...]
     gaps: tuple[str, ...]
-    profiles: tuple[Profile, ...] = ("plain",)
+    profiles: tuple[SandboxProfile, ...] = ("plain",)
 
 
 class Sandbox(Protocol):
@@ -192,7 +192,7 @@ class Sandbox(Protocol):
         """What is in force and what is installed."""
         ...
 
-    def run(self, job: Job, outputs: str) -> Attempt:
+    def run(self, job: SandboxJob, outputs: str) -> Attempt:
         """Run a job and wait for its end.
 
         Args:
@@ -221,14 +221,14 @@ def size(size_bytes: float) -> str:
     return f"{size_bytes:.3g} GB"
 
 
-def job_to_json(job: Job) -> dict[str, Any]:
+def job_to_json(job: SandboxJob) -> dict[str, Any]:
     """Give a job as JSON."""
     return {**asdict(job), "inputs": dict(job.inputs)}
 
 
-def job_from_json(given: Mapping[str, Any]) -> Job:
+def job_from_json(given: Mapping[str, Any]) -> SandboxJob:
     """Read what `job_to_json` gave."""
-    return Job(
+    return SandboxJob(
         scripts=tuple(Script(**script) for script in given["scripts"]),
         inputs=dict(given["inputs"]),
         limits=Limits(**given["limits"]),

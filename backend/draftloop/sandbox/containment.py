@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from draftloop.runs.job import MIB, Layer, Limits, Profile
+from draftloop.runs.job import MIB, Layer, Limits, SandboxProfile
 from draftloop.sandbox import kernel, processes, seccomp
 
 # What every program needs and no secret lies in. What does not exist is passed over.
@@ -59,14 +59,14 @@ class Containment:
 
     layers: frozenset[Layer]
     landlock_abi: int
-    seccomp: Mapping[Profile, bytes]
+    seccomp: Mapping[SandboxProfile, bytes]
 
     def apply(
         self,
         *,
         uid: int | None,
         limits: Limits,
-        profile: Profile,
+        profile: SandboxProfile,
         read: Sequence[str],
         write: Sequence[str],
     ) -> None:
@@ -104,7 +104,7 @@ class Containment:
             seccomp.install(self.seccomp[profile])
 
 
-def rlimits(limits: Limits, profile: Profile = "plain") -> dict[int, int]:
+def rlimits(limits: Limits, profile: SandboxProfile = "plain") -> dict[int, int]:
     """Give the limits that the kernel keeps for each process, but for the number of processes."""
     found = {
         resource.RLIMIT_CPU: limits.cpu_s,
@@ -123,7 +123,7 @@ def rlimits(limits: Limits, profile: Profile = "plain") -> dict[int, int]:
     return found
 
 
-def _limit(limits: Limits, uid: int | None, profile: Profile) -> None:
+def _limit(limits: Limits, uid: int | None, profile: SandboxProfile) -> None:
     for kind, wanted in rlimits(limits, profile).items():
         hard = resource.getrlimit(kind)[1]
         value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)

@@ -31,13 +31,13 @@ from draftloop.errors import DraftloopError, TaskError
 from draftloop.runs.job import (
     INPUT_FOLDER,
     Attempt,
-    Job,
     Language,
     Limits,
-    Outcome,
     OutputFile,
-    Profile,
     Refused,
+    RunOutcome,
+    SandboxJob,
+    SandboxProfile,
     Script,
     Step,
     attempt_to_json,
@@ -89,7 +89,7 @@ class Place:
 class _End:
     """Why the keeper ended a job."""
 
-    outcome: Outcome
+    outcome: RunOutcome
     reason: str
 
 
@@ -211,7 +211,7 @@ class _Run:
         self._held = holdings.Holdings()
         self._ended_before = place.group.count_ended() if place.group else 0
 
-    def attempt(self, job: Job) -> Attempt:
+    def attempt(self, job: SandboxJob) -> Attempt:
         """Run the job's scripts and collect their files."""
         if job.profile == "browser" and not self._place.browser:
             raise TaskError(
@@ -252,7 +252,7 @@ class _Run:
 
     # ------------------------------------------------------------ the folder
 
-    def _make_folder(self, job: Job) -> None:
+    def _make_folder(self, job: SandboxJob) -> None:
         os.mkdir(self._folder, 0o711)
         for path in (self._work, self._tmp):
             os.mkdir(path, 0o700)
@@ -292,7 +292,7 @@ class _Run:
 
     # ------------------------------------------------------------ one script
 
-    def _step(self, job: Job, script: Script, path: str) -> tuple[Step, _End | None]:
+    def _step(self, job: SandboxJob, script: Script, path: str) -> tuple[Step, _End | None]:
         began = time.monotonic()
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
@@ -320,7 +320,7 @@ class _Run:
         wall_s = round(time.monotonic() - began, 3)
         return Step(script, status, stdout, stderr, wall_s, stdout_cut, stderr_cut), end
 
-    def _become(self, job: Job, script: Script, path: str, pipes: tuple[int, int, int]) -> None:
+    def _become(self, job: SandboxJob, script: Script, path: str, pipes: tuple[int, int, int]) -> None:
         """Turn this child into the contained code; it never returns."""
         out, err, setup = pipes
         try:
@@ -371,7 +371,7 @@ class _Run:
         finally:
             os._exit(1)
 
-    def _show(self, job: Job) -> None:
+    def _show(self, job: SandboxJob) -> None:
         """Give this child the view of the job, where it can have mounts of its own."""
         if self._place.mounts:
             view.enter_job_view(
@@ -386,7 +386,7 @@ class _Run:
                 )
             )
 
-    def _environment(self, profile: Profile) -> dict[str, str]:
+    def _environment(self, profile: SandboxProfile) -> dict[str, str]:
         browser = f"{BROWSER_PROGRAMS}:" if profile == "browser" else ""
         one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         return {
@@ -526,7 +526,7 @@ def _renumber(standard: tuple[int, int, int], setup: int) -> int:
     return 3
 
 
-def _name(job: Job, number: int) -> str:
+def _name(job: SandboxJob, number: int) -> str:
     # What follows a script does not change its name: tracebacks and warnings hold it.
     return f"script{number if number > 1 else ''}{SUFFIXES[job.scripts[number - 1].language]}"
 

@@ -32,12 +32,12 @@ from draftloop.errors import SetupError
 from draftloop.runs.job import (
     LANGUAGES,
     Attempt,
-    Job,
     Language,
     Layer,
     Limits,
     Package,
-    Profile,
+    SandboxJob,
+    SandboxProfile,
     SandboxReport,
     attempt_from_json,
     job_to_json,
@@ -331,7 +331,7 @@ class _Server:
         signals = bool(uids) or self._landlock_abi >= 6
         try:
             old = self._landlock_abi < 3
-            filters: dict[Profile, bytes] = {
+            filters: dict[SandboxProfile, bytes] = {
                 profile: seccomp.make_filter(
                     signals=signals,
                     guard_truncate=old,
@@ -501,7 +501,7 @@ class _Server:
 
     # ------------------------------------------------------------ the proof
 
-    def _run(self, job: Job) -> Attempt:
+    def _run(self, job: SandboxJob) -> Attempt:
         ours, theirs = socket.socketpair()
         with ours:
             fd = self._fork_keeper(theirs, ours)
@@ -538,7 +538,7 @@ class _Server:
     def _programs(self) -> dict[Language, Package]:
         found: dict[Language, Package] = {}
         for language in LANGUAGES:
-            attempt = self._run(Job((probe.HELLO[language],), limits=probe.LIMITS, cold=True))
+            attempt = self._run(SandboxJob((probe.HELLO[language],), limits=probe.LIMITS, cold=True))
             if attempt.outcome == "ok":
                 found[language] = Package(_PROGRAMS[language], attempt.stdout.strip())
             elif language == "python":
@@ -547,17 +547,17 @@ class _Server:
                 print(f"no {language}: {attempt.reason} {attempt.stderr}", file=sys.stderr, flush=True)
         return found
 
-    def _profiles(self) -> tuple[Profile, ...]:
+    def _profiles(self) -> tuple[SandboxProfile, ...]:
         return ("plain", "browser") if self._options.browser else ("plain",)
 
     def _tools(self) -> Iterator[Package]:
         """Name the other programs that code may start: ffmpeg, and Chromium in its profile."""
-        attempt = self._run(Job((probe.FFMPEG,), limits=probe.LIMITS))
+        attempt = self._run(SandboxJob((probe.FFMPEG,), limits=probe.LIMITS))
         if version := attempt.stdout.strip():
             yield Package("ffmpeg", version)
         if not self._options.browser:
             return
-        attempt = self._run(Job((probe.CHROMIUM,), limits=probe.LIMITS, profile="browser"))
+        attempt = self._run(SandboxJob((probe.CHROMIUM,), limits=probe.LIMITS, profile="browser"))
         if attempt.outcome != "ok":
             raise SetupError(
                 f"Chromium does not run in the sandbox: {attempt.reason} {attempt.stderr[-500:]}",

@@ -8,7 +8,7 @@ from collections.abc import Collection
 import structlog
 
 from draftloop.errors import DraftloopError
-from draftloop.serving.seams import Assignment, Memory
+from draftloop.serving.seams import Assignment, DraftLedger
 
 _log = structlog.get_logger("backend")
 
@@ -16,7 +16,7 @@ _log = structlog.get_logger("backend")
 class Claims:
     """Claims tasks in a ledger, whose failure costs the sharing of work, not the drafts."""
 
-    def __init__(self, memory: Memory, lease_s: float) -> None:
+    def __init__(self, memory: DraftLedger, lease_s: float) -> None:
         """Prepare.
 
         Args:

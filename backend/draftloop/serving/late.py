@@ -20,7 +20,7 @@ from draftloop.labelling.labelling import Task
 from draftloop.prompting.prompt import parse_extra_params
 from draftloop.serving.claims import Claims
 from draftloop.serving.draft_log import DraftLog
-from draftloop.serving.seams import Assignment, Board, DraftMaker, FindCase, Memory
+from draftloop.serving.seams import Assignment, Board, DraftLedger, DraftMaker, FindCase
 from draftloop.serving.task_pages import TaskPages
 
 _log = structlog.get_logger("backend")
@@ -157,7 +157,7 @@ class TakeOver:
     def __init__(
         self,
         drafter: DraftMaker,
-        memory: Memory,
+        memory: DraftLedger,
         find_case: FindCase,
         board: Board,
         claims: Claims,

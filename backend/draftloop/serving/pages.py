@@ -56,7 +56,7 @@ _UNASKED = (
 )
 
 
-class Artifacts(Protocol):
+class ArtifactReader(Protocol):
     """Where runs and their files are kept."""
 
     def open(self, sha256: str) -> BinaryIO:
@@ -79,7 +79,7 @@ class Artifacts(Protocol):
 class Pages:
     """The two pages, on a Flask application."""
 
-    def __init__(self, artifacts: Artifacts) -> None:
+    def __init__(self, artifacts: ArtifactReader) -> None:
         self._artifacts = artifacts
 
     def add_to(self, app: Flask) -> None:

@@ -68,7 +68,7 @@ class DraftMaker(Protocol):
         ...
 
 
-class Memory(Protocol):
+class DraftLedger(Protocol):
     """The ledger: who is drafting which task, and what needed a human; shared by all processes."""
 
     def claim(self, project: int, tasks: Collection[int], version: str, lease_s: float) -> set[int]:

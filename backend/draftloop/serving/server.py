@@ -62,7 +62,7 @@ class Guard(Protocol):
 
 
 @dataclass(frozen=True)
-class Limits:
+class HttpLimits:
     """What a client may cost.
 
     body_bytes   of one request; more is refused with 413
@@ -87,7 +87,7 @@ class Serving:
     pools  threads of their own for paths that begin so; all others share those of gunicorn's `--threads`
     """
 
-    limits: Limits
+    limits: HttpLimits
     guard: Guard | None = None
     pools: tuple[tuple[str, int], ...] = ()
 
@@ -223,7 +223,7 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
             limit_s += (self._sent_bytes - self._sent_before) / _ANSWER_BYTES_PER_S
         return now - self._since > limit_s
 
-    def _state_now(self, limits: Limits) -> tuple[str, float]:
+    def _state_now(self, limits: HttpLimits) -> tuple[str, float]:
         if self._lingering:
             return "linger", _LINGER_S
         if self.total_outbufs_len:
@@ -361,4 +361,4 @@ def _threads(count: int) -> ThreadedTaskDispatcher:
 def _serving(application: Any) -> Serving:
     extensions: Mapping[str, Any] = getattr(application, "extensions", {})
     found = extensions.get(KEY)
-    return found if isinstance(found, Serving) else Serving(Limits())
+    return found if isinstance(found, Serving) else Serving(HttpLimits())
