@@ -336,8 +336,8 @@ def variables() -> list[tuple[str, str, str]]:
                 default = ""
             elif isinstance(default, Path):
                 default = default.relative_to(ROOT) if default.is_relative_to(ROOT) else default
-            told = "" if default is None else str(default)
-            rows.append((f"{prefix}{name}".upper(), told, field.description or ""))
+            shown = "" if default is None else str(default)
+            rows.append((f"{prefix}{name}".upper(), shown, field.description or ""))
     return rows
 
 

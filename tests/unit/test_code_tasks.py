@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from draftloop.execution.heads import look
 from draftloop.execution.preview import to_text
-from draftloop.execution.runner import _TOLD_CHARS
+from draftloop.execution.runner import _SHOWN_CHARS
 from draftloop.importing.code_tasks import CodeTasks
 from draftloop.importing.rows import read_rows
 from draftloop.labelling.labelling import Task, compile_labelling
@@ -68,7 +68,7 @@ def test_what_follows_a_failure_is_told_as_the_backend_tells_it() -> None:
             (one["role"], one["content"]) for one in messages[2:]
         ]
         assert messages[3]["content"] == answered(output)
-    assert TOLD_CHARS == _TOLD_CHARS
+    assert TOLD_CHARS == _SHOWN_CHARS
 
 
 def test_a_mended_program_differs_from_the_first_one_and_says_what_the_traceback_says() -> None:

@@ -91,7 +91,7 @@ def main(
 
 
 def runs_of(task: Mapping[str, Any]) -> set[str]:
-    """Give the keys of the runs that a task needs.
+    """Return the keys of the runs that a task needs.
 
     Args:
         task: Its data, annotations and predictions, as Label Studio lists them.

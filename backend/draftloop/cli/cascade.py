@@ -72,8 +72,8 @@ def main(  # one for each option
             _, overrides = parse_extra_params(label_studio.project(project).extra_params)
             ledger = Ledger(settings.store.ledger_url, existing=True)
             overrides = overrides.served_by(ledger.promoted(project))
-        found = HeldOutSamples(drafters.cases, label_studio).read(dataset)
-        chosen = choose_samples(found, case, budget, dataset)
+        samples = HeldOutSamples(drafters.cases, label_studio).read(dataset)
+        chosen = choose_samples(samples, case, budget, dataset)
         ModelCheck(model).check()
         ModelCheck(larger).check()
         small = overrides.model or model.name
@@ -136,5 +136,5 @@ def _tell(calibrations: Mapping[str, Calibration]) -> None:
             "tokens of the larger": f"{one.measured.larger_tokens:.0f} a draft instead of {alone:.0f}",
             "ms a draft": f"{one.measured.ms:.0f} instead of {one.larger['ms']['mean']:.0f}",
         }
-        for what, told in figures.items():
-            out.print(f"  {what:<24} {told}")
+        for what, figure in figures.items():
+            out.print(f"  {what:<24} {figure}")

@@ -44,7 +44,7 @@ WORDS = (__doc__ or "").replace("FORMATS", ", ".join(form.name for form in FORMA
 
 
 def spread(engine: str, address: str) -> AbstractContextManager[Each]:
-    """Give what does the work for each task and sample: this process, or Ray's.
+    """Open what maps work over tasks and samples: this process, or Ray's.
 
     Raises:
         SetupError: There is no such engine, or it has no address.

@@ -111,23 +111,23 @@ class _Shown:
 
 
 def _say(corpus: Corpus, limit: int) -> None:
-    told = corpus.counts()
-    words = f"{told['own']} rows of the dataset"
-    words += f", {told['replayed']} replayed" if told["replayed"] else ""
-    words += f", {told['pairs']} pairs" if told["pairs"] else ""
-    err.print(escape(f"{words}; longest: {told['longest_tokens']} tokens"))
-    if told["held_out"]:
-        err.print(f"{told['held_out']} rows are left out: a dataset holds their questions out")
-    if told["not_rendered"]:
+    counts = corpus.counts()
+    words = f"{counts['own']} rows of the dataset"
+    words += f", {counts['replayed']} replayed" if counts["replayed"] else ""
+    words += f", {counts['pairs']} pairs" if counts["pairs"] else ""
+    err.print(escape(f"{words}; longest: {counts['longest_tokens']} tokens"))
+    if counts["held_out"]:
+        err.print(f"{counts['held_out']} rows are left out: a dataset holds their questions out")
+    if counts["not_rendered"]:
         err.print(
-            f"[yellow]{told['not_rendered']} rows are left out:[/yellow] the base model's chat template "
+            f"[yellow]{counts['not_rendered']} rows are left out:[/yellow] the base model's chat template "
             "does not write them as they are"
         )
-        for row in told["not_rendered_rows"]:
+        for row in counts["not_rendered_rows"]:
             err.print(escape(f"  {row['file']}, line {row['line']}: {row['reason']}"))
-    if told["too_long"]:
-        err.print(f"[yellow]{told['too_long']} rows are left out:[/yellow] longer than {limit} tokens")
-        for row in told["too_long_rows"]:
+    if counts["too_long"]:
+        err.print(f"[yellow]{counts['too_long']} rows are left out:[/yellow] longer than {limit} tokens")
+        for row in counts["too_long_rows"]:
             err.print(escape(f"  {row['file']}, line {row['line']}: {row['tokens']} tokens"))
         err.print("  Set max_tokens higher to train on them.")
 

@@ -74,12 +74,12 @@ def main(
             out.print("no versions yet: they come with the first /setup or draft")
 
 
-def _print(found: Any) -> None:
-    if isinstance(found, list) and all(isinstance(entry, str) for entry in found):
-        for entry in found:
+def _print(reply: Any) -> None:
+    if isinstance(reply, list) and all(isinstance(entry, str) for entry in reply):
+        for entry in reply:
             out.print(escape(entry))
     else:
-        out.out(json.dumps(found, ensure_ascii=False, indent=2))
+        out.out(json.dumps(reply, ensure_ascii=False, indent=2))
 
 
 def _line(row: KeptVersion) -> str:

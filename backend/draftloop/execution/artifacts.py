@@ -74,14 +74,14 @@ class Artifacts:
         # Others write there too, so what was listed a moment ago says nothing.
         options: dict[str, Any] = {"use_listings_cache": False} if kind == "s3" else {}
         try:
-            found: tuple[Any, str] = fsspec.core.url_to_fs(url, **options)
+            located: tuple[Any, str] = fsspec.core.url_to_fs(url, **options)
         except ImportError as error:
             raise SetupError(
                 "ARTIFACTS_URL is on S3, and s3fs is not installed.", hint="Install draftloop[s3]."
             ) from error
         self._foreign = _errors_of_s3() if kind == "s3" else (OSError,)
-        self._fs = found[0]
-        self._root = found[1].rstrip("/")
+        self._fs = located[0]
+        self._root = located[1].rstrip("/")
 
     def keep(self, folder: Path, files: Sequence[OutputFile]) -> None:
         """Store files that code left; what is there already is not stored again.
@@ -121,7 +121,7 @@ class Artifacts:
             return cast("BinaryIO", self._fs.open(path, "rb", **options))
 
     def size(self, sha256: str) -> int:
-        """Give a file's size in bytes.
+        """Return a file's size in bytes.
 
         Raises:
             TaskError: There is none, or this is no SHA-256.
@@ -143,7 +143,7 @@ class Artifacts:
             self._fs.pipe_file(aside, json.dumps(run_to_json(run)).encode())
 
     def run(self, key: str) -> Run | None:
-        """Give the run of a key; None where there is none.
+        """Return the run of a key; None where there is none.
 
         Raises:
             TaskError: This is no key.
@@ -196,8 +196,8 @@ class Artifacts:
         """
         before = time.time() - older_than_s
         with self._ours("what to remove"):
-            files = dict(self._found("files"))
-            runs = dict(self._found("runs"))
+            files = dict(self._listed("files"))
+            runs = dict(self._listed("runs"))
             gone = {path for path, (_, at) in runs.items() if Path(path).stem not in keep and at < before}
             kept = [path for path in runs if path not in gone and path.endswith(".json")]
             needed = {self._file(sha256) for path in kept for sha256 in self._files_of(path)}
@@ -259,13 +259,13 @@ class Artifacts:
         except FileNotFoundError:
             pass  # another collection was here
 
-    def _found(self, folder: str) -> Iterator[tuple[str, tuple[int, float]]]:
-        """Give path, size and time of everything in a folder, half-written files included."""
+    def _listed(self, folder: str) -> Iterator[tuple[str, tuple[int, float]]]:
+        """Yield path, size and time of every file in a folder, half-written ones included."""
         try:
-            found = self._fs.find(f"{self._root}/{folder}", detail=True)
+            entries = self._fs.find(f"{self._root}/{folder}", detail=True)
         except FileNotFoundError:
             return
-        for path, info in found.items():
+        for path, info in entries.items():
             yield path.rstrip("/"), (int(info["size"] or 0), _changed(info))
 
     def _files_of(self, path: str) -> set[str]:
@@ -285,7 +285,7 @@ class Artifacts:
 
     @contextmanager
     def _aside(self, path: str) -> Iterator[str]:
-        """Give the path to write to; where a reader could see half of a file, another than its own."""
+        """Return the path to write to: a temporary one where readers could see half of a file."""
         if not self._local:
             yield path  # an object appears when it is whole
             return
@@ -343,7 +343,7 @@ def _digest(path: Path) -> str:
 
 
 def _changed(info: Mapping[str, Any]) -> float:
-    """Give when a file was written, in seconds since 1970: each file system says it in its own way."""
+    """Return when a file was written, in seconds since 1970, from the entry of any file system."""
     moment = next(info[key] for key in ("mtime", "LastModified", "created") if key in info)
     return moment.timestamp() if isinstance(moment, datetime) else float(moment)
 

@@ -65,7 +65,7 @@ class Coding:
         self._closed = closed
 
     def environment(self, case: Case) -> str:
-        """Say where a case's code runs; empty for other cases, and where it does not."""
+        """Describe where a case's code runs; empty for other cases, and where it does not run."""
         if case.labelling.program is None or self._execution is None:
             return ""
         return self._execution.runner.describe()
@@ -134,14 +134,14 @@ class Coding:
         )
 
     def mended(
-        self, case: Case, task: Task, found: Answered, ask: Ask, *, version: str, ends: float
+        self, case: Case, task: Task, answered: Answered, ask: Ask, *, version: str, ends: float
     ) -> Answered:
         """Run the code of an answer, with the model mending it as long as it does not end well.
 
         Args:
             case: The task's case.
             task: The task.
-            found: The answer.
+            answered: The answer.
             ask: Asks for a better one.
             version: That of the draft.
             ends: The deadline, on the monotonic clock.
@@ -149,10 +149,10 @@ class Coding:
             The answer whose code ran last, with its run, and reasons where that did not end well; the answer
             as it is where it holds no code, or drafts are not run unasked.
         """
-        first = None if found.value is None else case.labelling.script(found.value)
+        first = None if answered.value is None else case.labelling.script(answered.value)
         if first is None or self._execution is None or self._execution.mode != "auto":
-            return found
-        drafts = {first.code: found}
+            return answered
+        drafts = {first.code: answered}
         asked: list[Completion] = []
 
         def ask_again(conversation: Sequence[Message]) -> Script | None:
@@ -176,10 +176,10 @@ class Coding:
             failed = run_reasons(case, task, run)
         except DraftloopError as error:
             reason = Reason("run", _field(case), f"The code was not run: {error}")
-            return Answered(found.value, (*found.reasons, reason), found.answers)
+            return Answered(answered.value, (*answered.reasons, reason), answered.answers)
         kept = drafts[run.script.code]
         last = kept.answers[-1]
-        others = tuple(answer for answer in (*found.answers, *asked) if answer is not last)
+        others = tuple(answer for answer in (*answered.answers, *asked) if answer is not last)
         return Answered(kept.value, (*kept.reasons, *failed), (*others, last), run)
 
     def _run(
@@ -207,7 +207,7 @@ class Coding:
 
 
 def run_reasons(case: Case, task: Task, run: Run) -> tuple[Reason, ...]:
-    """Say why code that was run needs a human; nothing where it ended well and left its declared files.
+    """List why code that was run needs a human; nothing where it ended well and left its declared files.
 
     Raises:
         TaskError: The task's declared files are no list of names.

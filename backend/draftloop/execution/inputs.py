@@ -1,4 +1,4 @@
-"""Input files of code tasks: found under the input root, verified by their hash, owned by a project.
+"""Input files of code tasks: below the input root, verified by their hash, owned by a project.
 
     projects/7/sales.csv    an input of project 7 alone; its tasks name it "sales.csv"
     shared/rates.csv        an input of every project
@@ -74,8 +74,8 @@ class InputRoot:
         """List what lies directly in the folder, where it belongs to no project; at most a few names."""
         try:
             with os.scandir(self._root) as entries:
-                found = (entry.name for entry in entries if entry.name not in (_PROJECTS, SHARED))
-                return list(islice((name for name in found if not name.startswith(".")), _FEW))
+                names = (entry.name for entry in entries if entry.name not in (_PROJECTS, SHARED))
+                return list(islice((name for name in names if not name.startswith(".")), _FEW))
         except OSError:
             return []
 
@@ -113,7 +113,7 @@ class InputRoot:
             if _state(known.path.stat(follow_symlinks=False)) == known.state:
                 return
         except OSError:
-            pass  # told below
+            pass  # reported below
         self.verified(known.file, known.project)
 
     def _verify(self, folder: str, project: int, file: InputFile) -> tuple[Path, _State]:

@@ -32,7 +32,7 @@ _ENVIRONMENT = {
 _ROLES: Mapping[str, Literal["user", "assistant"]] = {
     "user": "user",
     "assistant": "assistant",
-    "computer": "user",  # what a script printed is told to the model by the user
+    "computer": "user",  # the user's message shows what a script printed
 }
 
 
@@ -235,5 +235,5 @@ def _gone() -> ServiceError:
     )
 
 
-def _messages(told: Sequence[dict[str, Any]]) -> list[Message]:
-    return [Message(_ROLES[one["role"]], one["content"]) for one in told if one["role"] in _ROLES]
+def _messages(rows: Sequence[dict[str, Any]]) -> list[Message]:
+    return [Message(_ROLES[one["role"]], one["content"]) for one in rows if one["role"] in _ROLES]

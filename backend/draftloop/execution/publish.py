@@ -61,7 +61,7 @@ class Publisher:
         self._base = base
 
     def __call__(self, run: Run) -> dict[str, Any]:
-        """Give the entries of task data that show a run; a picture that is not uploaded is a link alone."""
+        """Return the entries of task data that show a run; a picture that is not uploaded is a link alone."""
         links = {file.path: file_address(self._base, file) for file in run.last.files}
         charts = dict(self._charts(run))
         shown = task_fields(

@@ -26,8 +26,8 @@ from draftloop.runs.run import InputFile, Origin, Run, missing_outputs, run_key,
 
 _log = structlog.get_logger("backend")
 
-_TOLD_CHARS = 2000  # of each stream, its end: there stands why a program failed
-_TOLD_LINES = 10  # of notes, refused files and missing ones, each
+_SHOWN_CHARS = 2000  # of each stream, its end: there stands why a program failed
+_SHOWN_LINES = 10  # of notes, refused files and missing ones, each
 _LOOP_S = 30  # what the loop itself may take besides what it waits for
 _DONE = "Done."
 
@@ -90,7 +90,7 @@ class RunStore(Protocol):
         ...
 
     def run(self, key: str) -> Run | None:
-        """Give the run of a key."""
+        """Return the run of a key."""
         ...
 
 
@@ -108,7 +108,7 @@ class _Stop(threading.Event):
         return time.monotonic() >= self._ends
 
     def is_set(self) -> bool:
-        """Say whether to stop."""
+        """Return whether to stop."""
         return self.late or (self._cancelled is not None and self._cancelled.is_set())
 
 
@@ -174,7 +174,7 @@ class Runner:
         self._sandbox.check()
 
     def describe(self) -> str:
-        """Say where code runs, for a model's prompt: limits, languages, packages; empty where it cannot.
+        """Describe where code runs, for a model's prompt: limits, languages, packages; empty where it cannot.
 
         The words are the same until the sandbox's environment or its limits change.
         """
@@ -186,13 +186,13 @@ class Runner:
             self._trouble = error.message
             return ""
         programs, packages = (
-            ", ".join(f"{one.name} {one.version}" for one in found)
-            for found in (report.programs, report.packages)
+            ", ".join(f"{one.name} {one.version}" for one in listed)
+            for listed in (report.programs, report.packages)
         )
         return f"{self._limits.describe()}\nPrograms: {programs}.\nPython packages: {packages}."
 
     def parts(self) -> dict[str, Any]:
-        """Give what decides what comes of code, for manifests."""
+        """Return what the result of code depends on, for manifests."""
         return {
             "limits": asdict(self._limits),
             "turns": self._turns,
@@ -201,7 +201,7 @@ class Runner:
         }
 
     def stored(self, key: str) -> Run | None:
-        """Give the run of a key, None where there is none, or the store does not answer."""
+        """Return the run of a key, None where there is none, or the store does not answer."""
         try:
             return self._store.run(key)
         except ServiceError as error:
@@ -243,7 +243,7 @@ class Runner:
             ServiceError: Sandbox, loop or store did not do their part.
         """
         stop = _Stop(time.monotonic() + min(limit_s, self._total_s), cancelled)
-        # What cannot be run is found out before a conversation begins: one that breaks off costs its process.
+        # Check what can be checked before the conversation begins: one that breaks off costs its process.
         files = self._verified(inputs, project)
         _ = self._sandbox.report
         attempts: list[Attempt] = []
@@ -393,7 +393,7 @@ class Execution:
 
 
 def describe_attempt(attempt: Attempt, missing: Sequence[str] = ()) -> str:
-    """Say to a model what came of its script: how it ended, the ends of what it printed, what is missing.
+    """Describe an attempt to a model: how it ended, the ends of what it printed, what is missing.
 
     Args:
         attempt: What came of it.
@@ -404,15 +404,15 @@ def describe_attempt(attempt: Attempt, missing: Sequence[str] = ()) -> str:
     lines = [f"exit status {attempt.exit_status}"]
     if attempt.reason:
         lines.append(attempt.reason)
-    lines += [f"Missing or empty: {name}" for name in missing[:_TOLD_LINES]]
-    lines += [f"Not kept: {one.path}: {one.reason}"[:200] for one in attempt.refused[:_TOLD_LINES]]
-    lines += [note[:200] for note in attempt.notes[:_TOLD_LINES]]
+    lines += [f"Missing or empty: {name}" for name in missing[:_SHOWN_LINES]]
+    lines += [f"Not kept: {one.path}: {one.reason}"[:200] for one in attempt.refused[:_SHOWN_LINES]]
+    lines += [note[:200] for note in attempt.notes[:_SHOWN_LINES]]
     for name, text in (("stdout", attempt.stdout), ("stderr", attempt.stderr)):
         if text.strip():
-            cut = len(text) - _TOLD_CHARS
-            mark = f" (the last {_TOLD_CHARS} of {len(text)} characters)" if cut > 0 else ""
-            lines.append(f"{name}{mark}:\n{text[-_TOLD_CHARS:].rstrip()}")
+            cut = len(text) - _SHOWN_CHARS
+            mark = f" (the last {_SHOWN_CHARS} of {len(text)} characters)" if cut > 0 else ""
+            lines.append(f"{name}{mark}:\n{text[-_SHOWN_CHARS:].rstrip()}")
     if attempt.files:
-        names = ", ".join(file.path for file in attempt.files[:_TOLD_LINES])
+        names = ", ".join(file.path for file in attempt.files[:_SHOWN_LINES])
         lines.append(f"Files left: {names}"[:400])
     return "\n".join(lines)

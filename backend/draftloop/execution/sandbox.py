@@ -375,13 +375,13 @@ def fresh_folder(base: Path) -> Path:
 
 
 def own_prefix() -> str:
-    """Give what this process's folders are called at first; `fresh_folder` removes them when it is gone."""
+    """Return the prefix of this process's folders; `fresh_folder` removes those of dead processes."""
     pid = str(os.getpid())
     return f"{_FOLDER}{pid}-{_started(pid)}-"
 
 
 def _started(pid: str) -> str:
-    """Say when a process started, which tells it from a later one of its number, as containers have them."""
+    """Return when a process started: in containers a later one often has the same number."""
     try:
         text = Path("/proc", pid, "stat").read_text(errors="replace")
     except OSError:

@@ -45,7 +45,7 @@ class Limits:
                 )
 
     def describe(self) -> str:
-        """Say the limits in words, for a model's prompt and for a human."""
+        """Return the limits in words, for a model's prompt and for a human."""
         return (
             f"A run may take {seconds(self.wall_s)} and {seconds(self.cpu_s)} of processor time, "
             f"use {size(self.memory_bytes)} of memory and {self.processes} processes, "
@@ -119,7 +119,7 @@ class OutputFile:
 
 @dataclass(frozen=True)
 class Refused:
-    """Something that the code left and that is not handed on, and why."""
+    """A file that the code left and that is not collected, and why."""
 
     path: str
     reason: str
@@ -169,7 +169,7 @@ class Package:
 
 @dataclass(frozen=True)
 class SandboxReport:
-    """What a running sandbox says of itself, found out at its start.
+    """What a running sandbox says of itself, measured at its start.
 
     `layers` are those in force; `covers` and `gaps` say in words what that means.
     """
@@ -208,12 +208,12 @@ class Sandbox(Protocol):
 
 
 def seconds(duration_s: float) -> str:
-    """Say a duration: "1.5 s"."""
+    """Format a duration: "1.5 s"."""
     return f"{duration_s:g} s" if duration_s < 10 else f"{duration_s:.0f} s"
 
 
 def size(size_bytes: float) -> str:
-    """Say a size: "1.5 GB", in powers of 1024."""
+    """Format a size: "1.5 GB", in powers of 1024."""
     for unit in ("bytes", "KB", "MB"):
         if size_bytes < 1024:
             return f"{size_bytes:.3g} {unit}"
@@ -222,12 +222,12 @@ def size(size_bytes: float) -> str:
 
 
 def job_to_json(job: SandboxJob) -> dict[str, Any]:
-    """Give a job as JSON."""
+    """Return a job as JSON."""
     return {**asdict(job), "inputs": dict(job.inputs)}
 
 
 def job_from_json(given: Mapping[str, Any]) -> SandboxJob:
-    """Read what `job_to_json` gave."""
+    """Read what `job_to_json` returned."""
     return SandboxJob(
         scripts=tuple(Script(**script) for script in given["scripts"]),
         inputs=dict(given["inputs"]),
@@ -238,12 +238,12 @@ def job_from_json(given: Mapping[str, Any]) -> SandboxJob:
 
 
 def attempt_to_json(attempt: Attempt) -> dict[str, Any]:
-    """Give an attempt as JSON."""
+    """Return an attempt as JSON."""
     return asdict(attempt)
 
 
 def attempt_from_json(given: Mapping[str, Any]) -> Attempt:
-    """Read what `attempt_to_json` gave."""
+    """Read what `attempt_to_json` returned."""
     return Attempt(
         **{
             **given,
@@ -256,12 +256,12 @@ def attempt_from_json(given: Mapping[str, Any]) -> Attempt:
 
 
 def report_to_json(report: SandboxReport) -> dict[str, Any]:
-    """Give a report as JSON."""
+    """Return a report as JSON."""
     return asdict(report)
 
 
 def report_from_json(given: Mapping[str, Any]) -> SandboxReport:
-    """Read what `report_to_json` gave."""
+    """Read what `report_to_json` returned."""
     return SandboxReport(
         layers=tuple(given["layers"]),
         landlock_abi=given["landlock_abi"],

@@ -3,7 +3,7 @@
 Knows which code with which inputs a run belongs to. Does not know how code is executed (`execution`),
 where files are kept or what a page shows of it.
 
-A run is found by its key, the hash of the final script and its inputs: whoever submits code, however
+A run is stored under its key, the hash of the final script and its inputs: whoever submits code, however
 edited, carries the run of exactly that code or none.
 """
 
@@ -63,7 +63,7 @@ class InputFile:
 class Run:
     """The attempts at one task's code, in order; the last one is that of the final script.
 
-    `origin` tells who had the final script run: the draft's loop, a human in the page, or a gate.
+    `origin` is who had the final script run: the draft's loop, a human in the page, or a gate.
     `at` is the time of its end, ISO 8601 in UTC; `version` that of the draft, empty for a human's code.
     """
 
@@ -118,11 +118,11 @@ def run_key(scripts: Sequence[Script], inputs: Sequence[InputFile]) -> str:
 
     Scripts have one key only where `settled` makes them equal: then the same bytes are run.
     """
-    told = {
+    content = {
         "scripts": [[script.language, settled(script).code] for script in scripts],
         "inputs": sorted([file.name, file.sha256] for file in inputs),
     }
-    words = json.dumps(told, sort_keys=True, ensure_ascii=False)
+    words = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(words.encode(errors="surrogatepass")).hexdigest()
 
 
@@ -194,12 +194,12 @@ def missing_outputs(attempt: Attempt, outputs: Sequence[str]) -> tuple[str, ...]
 
 
 def run_to_json(run: Run) -> dict[str, Any]:
-    """Give a run as JSON."""
+    """Return a run as JSON."""
     return asdict(run)
 
 
 def run_from_json(given: Mapping[str, Any]) -> Run:
-    """Read what `run_to_json` gave; stack traces of runs that an earlier version kept are shortened."""
+    """Read what `run_to_json` returned; stack traces of runs that an earlier version kept are shortened."""
     return Run(
         **{
             **given,

@@ -38,7 +38,7 @@ RUNNER = str(Path(__file__).resolve().with_name("runner.py"))
 
 
 def python_paths() -> tuple[str, ...]:
-    """Give the folders of this Python and its environment."""
+    """Return the folders of this Python and its environment."""
     library = sysconfig.get_path("stdlib")
     paths = {sys.prefix, sys.base_prefix, str(Path(library).parents[1]), os.path.realpath(sys.executable)}
     return tuple(sorted(path for path in paths if path not in {"/", "/usr", "/usr/local"}))
@@ -105,8 +105,8 @@ class Containment:
 
 
 def rlimits(limits: Limits, profile: SandboxProfile = "plain") -> dict[int, int]:
-    """Give the limits that the kernel keeps for each process, but for the number of processes."""
-    found = {
+    """Return the limits that the kernel keeps for each process, without the number of processes."""
+    kept = {
         resource.RLIMIT_CPU: limits.cpu_s,
         resource.RLIMIT_DATA: limits.memory_bytes,
         resource.RLIMIT_AS: limits.memory_bytes + _ADDRESS_SPACE_BYTES,
@@ -118,9 +118,9 @@ def rlimits(limits: Limits, profile: SandboxProfile = "plain") -> dict[int, int]
         resource.RLIMIT_SIGPENDING: _SIGNALS,
     }
     if profile == "browser":  # it reserves terabytes of address space
-        del found[resource.RLIMIT_AS]
-        found[resource.RLIMIT_NOFILE] = _BROWSER_OPEN_FILES
-    return found
+        del kept[resource.RLIMIT_AS]
+        kept[resource.RLIMIT_NOFILE] = _BROWSER_OPEN_FILES
+    return kept
 
 
 def _limit(limits: Limits, uid: int | None, profile: SandboxProfile) -> None:

@@ -53,13 +53,13 @@ class _CapabilityHeader(ctypes.Structure):
 
 
 def drop_capabilities() -> None:
-    """Give up every capability of this process, for good once no_new_privs is set."""
+    """Drop every capability of this process, for good once no_new_privs is set."""
     header, empty = _CapabilityHeader(_CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
     _checked(_LIBC.capset(ctypes.byref(header), ctypes.byref(empty)), "capset")
 
 
 def has_capabilities(*wanted: int) -> bool:
-    """Say whether this process holds these capabilities."""
+    """Check whether this process holds these capabilities."""
     status = Path("/proc/self/status").read_text()
     effective = int(status.split("CapEff:")[1].split()[0], 16)
     return all(effective >> number & 1 for number in wanted)
@@ -84,7 +84,7 @@ class _PathBeneath(ctypes.Structure):
 
 
 def landlock_abi() -> int:
-    """Give the version of Landlock that this kernel enforces; 0 where it does not."""
+    """Return the version of Landlock that this kernel enforces; 0 where it does not."""
     try:
         return _call(_CREATE_RULESET, "landlock", None, ctypes.c_size_t(0), ctypes.c_uint32(1))
     except OSError:
@@ -174,7 +174,7 @@ def unshare(*, user: bool) -> None:
 
 
 def unshare_mounts(*, network: bool) -> None:
-    """Give this process mounts of its own, which end with its last descendant.
+    """Start a mount namespace for this process, which ends with its last descendant.
 
     Args:
         network: Give it a network and System V objects of its own too.

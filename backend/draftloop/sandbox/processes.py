@@ -1,4 +1,4 @@
-"""The processes of a job, found in /proc and ended for certain.
+"""The processes of a job, read from /proc and ended for certain.
 
 Every job has a keeper, which is a child subreaper: whatever the code starts stays among its descendants.
 """
@@ -62,7 +62,7 @@ def descendants(root: int) -> list[Process]:
 
 
 def _below(root: int, spared: Collection[int] = ()) -> Iterator[Process]:
-    """Give the processes below `root`, the dead too, but for those that are spared and what is below them.
+    """Yield the processes below `root`, dead ones too, without spared ones and those below them.
 
     As long as nobody waits for the dead, this misses nothing: whatever lives when the look begins is listed,
     as dead at the worst, and so its child may be what is not listed.
@@ -125,12 +125,12 @@ def end(uid: int | None, spared: Collection[int] = ()) -> bool:
     """
     deadline, signal_, pause_s = time.monotonic() + _KILL_TIME_S, signal.SIGSTOP, _FIRST_PAUSE_S
     while time.monotonic() < deadline:
-        found = list(_below(os.getpid(), spared))
-        if not found:
+        below = list(_below(os.getpid(), spared))
+        if not below:
             return True
         if uid is not None:
             kill_user(uid)
-        living = [process.pid for process in found if not process.dead]
+        living = [process.pid for process in below if not process.dead]
         for pid in living:
             with suppress(OSError):
                 os.kill(pid, signal_)
@@ -138,7 +138,7 @@ def end(uid: int | None, spared: Collection[int] = ()) -> bool:
             time.sleep(pause_s)
         signal_ = signal.SIGKILL  # first stop all, so that none forks while the others are killed
         if not living:
-            for process in found:
+            for process in below:
                 with suppress(ChildProcessError):  # of a parent that has ended since
                     os.waitpid(process.pid, os.WNOHANG)
             pause_s = min(2 * pause_s, _LAST_PAUSE_S)

@@ -83,7 +83,7 @@ def enter_sandbox_view(
 
 
 def enter_job_view(view: JobView) -> None:
-    """Give this process the view of a job; it must leave its current folder afterwards.
+    """Switch this process to the view of a job; it must leave its current folder afterwards.
 
     Raises:
         OSError: A mount cannot be made, or an input is another file than the one that was checked.

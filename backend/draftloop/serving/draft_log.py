@@ -1,6 +1,6 @@
 """What came of tasks, recorded: counted, logged, kept in the ledger.
 
-Knows which numbers and names of a draft are told. Never tells the task's text or the model's.
+Logs numbers and names of a draft, never the task's text or the model's.
 """
 
 from collections.abc import Sequence

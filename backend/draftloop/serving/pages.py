@@ -64,11 +64,11 @@ class ArtifactReader(Protocol):
         ...
 
     def size(self, sha256: str) -> int:
-        """Give a file's size in bytes; TaskError where there is none."""
+        """Return a file's size in bytes; TaskError where there is none."""
         ...
 
     def run(self, key: str) -> Run | None:
-        """Give the run of a key."""
+        """Return the run of a key."""
         ...
 
     def address(self, sha256: str, media_type: str, name: str, seconds: int) -> str | None:
@@ -160,8 +160,8 @@ def _page(text: str, policy: str = _PAGE_POLICY) -> Response:
 def _asked_for_script() -> tuple[str, str]:
     """Read which file's script is asked for, and a notice where it is not known that a human did."""
     asked = request.args.get("script", "")
-    told = {name: request.headers.get(f"Sec-Fetch-{name}") for name in ("Site", "Mode", "Dest", "User")}
-    clicked = told == {"Site": "same-origin", "Mode": "navigate", "Dest": "document", "User": "?1"}
+    fetch = {name: request.headers.get(f"Sec-Fetch-{name}") for name in ("Site", "Mode", "Dest", "User")}
+    clicked = fetch == {"Site": "same-origin", "Mode": "navigate", "Dest": "document", "User": "?1"}
     if asked and (not clicked or _is_speculative()):
         return "", _UNASKED
     return asked, ""
@@ -169,8 +169,8 @@ def _asked_for_script() -> tuple[str, str]:
 
 def _is_our_frame() -> bool:
     """Check that the request fills a frame of a page of ours: what is in frames has no origin to name."""
-    told = [request.headers.get(f"Sec-Fetch-{name}") for name in ("Site", "Mode", "Dest")]
-    return told == ["same-origin", "navigate", "iframe"] and not _is_speculative()
+    fetch = [request.headers.get(f"Sec-Fetch-{name}") for name in ("Site", "Mode", "Dest")]
+    return fetch == ["same-origin", "navigate", "iframe"] and not _is_speculative()
 
 
 def _is_speculative() -> bool:
@@ -183,7 +183,7 @@ def _chunks(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _answered(view: Callable[..., Response]) -> Callable[..., Response]:
-    """Say in a sentence what is missing, and nothing of where the store is."""
+    """Answer with a sentence on what is missing, without the store's address."""
 
     @wraps(view)
     def answer(**given: str) -> Response:

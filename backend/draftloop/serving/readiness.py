@@ -33,7 +33,7 @@ _ADDRESS_ASKED = (
 _BINDING_ASKED = 2  # connections more: replicas may have been started with other flags
 _CACHE_ASKED = 3  # times after the first: a balancer may lead to a server that has not seen the prompt
 
-# Nobody answers a greeting with this unless a schema binds him.
+# Only schema-constrained decoding answers a greeting with this.
 _ANSWER = '{"probe":"violet-otter-7"}'
 _SCHEMA = {
     "type": "object",
@@ -109,7 +109,7 @@ class ModelCheck:
 
 
 class _Asking:
-    """The questions of one check; each raises what it finds wrong."""
+    """The questions of one check; each raises an error on what is wrong."""
 
     def __init__(self, model: VllmModel, until: float) -> None:
         self._model = model
@@ -139,9 +139,9 @@ class _Asking:
             )
             seen[tuple(sorted(described))] = None
         if len(seen) > 1:
-            found = " or ".join(", ".join(models) or "nothing" for models in seen)
+            served = " or ".join(", ".join(models) or "nothing" for models in seen)
             raise SetupError(
-                f"Several servers behind {self._model.url} serve different models: {found}.",
+                f"Several servers behind {self._model.url} serve different models: {served}.",
                 hint="Start all of them with the same model, --served-model-name and --max-model-len, or set "
                 f"{self._prefix}_URL to one.",
             )
@@ -242,12 +242,12 @@ class _Asking:
         if not missing:
             return []
         tokens = self._model.context_tokens
-        found = f"The model's context of {tokens} tokens is shorter than the prompt that every task of "
+        words = f"The model's context of {tokens} tokens is shorter than the prompt that every task of "
         cases = ", ".join(f"'{name}'" for name in sorted(missing))
         hint = f"Start vLLM with a larger --max-model-len, or set {self._prefix}_PROFILE to compact."
         if len(missing) == len(ordered):
-            raise SetupError(f"{found}{cases} begins with.", hint=hint)
-        return [f"{found}{cases} begins with: no task of these is drafted. {hint}"]
+            raise SetupError(f"{words}{cases} begins with.", hint=hint)
+        return [f"{words}{cases} begins with: no task of these is drafted. {hint}"]
 
     def cached(self) -> list[str]:
         """Check that a prompt's beginning is not computed again for each task."""
@@ -263,7 +263,7 @@ class _Asking:
                 return []
         stated = _CACHING.search(self._metrics())
         if stated is None and not usage.get("prompt_tokens_details"):
-            return []  # it tells nothing: neither what it cached, nor its metrics
+            return []  # it shows neither what it cached nor its metrics
         if stated is not None and stated[1] == "True":
             return []
         what = "The model server computes what all prompts of a project have in common for each task anew."

@@ -1,6 +1,6 @@
 """What answers are made with: a drafter, the ledger and Label Studio, each as far as it is needed.
 
-Knows nothing of how any of them does its part; the parts of `answers` are handed these.
+Does not know how any of them works; the parts of `answers` take these protocols.
 """
 
 import time
@@ -80,7 +80,7 @@ class DraftLedger(Protocol):
         ...
 
     def release(self, tasks: Collection[int], version: str) -> None:
-        """Give claims back."""
+        """Release claims."""
         ...
 
     def abandoned(self, lease_s: float) -> dict[int, list[tuple[int, str]]]:

@@ -188,7 +188,7 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
 
     def service(self) -> None:
         request = self.requests[0]
-        # The end of a refused body cannot be found, so nothing after it is a request. What was read as one
+        # The end of a refused body is unknown, so nothing after it is a request. What was read as one
         # meanwhile is dropped with the answer, which closes.
         self._discarding = bool(request.error or request.discarding)
         super().service()
@@ -360,5 +360,5 @@ def _threads(count: int) -> ThreadedTaskDispatcher:
 
 def _serving(application: Any) -> Serving:
     extensions: Mapping[str, Any] = getattr(application, "extensions", {})
-    found = extensions.get(KEY)
-    return found if isinstance(found, Serving) else Serving(HttpLimits())
+    serving = extensions.get(KEY)
+    return serving if isinstance(serving, Serving) else Serving(HttpLimits())
