@@ -19,7 +19,7 @@ from draftloop.flywheel.jobs import Jobs
 from draftloop.ledger.sqlite import Job, Ledger
 from draftloop.model.vllm import VllmModel
 from draftloop.prompting.cases import Cases
-from draftloop.serving.access import _QUESTIONS, Access, Asked, Refusal
+from draftloop.serving.access import _QUESTIONS, Access, Refusal, RequestOrigin
 from draftloop.serving.answers import Answers
 from draftloop.serving.metrics import Metrics
 from draftloop.serving.protocol import ProtocolServer
@@ -267,7 +267,7 @@ def test_strangers_with_sessions_hold_no_more_threads_than_there_are_questions()
     access, answers = Access(LOGINS, is_member), list[object]()
 
     def ask(session: str) -> None:
-        asked = Asked("GET", "10.0.0.9", "localhost", session=session)
+        asked = RequestOrigin("GET", "10.0.0.9", "localhost", session=session)
         answers.append(access.check(asked, frozenset({"main", "viewer"})))
 
     threads = [threading.Thread(target=ask, args=[f"made-up {number}"]) for number in range(40)]
@@ -319,7 +319,7 @@ def test_a_braked_address_learns_nothing_from_how_its_body_is_taken(server: WebA
     assert access.takes_body("POST", "//webhook", WEBHOOK, "10.0.0.9")
     assert not access.takes_body("POST", "/predict", WEBHOOK, "10.0.0.9")
     assert not access.takes_body("POST", "/predict", VIEWER, "10.0.0.9")
-    refused = access.check(Asked("GET", "10.0.0.9", authorization=WRONG[1]), frozenset({"main"}))
+    refused = access.check(RequestOrigin("GET", "10.0.0.9", authorization=WRONG[1]), frozenset({"main"}))
     assert isinstance(refused, Refusal)
     assert not access.takes_body("POST", "/predict", MAIN, "10.0.0.9")
 
@@ -328,10 +328,12 @@ def test_the_brake_takes_no_more_memory_however_many_guess() -> None:
     access = Access(LOGINS)
     for number in range(5000):
         access.check(
-            Asked("GET", f"10.1.{number >> 8}.{number & 255}", authorization="Basic x"), frozenset({"main"})
+            RequestOrigin("GET", f"10.1.{number >> 8}.{number & 255}", authorization="Basic x"),
+            frozenset({"main"}),
         )
         access.check(
-            Asked("GET", f"10.2.{number >> 8}.{number & 255}", authorization=MAIN), frozenset({"main"})
+            RequestOrigin("GET", f"10.2.{number >> 8}.{number & 255}", authorization=MAIN),
+            frozenset({"main"}),
         )
     assert len(access._brake._wrong) <= 1024
     assert len(access._brake._proven) <= 1024
@@ -395,7 +397,9 @@ def test_the_backend_answers_to_its_own_names(logins: Logins, hosts: set[str]) -
     access, asked = Access(logins), {*ANY, "10.0.0.7:9090", "backend:9090", "", "rebound.example."}
     found = set()
     for host in asked:
-        answer = access.check(Asked("GET", "127.0.0.1", host=host, authorization=MAIN), frozenset({"main"}))
+        answer = access.check(
+            RequestOrigin("GET", "127.0.0.1", host=host, authorization=MAIN), frozenset({"main"})
+        )
         if answer == "main":
             found.add(host)
         else:

@@ -72,7 +72,7 @@ VLLM_CONTEXT_TOKENS = 2048  # of the demo and the tests; a model made for less g
 
 
 class ServerError(SetupError):
-    """A server did not start; the message says which, why, and how its log ends."""
+    """A server did not start; the message names it, the reason and the end of its log."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class ServerProcess:
     process: subprocess.Popen[bytes] = field(repr=False)
 
     def wait(self, limit_s: float = 300) -> None:
-        """Wait until it says that it is well; it is stopped where it does not.
+        """Wait until its health check passes; stop it where that takes too long.
 
         Raises:
             ServerError: It ended, or did not answer within the limit.
@@ -98,11 +98,11 @@ class ServerProcess:
         return self.process.pid
 
     def stop(self, patience_s: float = 15) -> None:
-        """End the whole process group: SIGTERM, then SIGKILL for what is left after `patience_s`."""
+        """End the whole process group: SIGTERM, and SIGKILL after `patience_s`."""
         _signal_group(self.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(patience_s)
-        _signal_group(self.pid, signal.SIGKILL)  # also what outlived its parent
+        _signal_group(self.pid, signal.SIGKILL)  # also children that outlived it
         self.process.wait()
         atexit.unregister(self.stop)
 
@@ -277,7 +277,7 @@ def gunicorn(
     return (
         *(str(python), "-m", "gunicorn", application, "--workers", str(workers), "--threads", str(threads)),
         *("--worker-class", "draftloop.serving.server.Worker", "--timeout", "120"),
-        "--no-control-socket",  # which code of the same user could call
+        "--no-control-socket",  # any code of the same user could send it commands
         *("--bind", address, "--chdir", str(folder)),
     )
 
@@ -332,7 +332,7 @@ def _seed_label_studio(data_dir: Path) -> None:
 
 
 def _fast_dtype() -> str:
-    """Name what this processor is fast in: without AVX-512, bfloat16 takes half as much time again."""
+    """Return the fast dtype of this processor: without AVX-512, bfloat16 takes 1.5 times as long."""
     with contextlib.suppress(OSError):
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("flags")[2].partition("\n")[0]
         if "avx512bw" not in flags.split():

@@ -65,15 +65,15 @@ def _rays(address: str) -> Iterator[Each]:
 
 
 def _collect_seldom() -> None:
-    # Pages of tasks are hundreds of thousands of objects without cycles: to look for some takes a tenth of a
-    # first sync. It is looked for less often, and not at all among what was there before.
+    # Pages of tasks are hundreds of thousands of objects without cycles; collecting them takes a tenth of a
+    # first sync. So collect less often, and freeze the objects that exist already.
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
 
 
 def _reruns(settings: Settings, *, elsewhere: bool) -> Reruns:
-    # It brings the parts of the server along, which most syncs need not wait for.
+    # It imports the parts of the server, which most syncs do not need.
     from draftloop.app.execution import make_reruns  # noqa: PLC0415
 
     return make_reruns(settings, elsewhere=elsewhere)

@@ -71,18 +71,18 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
         replays = tuple(open_replay(words) for words in replay or ())
         corpus = gather(own, replays, model, recipe, dpo=dpo)
         _say(corpus, recipe.max_tokens)
-        # It loads torch, which takes seconds; what can be refused is refused by now.
+        # It imports torch, which takes seconds; the options are checked by now.
         from draftloop.training.make import Job, make  # noqa: PLC0415
 
         job = Job(model, own, replays, recipe, name, dpo)
-        with _Shown() as shown:
+        with _StageMeters() as shown:
             record = make(job, corpus, out_folder, resume=resume, progress=shown)
         if record is None:
             raise KeyboardInterrupt
         _say_end(record, out_folder)
 
 
-class _Shown:
+class _StageMeters:
     """A meter for each stage."""
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
-"""What runs leave, kept by content: files under their SHA-256, runs under their key; in a folder or on S3.
+"""The store of runs: files under their SHA-256, runs under their key; in a folder or on S3.
 
-Knows fsspec, and that a file is there whole or not at all. Does not know what is in a file, how it is
+Knows fsspec, and how to write so that nobody reads half a file. Does not know what is in a file, how it is
 shown or who may see it. Safe to use from several threads, processes and machines at once.
 
     files/ab/ab12...     the bytes whose SHA-256 is ab12...
@@ -30,16 +30,16 @@ from draftloop.support.files import hash_file, replacing_file
 _HOW = "Set ARTIFACTS_URL to a folder, file:///folder or s3://bucket/prefix."
 _NAME = re.compile(r"[0-9a-f]{64}")  # of a file and of a run: never a path
 _CHUNK = 1 << 20
-# What is stored again after this long is written anew, so that `collect` takes it for new.
+# A file that is stored again after this long is rewritten, so that `collect` counts it as new.
 _FRESH_S = 3600.0
-# How long a count of all that the store holds is good for, and at the limit, where it is counted once more.
+# How long a count of the whole store is reused; the second, near the limit, before it is counted once more.
 _COUNT_S = 900.0
 _RECOUNT_S = 30.0
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What was removed, or would have been, and what stays; `size_bytes` of what goes."""
+    """How much was removed, or would be in a dry run, and how much stays; `size_bytes` is what goes."""
 
     runs: int
     files: int
@@ -52,7 +52,7 @@ class Artifacts:
     """A store of files and runs."""
 
     def __init__(self, url: str, *, max_bytes: int = 0) -> None:
-        """Open the store; nothing is made or asked yet.
+        """Prepare; nothing is read or written yet.
 
         Args:
             url: Path of a folder, `file:///folder`, or `s3://bucket/prefix`, whose endpoint and keys
@@ -71,7 +71,7 @@ class Artifacts:
         self._held_bytes = 0
         self._counted = -math.inf  # when, on the monotonic clock
         self._local = kind == "file"
-        # Others write there too, so what was listed a moment ago says nothing.
+        # Others write there too, so listings must not be cached.
         options: dict[str, Any] = {"use_listings_cache": False} if kind == "s3" else {}
         try:
             located: tuple[Any, str] = fsspec.core.url_to_fs(url, **options)
@@ -84,7 +84,7 @@ class Artifacts:
         self._root = located[1].rstrip("/")
 
     def keep(self, folder: Path, files: Sequence[OutputFile]) -> None:
-        """Store files that code left; what is there already is not stored again.
+        """Store files that code left, without those that the store has.
 
         Args:
             folder: Where they lie.
@@ -139,7 +139,7 @@ class Artifacts:
         """
         path = self._run(run.key)
         with self._ours(f"run {run.key}"), self._aside(path) as aside:
-            # ASCII, because programs print half characters too.
+            # ASCII, because programs print lone surrogates too.
             self._fs.pipe_file(aside, json.dumps(run_to_json(run)).encode())
 
     def run(self, key: str) -> Run | None:
@@ -183,7 +183,7 @@ class Artifacts:
                 return None
 
     def collect(self, keep: Collection[str], older_than_s: float, *, dry_run: bool) -> Collected:
-        """Remove runs that nobody needs, then files that no run which stays refers to.
+        """Remove runs that nobody needs, then files that no remaining run refers to.
 
         Whatever is younger stays, so that a run being written loses nothing.
 
@@ -216,7 +216,7 @@ class Artifacts:
         )
 
     def _demand_room(self, files: Sequence[OutputFile]) -> None:
-        """Count what is to be stored, against what was there when it was counted last.
+        """Check the limit: what was counted last, and what is to be stored.
 
         Others write there too, and what they write is known after the next count: the limit may be passed by
         what they store in between.
@@ -257,7 +257,7 @@ class Artifacts:
             if _changed(self._fs.info(path)) < before:  # not stored again meanwhile
                 self._fs.rm_file(path)
         except FileNotFoundError:
-            pass  # another collection was here
+            pass  # another collection removed it
 
     def _listed(self, folder: str) -> Iterator[tuple[str, tuple[int, float]]]:
         """Yield path, size and time of every file in a folder, half-written ones included."""
@@ -280,7 +280,7 @@ class Artifacts:
             info = self._fs.info(path)
         except FileNotFoundError:
             return False
-        # A size that differs is a file that a crash of the machine left.
+        # A file of another size was left by a crash of the machine.
         return bool(info["size"] == size_bytes and time.time() - _changed(info) < _FRESH_S)
 
     @contextmanager
@@ -291,7 +291,7 @@ class Artifacts:
             return
         final = Path(path)
         final.parent.mkdir(parents=True, exist_ok=True)
-        # What a power cut left of a file has another size, and is stored again.
+        # A file that a power cut damaged has another size, and is stored again.
         with replacing_file(final, by_several=True, durable=False) as part:
             yield str(part)
 
@@ -314,7 +314,7 @@ class Artifacts:
 
     @contextmanager
     def _ours(self, what: str) -> Iterator[None]:
-        """Translate what the file systems raise."""
+        """Convert errors of the file systems to ours."""
         try:
             yield
         except self._foreign as error:

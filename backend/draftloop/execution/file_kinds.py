@@ -1,7 +1,7 @@
 """What a file of untrusted code may be shown as, from its name and its first bytes.
 
-A name alone is a promise of whoever wrote the file: a kind is given only where the bytes keep it, and
-everything else is a download. Does not know pages, headers or where files are kept.
+A name alone proves nothing: a kind is returned only where the first bytes agree, and every other file is a
+download. Does not know pages, headers or where files are kept.
 """
 
 import codecs
@@ -39,12 +39,12 @@ _BY_ENDING: dict[str, Kind] = {
     **dict.fromkeys(["json"], "json"),
     **dict.fromkeys("txt log md tsv jsonl xml yaml yml toml ini py js sh sql".split(), "text"),
 }
-# Bytes that are looked at; a picture or page that is larger is a download.
+# Bytes that are read; a larger picture or page is a download.
 _SOME = 64 << 10
 _WANTED: dict[Kind, int] = {"png": 16 << 20, "jpeg": 16 << 20, "svg": 4 << 20, "html": 16 << 20, "other": 0}
 _PIXELS = 50_000_000
 
-# HTML that is shown without a click holds these elements alone: none of them opens a connection, not even one
+# HTML that is shown without a click holds only these elements: none of them opens a connection, not even one
 # that the policy refuses later, as a frame does. What follows a "<" in comments and texts counts too.
 _TAG = re.compile(rb"<([a-z][^\t\n\f\r />]*)", re.IGNORECASE)
 _PLAIN_TAGS = frozenset(

@@ -1,7 +1,7 @@
-"""Open Interpreter's conversation loop as the backend sees it: who asks and runs is handed in.
+"""The client of Open Interpreter's conversation loop; the caller passes functions that ask and run.
 
 Knows the loop's process and its JSON lines (sandbox/interpreter.py). Does not know models, sandboxes
-or tasks, and holds nothing from one conversation to the next.
+or tasks, and keeps no state between conversations.
 """
 
 import json
@@ -52,7 +52,7 @@ class Interpreter:
     """A process that leads conversations, one at a time; started with the first, and anew after a failure."""
 
     def __init__(self, python: Path, *, log: Path | None = None) -> None:
-        """Remember how to start it.
+        """Prepare; the process starts at the first conversation.
 
         Args:
             python: The Python of the environment `open-interpreter`.
@@ -111,7 +111,7 @@ class Interpreter:
                     else:
                         return _messages(words["end"])
             except BaseException:
-                self._stop()  # it waits in the middle of a conversation
+                self._stop()  # it is in the middle of a conversation
                 raise
             finally:
                 late.cancel()
@@ -181,10 +181,10 @@ class Interpreter:
 
 
 class Interpreters:
-    """Several loops, so that several conversations are led at once; each is made when it is first needed."""
+    """Several loops for simultaneous conversations; each is made when it is first needed."""
 
     def __init__(self, make: Callable[[], Interpreter], count: int) -> None:
-        """Remember how to make one.
+        """Prepare; loops are made when they are needed.
 
         Args:
             make: Makes a loop.

@@ -22,7 +22,7 @@ from draftloop.execution.interpreter import InterpreterAnswer
 from draftloop.execution.sandbox import own_prefix
 from draftloop.prompting.prompt import Message
 from draftloop.runs.job import Attempt, Limits, OutputFile, SandboxJob, SandboxReport, Script
-from draftloop.runs.run import InputFile, Origin, Run, missing_outputs, run_key, settled
+from draftloop.runs.run import InputFile, Origin, Run, missing_outputs, normalize_script, run_key
 
 _log = structlog.get_logger("backend")
 
@@ -290,7 +290,7 @@ class Runner:
         limits: Limits | None = None,
         limit_s: float | None = None,
     ) -> Run:
-        """Run final code once, exactly as it is but for what `settled` takes away.
+        """Run final code once, exactly as it is but for what `normalize_script` takes away.
 
         Args:
             scripts: What to run, one after another.
@@ -325,7 +325,10 @@ class Runner:
     ) -> Attempt:
         # What has one key is the same bytes: else code that reads itself could tell them apart.
         job = SandboxJob(
-            tuple(map(settled, scripts)), {file.file.name: str(file.path) for file in files}, limits, cold
+            tuple(map(normalize_script, scripts)),
+            {file.file.name: str(file.path) for file in files},
+            limits,
+            cold,
         )
         try:
             if self._folder is not None:

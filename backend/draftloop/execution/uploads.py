@@ -1,7 +1,7 @@
 """Files that Label Studio itself serves: what annotators see in a task, from its origin, behind its login.
 
 Knows how an upload is made and looked up. Does not know how a request is sent, tried again or
-refused: it is handed the sender of `labelstudio`.
+refused: the caller passes the sender of `labelstudio`.
 
 Uploads belong to a project and go with it, so ours have one of their own that holds nothing else. Label
 Studio's Community edition lists it among all others, the newest first: it archives and hides none (`is_draft`
@@ -49,7 +49,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Send(Protocol):
-    """Sends a request to Label Studio and gives its answer's JSON; `LabelStudio.send`."""
+    """Sends a request to Label Studio and returns its answer's JSON; `LabelStudio.send`."""
 
     def __call__(
         self,
@@ -69,7 +69,7 @@ class Uploads:
     """Uploads of one Label Studio. Safe to call from several threads."""
 
     def __init__(self, send: Send, url: str) -> None:
-        """Remember how to send; nothing is sent yet.
+        """Prepare; nothing is sent yet.
 
         Args:
             send: Sends a request.
@@ -82,7 +82,7 @@ class Uploads:
         self._known: dict[str, str] | None = None  # address by name
 
     def upload(self, sha256: str, kind: Kind, content: bytes) -> str:
-        """Have Label Studio serve a file; one that it has already is not sent again.
+        """Upload a file, unless Label Studio has it; return its address.
 
         Args:
             sha256: SHA-256 of the content.
@@ -114,7 +114,7 @@ class Uploads:
                 raise
 
     def prepare(self) -> int:
-        """Make the project that holds uploads, or find it; return its number.
+        """Return the id of the project that holds uploads; make it where there is none.
 
         Raises:
             SetupError: Label Studio refuses it, or the token may not do this.
@@ -145,7 +145,7 @@ class Uploads:
         return self._address(upload["file"])
 
     def _list_uploads(self) -> dict[str, str]:
-        """Find the project, or make it, and what it holds; of equal uploads the first."""
+        """List addresses of uploads by name, the first of equal ones; make a missing project."""
         projects = self._projects()
         if not projects:
             body = json.dumps({"title": TITLE, "label_config": "<View/>", **_LOOK})

@@ -1,11 +1,11 @@
-"""A run of generated code, as both sides of the sandbox see it: what is asked for, and what came of it.
+"""A job for the sandbox and its result, as both sides exchange them.
 
 Knows the limits and how to say them in words. Does not know how code is contained: `sandbox/` does that
 in a process and an environment of its own, `execution/sandbox.py` talks to it. Code that
 fails is a value here, never an exception.
 
     SandboxJob   scripts that run one after another in one fresh folder, with inputs, within limits
-    Attempt      what came of it: every script's output, the files it left, what was cut or refused
+    Attempt      its result: every script's output, the files it left, what was cut or refused
 """
 
 from collections.abc import Mapping
@@ -97,7 +97,7 @@ class SandboxJob:
 
 @dataclass(frozen=True)
 class Step:
-    """What came of one script. `exit_status` is negative where a signal ended it, as in `subprocess`."""
+    """The result of one script. `exit_status` is negative where a signal ended it, as in `subprocess`."""
 
     script: Script
     exit_status: int
@@ -127,7 +127,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What came of a job: as many steps as scripts were started, in order.
+    """The result of a job: one step for each script that was started, in order.
 
     `reason` says in words why it did not end well, empty where it did. `files` are sorted by path;
     `notes` say in words what was cut or left out.

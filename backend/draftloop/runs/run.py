@@ -1,4 +1,4 @@
-"""A run: the whole story of the code of one task, from the first draft to the attempt that counts.
+"""A run: all attempts at the code of one task, from the first draft to the attempt that counts.
 
 Knows which code with which inputs a run belongs to. Does not know how code is executed (`execution`),
 where files are kept or what a page shows of it.
@@ -91,11 +91,11 @@ class Run:
         return self.last.outcome == "ok"
 
 
-# Puts what a run left where annotators get at it; returns the entries of task data that show it.
+# Makes a run's files available to annotators; returns the entries of task data that show it.
 Publish = Callable[[Run], Mapping[str, Any]]
 
 
-def settled(script: Script) -> Script:
+def normalize_script(script: Script) -> Script:
     """Return a script as it is run: without line feeds at its end, and with one form of line ends.
 
     A page's text box changes both. For a shell a carriage return is a character like any other. Blanks at
@@ -116,10 +116,10 @@ def settled(script: Script) -> Script:
 def run_key(scripts: Sequence[Script], inputs: Sequence[InputFile]) -> str:
     """Name the run of scripts on inputs: SHA-256 in hex of code, languages, and names and hashes of inputs.
 
-    Scripts have one key only where `settled` makes them equal: then the same bytes are run.
+    Scripts have one key only where `normalize_script` makes them equal: then the same bytes are run.
     """
     content = {
-        "scripts": [[script.language, settled(script).code] for script in scripts],
+        "scripts": [[script.language, normalize_script(script).code] for script in scripts],
         "inputs": sorted([file.name, file.sha256] for file in inputs),
     }
     words = json.dumps(content, sort_keys=True, ensure_ascii=False)

@@ -17,13 +17,13 @@ from pathlib import Path
 from draftloop.runs.job import MIB, Layer, Limits, SandboxProfile
 from draftloop.sandbox import kernel, processes, seccomp
 
-# What every program needs and no secret lies in. What does not exist is passed over.
+# What every program needs, without secrets; missing paths are skipped.
 SYSTEM = (
     "/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/alternatives", "/etc/fonts",
     "/etc/localtime",
     "/etc/timezone", "/etc/mime.types", "/etc/ssl/openssl.cnf", "/var/cache/fontconfig",
 )  # fmt: skip
-# What the profile "browser" reads besides; /proc shows the sandbox's own processes alone.
+# What the profile "browser" reads in addition; /proc shows only the sandbox's own processes.
 BROWSER_PROGRAMS = str(Path(__file__).resolve().with_name("browser"))
 _BROWSER = ("/proc", BROWSER_PROGRAMS)
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")

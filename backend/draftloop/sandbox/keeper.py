@@ -43,7 +43,7 @@ from draftloop.runs.job import (
 )
 from draftloop.runs.tracebacks import shorten
 from draftloop.sandbox import files, kernel, processes, runner, view
-from draftloop.sandbox.cgroup import Group
+from draftloop.sandbox.cgroup import ControlGroup
 from draftloop.sandbox.containment import BROWSER_PROGRAMS, RUNNER, Containment, package_folders
 from draftloop.sandbox.printed import PrintedText, hide_paths
 from draftloop.sandbox.watcher import CHUNK_BYTES, Ending, Watcher, judge_exit
@@ -52,16 +52,16 @@ from draftloop.support.trees import remove_tree
 SUFFIXES: dict[Language, str] = {"python": ".py", "javascript": ".js", "shell": ".sh"}
 _REQUEST_BYTES, _REQUEST_S = 64 << 20, 60
 _TAKING_S = 600  # for the client to take the files
-_INPUT = b"\0"  # begins what a child says of an input that it cannot read
+_INPUT = b"\0"  # begins a child's message about an input that it cannot read
 
 
-# How a keeper ends: nothing is left and nothing went wrong; the sandbox met a fault of its own; a process
-# or a file may be left.
+# Exit statuses: nothing is left and nothing went wrong; a fault of the sandbox itself; a process or a file
+# may be left.
 CLEAN, FAILED, UNCLEAN = 0, 3, 4
 
 
 @dataclass(frozen=True)
-class Place:
+class SandboxPlace:
     """Where a sandbox keeps its jobs, what they may read, and how they are contained."""
 
     folder: str
@@ -70,7 +70,7 @@ class Place:
     configuration: str  # of matplotlib
     containment: Containment
     browser: bool  # jobs may ask for the profile
-    group: Group | None = None  # the sandbox's control group
+    group: ControlGroup | None = None  # the sandbox's control group
 
     @property
     def mounts(self) -> bool:
@@ -78,7 +78,7 @@ class Place:
         return "namespaces" in self.containment.layers
 
 
-def keep(connection: socket.socket, place: Place, uid: int | None) -> int:
+def keep(connection: socket.socket, place: SandboxPlace, uid: int | None) -> int:
     """Take one job from a connection, answer it there, and leave nothing behind.
 
     Args:
@@ -100,14 +100,16 @@ def keep(connection: socket.socket, place: Place, uid: int | None) -> int:
                     f"The job is not a line of JSON of at most {size(_REQUEST_BYTES)}.",
                     hint="Are its scripts too long?",
                 )
-            run = _Run(place, uid, folder, connection)
+            run = _JobRun(place, uid, folder, connection)
             attempt = run.attempt(job_from_json(json.loads(request)))
             answer = {"attempt": attempt_to_json(attempt), "outputs": f"{folder}/out"}
         except TaskError as error:
             answer = {"error": "task", "message": error.message, "hint": error.hint}
         except DraftloopError as error:
             answer = {"error": "service", "message": error.message, "hint": error.hint}
-        except Exception as error:  # whatever it is, the client gets an answer and the server looks into it
+        except (
+            Exception
+        ) as error:  # the client gets an answer in any case, and the server proves its containment again
             traceback.print_exc()
             status = FAILED
             words = f"The sandbox failed: {type(error).__name__}: {error}"
@@ -134,22 +136,22 @@ def _read_line(connection: socket.socket) -> bytes:
                 return b""
             total_bytes += len(chunk)
             if total_bytes > _REQUEST_BYTES:
-                received.clear()  # the rest is read all the same, so that the client reads our answer
+                received.clear()  # the rest is read too, or the client would not read our answer
             received += chunk
     except OSError:
         return b""
     return bytes(received) if total_bytes <= _REQUEST_BYTES else b""
 
 
-class _Run:
+class _JobRun:
     """One job while it runs."""
 
-    def __init__(self, place: Place, uid: int | None, folder: str, connection: socket.socket) -> None:
+    def __init__(self, place: SandboxPlace, uid: int | None, folder: str, connection: socket.socket) -> None:
         self._place = place
         self._uid = uid
         self._folder = folder
         self._work, self._tmp = f"{folder}/work", f"{folder}/tmp"
-        self._inputs: dict[str, view.InputFile] = {}
+        self._inputs: dict[str, view.CheckedFile] = {}
         self._watcher = Watcher(connection, (self._work, self._tmp), uid, place.group)
 
     def attempt(self, job: SandboxJob) -> Attempt:
@@ -216,7 +218,7 @@ class _Run:
         for number, script in enumerate(job.scripts, start=1):
             Path(self._folder, _name(job, number)).write_text(script.code, encoding="utf-8", errors="replace")
 
-    def _checked_input(self, name: str, path: str) -> view.InputFile:
+    def _checked_input(self, name: str, path: str) -> view.CheckedFile:
         real = os.path.realpath(path)
         if not any(Path(real).is_relative_to(root) for root in self._place.inputs):
             raise TaskError(
@@ -231,7 +233,7 @@ class _Run:
             raise TaskError(f"Input {name!r} at {path} cannot be read: {error.strerror}.") from error
         if not stat.S_ISREG(kind.st_mode):
             raise TaskError(f"Input {name!r} at {path} is not a regular file.")
-        return view.InputFile(real, kind.st_dev, kind.st_ino)
+        return view.CheckedFile(real, kind.st_dev, kind.st_ino)
 
     # ------------------------------------------------------------ one script
 

@@ -1,4 +1,4 @@
-"""The proof of containment: code that tries what is forbidden, run exactly as a job is.
+"""The proof of containment: code that tries what is forbidden, run as a job.
 
 What it finds possible is named, and then the sandbox runs no code at all.
 """
@@ -137,7 +137,7 @@ def job(
 
 
 def judge(attempt: Attempt) -> list[str]:
-    """Name what was possible and should not be; empty where the containment holds."""
+    """Return what was possible and must not be; empty where the containment holds."""
     if attempt.outcome != "ok" or "written" not in {file.path for file in attempt.files}:
         return [f"run to its end ({attempt.reason} {attempt.stderr[-500:]})".replace("\n", " ")]
     possible: list[str] = json.loads(attempt.stdout)

@@ -21,7 +21,7 @@ _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.001, 0.1
 
 
 @dataclass(frozen=True)
-class Process:
+class ProcessStatus:
     """One process as /proc shows it. `cpu_s` includes the children that it has waited for."""
 
     pid: int
@@ -32,9 +32,9 @@ class Process:
     resident_bytes: int
 
 
-def _all() -> Iterator[Process]:
+def _all() -> Iterator[ProcessStatus]:
     names = os.listdir("/proc")
-    if str(os.getpid()) not in names:  # else nothing would seem to be left, whatever runs
+    if str(os.getpid()) not in names:  # else no process would be seen, whatever runs
         raise OSError("/proc does not show this process: processes can be neither seen nor ended")
     for name in names:
         if not name.isdigit():
@@ -46,7 +46,7 @@ def _all() -> Iterator[Process]:
         # man proc: the state comes after the name, which may hold anything.
         row = text[text.rindex(")") + 2 :].split()
         ticks = sum(int(column) for column in row[11:15])
-        yield Process(
+        yield ProcessStatus(
             int(name),
             int(row[1]),
             row[0] in "ZX",
@@ -56,18 +56,18 @@ def _all() -> Iterator[Process]:
         )
 
 
-def descendants(root: int) -> list[Process]:
+def descendants(root: int) -> list[ProcessStatus]:
     """Return the living processes below `root`, in no order."""
     return [process for process in _below(root) if not process.dead]
 
 
-def _below(root: int, spared: Collection[int] = ()) -> Iterator[Process]:
+def _below(root: int, spared: Collection[int] = ()) -> Iterator[ProcessStatus]:
     """Yield the processes below `root`, dead ones too, without spared ones and those below them.
 
     As long as nobody waits for the dead, this misses nothing: whatever lives when the look begins is listed,
     as dead at the worst, and so its child may be what is not listed.
     """
-    children: dict[int, list[Process]] = {}
+    children: dict[int, list[ProcessStatus]] = {}
     for process in _all():
         children.setdefault(process.parent, []).append(process)
     queue = [root]

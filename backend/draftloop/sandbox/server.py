@@ -80,7 +80,7 @@ class _Broken(Exception):
 
 
 class _Server:
-    """The server once it knows its layers."""
+    """The server, once the layers are known: forks keepers and cleans up after them."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class _Server:
         folder: Path,
         layers: frozenset[Layer],
         uids: list[int],
-        group: cgroup.Group | None,
+        group: cgroup.ControlGroup | None,
     ) -> None:
         self._options = options
         self._folder = folder
@@ -130,7 +130,7 @@ class _Server:
                 f"System calls cannot be filtered: {error}.", hint="Install Debian's libseccomp2."
             ) from error
         self._containment = Containment(layers, self._landlock_abi, filters)
-        self._place = keeper.Place(
+        self._place = keeper.SandboxPlace(
             folder=str(folder),
             jobs=str(folder / "jobs"),
             inputs=options.inputs,
@@ -226,7 +226,7 @@ class _Server:
         return fd
 
     def _finish_keeper(self, fd: int) -> int:
-        """Take note of a keeper's end, and clean up after one that could not; return its exit status."""
+        """Reap a keeper, clean up after one that could not, and return its exit status."""
         pid, uid = self._keepers.pop(fd)
         os.close(fd)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -242,7 +242,7 @@ class _Server:
             self._uids.append(uid)
 
     def _retry_cleaning(self) -> None:
-        """Try again to end and remove what jobs left; without it their users cannot run others.
+        """Try again to end and remove what jobs left; until then their users are not used.
 
         Raises:
             _Broken: No user is free and none is about to be.
@@ -257,7 +257,7 @@ class _Server:
             raise _Broken("jobs left processes or files behind, of every user that jobs may have")
 
     def _clean_after(self, pid: int, uid: int | None) -> bool:
-        """End what the job of a dead keeper left, whose processes have become this one's children.
+        """End the processes of a dead keeper's job, which are children of this process now; remove its files.
 
         Returns:
             Whether nothing is left.
@@ -336,7 +336,7 @@ class _Server:
         return ("plain", "browser") if self._options.browser else ("plain",)
 
     def _tools(self) -> Iterator[Package]:
-        """Name the other programs that code may start: ffmpeg, and Chromium in its profile."""
+        """Yield the other programs that code may start: ffmpeg, and Chromium in its profile."""
         attempt = self._run(SandboxJob((probe.FFMPEG,), limits=probe.LIMITS))
         if version := attempt.stdout.strip():
             yield Package("ffmpeg", version)

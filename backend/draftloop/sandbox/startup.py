@@ -1,4 +1,4 @@
-"""How the sandbox's server gets into its place: a guard above it, an empty folder, namespaces of its own.
+"""Steps of the server's start: a guard process above it, an empty folder, namespaces of its own.
 
 Each step forks or changes the whole process, so they run once, in the order of `server.main`.
 """
@@ -22,8 +22,8 @@ PACKAGE = Path(__file__).parents[1]
 _CODE = tuple(dict.fromkeys((str(PACKAGE), str(PACKAGE.resolve()))))
 
 
-def stand_guard(memory_bytes: int) -> cgroup.Group | None:
-    """Go on in a child. This process waits for its end, ends what it left, and ends as it did.
+def stand_guard(memory_bytes: int) -> cgroup.ControlGroup | None:
+    """Fork, and return in the child; the parent waits for it, ends what it left, and exits with its status.
 
     Code that outlives its keeper and the server becomes a child of this process, which no job can reach.
 
@@ -55,7 +55,7 @@ def say(words: dict[str, Any]) -> None:
 
 
 def prepare_folder(path: str) -> Path:
-    """Make the sandbox's folder empty; others may pass through it, and see nothing."""
+    """Empty the sandbox's folder; other users may pass through it, but not list it."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def prepare_folder(path: str) -> Path:
 
 
 def enter_namespaces(folder: Path, inputs: Sequence[str]) -> bool:
-    """Go on as process 1 of namespaces of its own, which show only what jobs need.
+    """Fork, and return as process 1 of new namespaces, which show only what jobs need.
 
     Returns:
         False where the machine has none for us. Where it has, this returns in a child alone; its parent waits

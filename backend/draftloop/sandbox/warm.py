@@ -1,4 +1,4 @@
-"""What the warm Python has ready before the code comes: packages imported, fonts listed, a chart drawn.
+"""Warm-up of the Python that jobs are forked from: packages imported, fonts listed, a chart drawn.
 
 Chinese labels work by name and by accident: the CJK face that is installed also answers to the names that
 scripts written elsewhere ask for, and stands behind every other font.
@@ -61,7 +61,7 @@ def prepare_fonts(folder: Path) -> str:
 
 
 def warm_up(configuration: Path) -> str:
-    """Import the packages and draw a chart; what is missing is passed over.
+    """Import the packages and draw a chart; skip missing ones.
 
     Returns:
         The CJK font family that charts use, empty if there is none.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from draftloop.runs.job import Limits, RunOutcome, Step, seconds, size
 from draftloop.sandbox import files, holdings, processes
-from draftloop.sandbox.cgroup import Group
+from draftloop.sandbox.cgroup import ControlGroup
 from draftloop.sandbox.printed import PrintedText
 
 CHUNK_BYTES = 1 << 16
@@ -41,7 +41,7 @@ class Watcher:
     """
 
     def __init__(
-        self, connection: socket.socket, folders: tuple[str, str], uid: int | None, group: Group | None
+        self, connection: socket.socket, folders: tuple[str, str], uid: int | None, group: ControlGroup | None
     ) -> None:
         """Prepare.
 

@@ -42,8 +42,8 @@ _QUESTIONS, _QUESTION_S = 8, 1.0  # to Label Studio at once, and how long one wa
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a request says of where it comes from; headers are empty where they are missing."""
+class RequestOrigin:
+    """Where a request comes from, by its headers; missing ones are empty."""
 
     method: str
     address: str
@@ -66,7 +66,7 @@ class Refusal:
 
 
 class Access:
-    """Says who asks, and whether they may. Safe to call from several threads."""
+    """Checks who asks, and whether they may. Safe to call from several threads."""
 
     def __init__(self, logins: Logins, is_member: Callable[[str], bool] | None = None) -> None:
         """Prepare.
@@ -111,7 +111,7 @@ class Access:
         role = self._role(authorization, address)
         return role == "main" or (role == "webhook" and f"/{path.lstrip('/')}" == "/webhook")
 
-    def check(self, asked: Asked, allowed: frozenset[Role]) -> Role | Refusal:
+    def check(self, asked: RequestOrigin, allowed: frozenset[Role]) -> Role | Refusal:
         """Return in which role a request is answered, or why it is not.
 
         Args:
@@ -120,7 +120,7 @@ class Access:
         """
         return self._check_host(asked) or self._check_site(asked) or self._check_login(asked, allowed)
 
-    def _check_host(self, asked: Asked) -> Refusal | None:
+    def _check_host(self, asked: RequestOrigin) -> Refusal | None:
         """Refuse other machines where there is no login, and names that are not the backend's.
 
         A page whose name was pointed at this address (DNS rebinding) sends its own name. The browser sends
@@ -141,7 +141,7 @@ class Access:
             421, "The backend is not called by that name here.", "Add it to BACKEND_ALLOWED_HOSTS."
         )
 
-    def _check_site(self, asked: Asked) -> Refusal | None:
+    def _check_site(self, asked: RequestOrigin) -> Refusal | None:
         """Refuse what a page of another site has a browser send, with the password that it remembers."""
         if asked.method in _READING:
             return None
@@ -152,7 +152,7 @@ class Access:
             )
         return None
 
-    def _check_login(self, asked: Asked, allowed: frozenset[Role]) -> Role | Refusal:
+    def _check_login(self, asked: RequestOrigin, allowed: frozenset[Role]) -> Role | Refusal:
         if not self._proofs:
             return "main"
         role = self._role(asked.authorization, asked.address)

@@ -1,7 +1,7 @@
-"""Late work: drafts that were promised and are finished behind the answer.
+"""Late work: drafts that are finished and stored after their call was answered.
 
-Knows when they are written, and by whom where their process is gone. Does not know how a draft is made.
-Nothing is stored twice: what is written is read first, and claimed until then.
+Knows when they are written, and which process takes over from one that died. Does not know how a draft is
+made. Nothing is stored twice: a task is claimed until its draft is written, and read before.
 """
 
 import queue

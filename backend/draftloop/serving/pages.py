@@ -1,6 +1,6 @@
 """What browsers open of runs: `/runs/<key>`, the page of a run, and `/a/<sha256>`, a file.
 
-Knows headers. Does not know who may ask: `protocol` checks the login. Everything here was written by
+Knows headers. Does not know who may ask: `web` checks the login. Everything here was written by
 untrusted code: a file is sent as no more than its bytes prove it to be, and in an origin of its own. HTML is
 never an answer to an address that a tab is opened with: that is a page of ours, with the file in a frame.
 Script runs in a frame, and only where the browser says that a human clicked for it in a page of ours; a

@@ -1,4 +1,4 @@
-"""What answers are made with: a drafter, the ledger and Label Studio, each as far as it is needed.
+"""Protocols of what answers are made with: a drafter, the ledger and Label Studio.
 
 Does not know how any of them works; the parts of `answers` take these protocols.
 """

@@ -50,7 +50,7 @@ _LINGER_S = 2.0  # a refused body is read and thrown away for so long, or the cl
 
 
 class Guard(Protocol):
-    """What the application says about its requests."""
+    """Decides about requests; implemented by the application."""
 
     def refusal_to_listen(self, address: str) -> str | None:
         """Return why the application must not be served at an address; None if it may."""
@@ -123,7 +123,7 @@ class _Parser(HTTPRequestParser):  # type: ignore[misc]
 
 
 class _Error(ErrorTask):  # type: ignore[misc]
-    """Answers what is no request, or too large a one, in words like the application's."""
+    """Answers malformed and too large requests with a JSON error like the application's."""
 
     def execute(self) -> None:
         error, limits = self.request.error, self.channel.adj.serving.limits
@@ -237,7 +237,7 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
 
 
 class _Closing:
-    """Closes connections whose time is up, beside what waitress does."""
+    """Closes connections whose time is up, in addition to waitress's own rules."""
 
     channel_class = _Channel
     active_channels: dict[int, _Channel]
@@ -252,7 +252,7 @@ class _Closing:
         next(pools, self.task_dispatcher).add_task(channel)
 
     def maintenance(self, _: float) -> None:
-        """Close what is overdue; waitress calls this about once a second."""
+        """Close overdue connections; waitress calls this about once a second."""
         now = time.monotonic()
         # At once: `will_close` waits until the client reads, which is what it does not do.
         for channel in [*self.active_channels.values()]:

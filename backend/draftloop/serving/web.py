@@ -15,7 +15,7 @@ from werkzeug.exceptions import HTTPException
 
 from draftloop.errors import DraftloopError, ServiceError, SetupError, where
 from draftloop.flywheel.jobs import Jobs
-from draftloop.serving.access import Access, Asked, Refusal, Role
+from draftloop.serving.access import Access, Refusal, RequestOrigin, Role
 from draftloop.serving.bodies import parse_id, read_body, read_event
 from draftloop.serving.pages import ArtifactReader, Pages
 from draftloop.serving.protocol import ProtocolServer
@@ -109,7 +109,7 @@ class WebApp:
         if asked_openly and (request.endpoint != "ready" or not authorization):
             g.role = None if self.logins.user else "main"
             return None
-        asked = Asked(
+        asked = RequestOrigin(
             method=request.method,
             address=request.remote_addr or "",
             host=request.headers.get("Host", ""),

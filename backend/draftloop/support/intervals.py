@@ -46,7 +46,7 @@ def binomial_interval(hits: float, count: float) -> Range:
 
 
 def upper_confidence_bound(hits: int, count: int) -> float:
-    """Return what a probability does not exceed with 95 % confidence, from independent trials; exact."""
+    """Return the upper 95 % confidence bound of a probability, from independent trials; exact."""
     return 1.0 if hits >= count else float(special.betaincinv(hits + 1, count - hits, CONFIDENCE))
 
 
