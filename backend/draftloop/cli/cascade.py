@@ -100,7 +100,7 @@ def main(  # one for each option
         }
         page = cascade_page(small, larger.name, calibrations)
         _write(out_folder, {"cascade.json": json.dumps(about, indent=2) + "\n", "cascade.html": page})
-        _tell(calibrations)
+        _print_calibrations(calibrations)
         out.print(f"report: {out_folder / 'cascade.html'}")
         if threshold is None:
             out.print("Next: allow a larger --budget, correct more tasks, or train the small model")
@@ -115,7 +115,7 @@ def _write(folder: Path, files: Mapping[str, str]) -> None:
             write_atomically(folder / name, content.encode())
 
 
-def _tell(calibrations: Mapping[str, Calibration]) -> None:
+def _print_calibrations(calibrations: Mapping[str, Calibration]) -> None:
     for name, one in calibrations.items():
         out.print(escape(f"{name}: {one.chosen_on} texts to choose on, {one.measured_on} others to measure"))
         out.print(

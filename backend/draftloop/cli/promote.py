@@ -104,7 +104,7 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
                     margin=margin / 100,
                     progress=Measuring(),
                 )
-                _tell(decision)
+                _print_decision(decision)
                 if not decision.promoted:
                     raise typer.Exit(3)
             else:
@@ -137,7 +137,7 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _tell(decision: Decision) -> None:
+def _print_decision(decision: Decision) -> None:
     if decision.already:
         out.print(f"{decision.adapter.name} drafts this project already")
         return

@@ -70,7 +70,7 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
         name = case_of(own, case)
         replays = tuple(open_replay(words) for words in replay or ())
         corpus = gather(own, replays, model, recipe, dpo=dpo)
-        _say(corpus, recipe.max_tokens)
+        _print_corpus(corpus, recipe.max_tokens)
         # It imports torch, which takes seconds; the options are checked by now.
         from draftloop.training.make import Job, make  # noqa: PLC0415
 
@@ -79,7 +79,7 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
             record = make(job, corpus, out_folder, resume=resume, progress=shown)
         if record is None:
             raise KeyboardInterrupt
-        _say_end(record, out_folder)
+        _print_end(record, out_folder)
 
 
 class _StageMeters:
@@ -110,7 +110,7 @@ class _StageMeters:
             self._meter.advance(count)
 
 
-def _say(corpus: Corpus, limit: int) -> None:
+def _print_corpus(corpus: Corpus, limit: int) -> None:
     counts = corpus.counts()
     words = f"{counts['own']} rows of the dataset"
     words += f", {counts['replayed']} replayed" if counts["replayed"] else ""
@@ -132,7 +132,7 @@ def _say(corpus: Corpus, limit: int) -> None:
         err.print("  Set max_tokens higher to train on them.")
 
 
-def _say_end(record: dict[str, Any], folder: Path) -> None:
+def _print_end(record: dict[str, Any], folder: Path) -> None:
     first, last = record["loss"][0], record["loss"][-1]
     out.print(
         escape(

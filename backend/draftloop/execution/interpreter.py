@@ -100,14 +100,14 @@ class Interpreter:
             late.start()
             try:
                 opening = {"role": "user", "type": "message", "content": request}
-                self._put(process, {"begin": {"messages": [opening]}})
+                self._send_line(process, {"begin": {"messages": [opening]}})
                 while True:
                     words = self._get(process)
                     if "ask" in words:
                         answer = ask(_messages(words["ask"]))
-                        self._put(process, {"say": answer.say, "script": answer.script})
+                        self._send_line(process, {"say": answer.say, "script": answer.script})
                     elif "run" in words:
-                        self._put(process, {"output": run(words["run"])})
+                        self._send_line(process, {"output": run(words["run"])})
                     else:
                         return _messages(words["end"])
             except BaseException:
@@ -165,7 +165,7 @@ class Interpreter:
             late.cancel()
         return self._process
 
-    def _put(self, process: "subprocess.Popen[str]", words: dict[str, Any]) -> None:
+    def _send_line(self, process: "subprocess.Popen[str]", words: dict[str, Any]) -> None:
         try:
             _open(process.stdin).write(json.dumps(words) + "\n")
             _open(process.stdin).flush()

@@ -275,7 +275,7 @@ class Runner:
                 raise
             _log.warning("conversation ended early", attempts=len(attempts), error=str(error))
         scripts = [step.script for step in attempts[-1].steps]
-        return self._kept(scripts, attempts, inputs, "draft", instruction=instruction, version=version)
+        return self._make_run(scripts, attempts, inputs, "draft", instruction=instruction, version=version)
 
     def rerun(  # noqa: PLR0913  one each of what a run is made of
         self,
@@ -312,7 +312,7 @@ class Runner:
         stop = _Stop(time.monotonic() + (self._total_s if limit_s is None else limit_s), None)
         files = self._verified(inputs, project)
         attempt = self._attempt(scripts, files, limits or self._limits, cold=cold, stop=stop)
-        return self._kept(scripts, [attempt], inputs, origin, instruction=instruction, version=version)
+        return self._make_run(scripts, [attempt], inputs, origin, instruction=instruction, version=version)
 
     def _attempt(
         self,
@@ -343,7 +343,7 @@ class Runner:
             ) from error
         with outputs as folder:
             attempt = self._sandbox.run(job, folder, cancelled=stop)
-            for file in files:  # else it may have read what is not of the key of its run
+            for file in files:  # else it may have read other bytes than those of its run's key
                 self._inputs.verify_again(file)
             self._store.keep(Path(folder), attempt.files)
         steps = (replace(step, script=script) for step, script in zip(attempt.steps, scripts, strict=False))
@@ -353,7 +353,7 @@ class Runner:
         return attempt
 
     def check_inputs(self, inputs: Sequence[InputFile], project: int) -> None:
-        """Check that a task's input files are those of its project, and what they were at the import.
+        """Check that a task's input files are those of its project, unchanged since the import.
 
         Raises:
             TaskError: One is not.
@@ -363,7 +363,7 @@ class Runner:
     def _verified(self, inputs: Sequence[InputFile], project: int) -> list[Verified]:
         return [self._inputs.verified(file, project) for file in inputs]
 
-    def _kept(
+    def _make_run(
         self,
         scripts: Sequence[Script],
         attempts: Sequence[Attempt],

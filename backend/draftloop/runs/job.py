@@ -10,7 +10,7 @@ fails is a value here, never an exception.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 from draftloop.errors import SetupError, TaskError
 
@@ -182,29 +182,6 @@ class SandboxReport:
     covers: tuple[str, ...]
     gaps: tuple[str, ...]
     profiles: tuple[SandboxProfile, ...] = ("plain",)
-
-
-class Sandbox(Protocol):
-    """Something that runs jobs. Safe to call from several threads."""
-
-    @property
-    def report(self) -> SandboxReport:
-        """What is in force and what is installed."""
-        ...
-
-    def run(self, job: SandboxJob, outputs: str) -> Attempt:
-        """Run a job and wait for its end.
-
-        Args:
-            job: What to run.
-            outputs: Absolute path of an existing folder, which receives the files of the attempt.
-        Returns:
-            What came of it, failing code included.
-        Raises:
-            TaskError: The job cannot be started: an input is missing, or may not be read.
-            ServiceError: The sandbox did not do its part.
-        """
-        ...
 
 
 def seconds(duration_s: float) -> str:

@@ -39,7 +39,7 @@ def usage(folder: str, most_files: int) -> Usage:
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     stack: list[tuple[int, Any]] = []  # open folder, its entries (os.scandir has no public type)
     try:
-        stack.append(_opened(os.open(folder, flags)))
+        stack.append(_open_listing(os.open(folder, flags)))
         while stack:
             here, entries = stack[-1]
             entry = next(entries, None)
@@ -55,7 +55,7 @@ def usage(folder: str, most_files: int) -> Usage:
                 if stat.S_ISDIR(status.st_mode):
                     if len(stack) == _DEEPEST_MEASURED:
                         return Usage(disk_bytes, files, hidden=True)
-                    stack.append(_opened(os.open(entry.name, flags, dir_fd=here)))
+                    stack.append(_open_listing(os.open(entry.name, flags, dir_fd=here)))
             except OSError as error:
                 if _was_replaced(error):
                     continue
@@ -73,7 +73,7 @@ def _was_replaced(error: OSError) -> bool:
     return isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.ELOOP
 
 
-def _opened(folder: int) -> tuple[int, Any]:
+def _open_listing(folder: int) -> tuple[int, Any]:
     return folder, os.scandir(folder)
 
 

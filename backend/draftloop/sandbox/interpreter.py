@@ -40,10 +40,10 @@ def main() -> None:
     from interpreter import OpenInterpreter  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
 
     sys.addaudithook(_refuse)
-    _put(wire_out, {"ready": True})
+    _send_line(wire_out, {"ready": True})
     for line in sys.stdin:
         begin = json.loads(line)["begin"]
-        _put(wire_out, {"end": _converse(OpenInterpreter, begin, wire_out)})
+        _send_line(wire_out, {"end": _converse(OpenInterpreter, begin, wire_out)})
 
 
 def _refuse(event: str, _: object) -> None:
@@ -60,7 +60,7 @@ class _Conversation:
 
     def call(self, words: dict[str, Any]) -> dict[str, Any]:
         """Send a line and wait for its answer."""
-        _put(self._wire_out, words)
+        _send_line(self._wire_out, words)
         line = sys.stdin.readline()
         if not line:
             raise SystemExit(0)  # nobody waits any more
@@ -144,7 +144,7 @@ def _converse(library: Any, begin: dict[str, Any], wire_out: Any) -> list[dict[s
     return conversation.with_scripts(talk.messages)
 
 
-def _put(wire_out: Any, words: dict[str, Any]) -> None:
+def _send_line(wire_out: Any, words: dict[str, Any]) -> None:
     wire_out.write(json.dumps(words, ensure_ascii=False) + "\n")
     wire_out.flush()
 

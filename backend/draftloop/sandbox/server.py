@@ -41,7 +41,14 @@ from draftloop.sandbox import cgroup, keeper, kernel, probe, processes, seccomp,
 from draftloop.sandbox.containment import Containment, python_paths
 from draftloop.sandbox.layers import describe_layers
 from draftloop.sandbox.options import LAYERS, ServerOptions, check_apart, read_options
-from draftloop.sandbox.startup import PACKAGE, SOCKET, enter_namespaces, prepare_folder, say, stand_guard
+from draftloop.sandbox.startup import (
+    PACKAGE,
+    SOCKET,
+    enter_namespaces,
+    prepare_folder,
+    send_line,
+    stand_guard,
+)
 from draftloop.sandbox.users import check_open_to_others, take_users
 from draftloop.support.trees import remove_or_set_aside, remove_tree
 
@@ -67,11 +74,11 @@ def main() -> None:
                 layers.add("namespaces")
             _Server(options, folder, frozenset(layers), uids, group).serve()
     except SetupError as error:
-        say({"refused": error.message, "hint": error.hint})
+        send_line({"refused": error.message, "hint": error.hint})
         sys.exit(1)
     except OSError as error:
         traceback.print_exc()
-        say({"refused": f"The sandbox could not start: {error}.", "hint": "Its log says where."})
+        send_line({"refused": f"The sandbox could not start: {error}.", "hint": "Its log says where."})
         sys.exit(1)
 
 
@@ -158,7 +165,7 @@ class _Server:
             os.umask(0o022)
             listening.listen(128)
             listening.setblocking(False)
-            say({"report": report_to_json(report), "socket": str(self._folder / SOCKET)})
+            send_line({"report": report_to_json(report), "socket": str(self._folder / SOCKET)})
             self._selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
             try:
                 self._loop(listening)

@@ -49,7 +49,7 @@ def stand_guard(memory_bytes: int) -> cgroup.ControlGroup | None:
     os._exit(status)
 
 
-def say(words: dict[str, Any]) -> None:
+def send_line(words: dict[str, Any]) -> None:
     """Write a line of JSON to whoever started the sandbox."""
     print(json.dumps(words), flush=True)
 

@@ -73,12 +73,12 @@ class LateWriter:
     def follow(self, assignment: Assignment, task: Task, future: Future[Draft]) -> None:
         """Write a claimed task's draft when it is ready."""
 
-        def put(future: Future[Draft]) -> None:
+        def enqueue(future: Future[Draft]) -> None:
             if not future.cancelled():  # by the end of the process: the next one takes it over
                 draft = self._drafter.result(future, task, assignment.version.name)
                 self._ready.put(_LateDraft(assignment, task, draft))
 
-        future.add_done_callback(put)
+        future.add_done_callback(enqueue)
 
     def _write_for_ever(self) -> None:
         """Write what became ready; what Label Studio cannot take now is tried again."""

@@ -84,8 +84,8 @@ class Pages:
 
     def add_to(self, app: Flask) -> None:
         """Add the routes."""
-        app.add_url_rule("/runs/<key>", "run", _answered(self._run))
-        app.add_url_rule("/a/<sha256>", "file", _answered(self._file))
+        app.add_url_rule("/runs/<key>", "run", _with_error_answers(self._run))
+        app.add_url_rule("/a/<sha256>", "file", _with_error_answers(self._file))
 
     def _run(self, key: str) -> Response:
         run = self._artifacts.run(key)
@@ -182,7 +182,7 @@ def _chunks(stream: BinaryIO) -> Iterator[bytes]:
         yield chunk
 
 
-def _answered(view: Callable[..., Response]) -> Callable[..., Response]:
+def _with_error_answers(view: Callable[..., Response]) -> Callable[..., Response]:
     """Answer with a sentence on what is missing, without the store's address."""
 
     @wraps(view)

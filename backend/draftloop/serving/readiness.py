@@ -144,7 +144,7 @@ class _ServerProbe:
                 hint="Start all of them with the same model, --served-model-name and --max-model-len, or set "
                 f"{self._prefix}_URL to one.",
             )
-        self._model.check_served(self._model.name, timeout_s=self._left())
+        self._model.check_served(self._model.name, timeout_s=self._left_s())
 
     def check_binding(self) -> None:
         """Check that a schema binds the answer, without blanks, and that its tokens have probabilities."""
@@ -275,7 +275,7 @@ class _ServerProbe:
         """Whether nothing can be asked any more."""
         return time.monotonic() >= self._until
 
-    def _left(self) -> float:
+    def _left_s(self) -> float:
         left = self._until - time.monotonic()
         if left <= 0:
             raise ServiceError(
@@ -293,7 +293,7 @@ class _ServerProbe:
         at_root: bool = False,
         fresh: bool = False,
     ) -> Reply:
-        return self._model.send(method, path, body, timeout_s=self._left(), at_root=at_root, fresh=fresh)
+        return self._model.send(method, path, body, timeout_s=self._left_s(), at_root=at_root, fresh=fresh)
 
     def _metrics(self) -> str:
         reply = self._send("GET", "/metrics", at_root=True)
@@ -403,7 +403,7 @@ class Readiness:
         self._trouble: DraftloopError | None = None
         self._warnings: tuple[str, ...] = ()
 
-    def asked(self, check: Callable[[], Sequence[str]]) -> tuple[DraftloopError | None, tuple[str, ...]]:
+    def state(self, check: Callable[[], Sequence[str]]) -> tuple[DraftloopError | None, tuple[str, ...]]:
         """Return what keeps drafts from being made, None where nothing does, and what should be mended."""
         with self._lock:
             if time.monotonic() >= self._until:

@@ -138,7 +138,7 @@ class WebApp:
         return jsonify(status="UP", model_class="draftloop")
 
     def _ready(self) -> Response:
-        trouble, warnings = self._readiness.asked(self.probe or tuple)
+        trouble, warnings = self._readiness.state(self.probe or tuple)
         if g.role is None:  # whoever reaches us learns no address and no name
             answer = jsonify(status="ready" if trouble is None else "not ready")
             answer.status_code = 200 if trouble is None else 503
