@@ -123,15 +123,15 @@ class FakeLoop:
             raise self.troubles.pop()
         if self.trouble is not None and not self.ends_after:
             raise self.trouble
-        told, ran = [Message("user", request)], 0
+        messages, ran = [Message("user", request)], 0
         while True:
-            answer = ask(list(told))
+            answer = ask(list(messages))
             if answer.say:
-                told.append(Message("assistant", answer.say))
+                messages.append(Message("assistant", answer.say))
             if answer.script is None:
-                return told
-            told.append(Message("assistant", answer.script))
-            told.append(Message("user", run(answer.script)))
+                return messages
+            messages.append(Message("assistant", answer.script))
+            messages.append(Message("user", run(answer.script)))
             ran += 1
             if self.trouble is not None and ran == self.ends_after:
                 raise self.trouble
@@ -155,12 +155,12 @@ class FakeStore:
         self.runs[run.key] = run
 
     def run(self, key: str) -> Run | None:
-        """Give a run."""
+        """Return the run of a key."""
         if self.trouble is not None:
             raise self.trouble
         return self.runs.get(key)
 
 
 def python(code: str) -> Script:
-    """Give a script in Python."""
+    """Make a script in Python."""
     return Script(code)

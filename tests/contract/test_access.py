@@ -395,17 +395,17 @@ PUBLIC = Logins(public_url="https://drafts.example/x")
 )
 def test_the_backend_answers_to_its_own_names(logins: Logins, hosts: set[str]) -> None:
     access, asked = Access(logins), {*ANY, "10.0.0.7:9090", "backend:9090", "", "rebound.example."}
-    found = set()
+    answered = set()
     for host in asked:
         answer = access.check(
             RequestOrigin("GET", "127.0.0.1", host=host, authorization=MAIN), frozenset({"main"})
         )
         if answer == "main":
-            found.add(host)
+            answered.add(host)
         else:
             assert isinstance(answer, Refusal)
             assert (answer.status, "BACKEND_ALLOWED_HOSTS" in answer.hint) == (421, True)
-    assert found - {"rebound.example."} == hosts
+    assert answered - {"rebound.example."} == hosts
 
 
 def test_without_a_login_only_the_own_machine_is_answered(server: WebApp) -> None:

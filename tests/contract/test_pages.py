@@ -148,7 +148,7 @@ def test_a_file_is_sent_as_what_its_bytes_prove_and_in_a_box(
 
 
 def ours(answer: Any) -> bool:
-    """Tell whether an answer is a page of ours, without anything of the file."""
+    """Check whether an answer is a page of ours, without anything of the file."""
     return "default-src 'none'" in answer.headers["Content-Security-Policy"] and "Plotly()" not in answer.text
 
 
@@ -194,7 +194,7 @@ def test_script_runs_after_a_click_in_a_page_of_ours_alone(
     answer = get(server, file, headers=CLICK, script="run")
     assert answer.text.count("allow-scripts") == 1
     assert "&amp;as=script" in answer.text
-    assert "WebRTC" in answer.text, "what a browser does not forbid is told"
+    assert "WebRTC" in answer.text, "the page names what a browser does not forbid"
     answer = client(server).get(f"/runs/{one.key}?script={file.sha256}", headers=CLICK)
     assert answer.text.count("allow-scripts") == 1
     assert f"src='../a/{file.sha256}?name=plot.html&amp;as=script'" in answer.text
@@ -256,10 +256,10 @@ def test_a_hostile_name_makes_no_header_and_no_path(server: WebApp, files: dict[
         answer = get(server, files["a.txt"], name)
         assert answer.status_code == 200
         assert "Set-Cookie" not in answer.headers
-        told = answer.headers["Content-Disposition"]
-        assert told.count('"') == 2
-        assert "/" not in told
-        assert ".." not in told
+        disposition = answer.headers["Content-Disposition"]
+        assert disposition.count('"') == 2
+        assert "/" not in disposition
+        assert ".." not in disposition
     assert (
         "filename*=UTF-8''%E5%9B%BE%201.png" in get(server, files["图 1.png"]).headers["Content-Disposition"]
     )

@@ -409,11 +409,11 @@ def test_reasons_are_shown_in_the_page_and_cleared_by_a_better_draft(fake: FakeV
         fake.answer = lambda _: "no json"
         predict(client, [task(1), task(2)])
         assert sorted(task_id for task_id, _ in board.patched) == [1, 2]
-        told = board.patched[0][1]
-        assert told["text"] == "很好"
-        assert "There is no draft" in told["draft_status"]
+        shown = board.patched[0][1]
+        assert shown["text"] == "很好"
+        assert "There is no draft" in shown["draft_status"]
         fake.answer = None
-        predict(client, [{"id": 1, "data": told}], CONFIG.replace("neutral", "mixed"))
+        predict(client, [{"id": 1, "data": shown}], CONFIG.replace("neutral", "mixed"))
         assert board.patched[2:] == [(1, {"text": "很好", "draft_status": ""})]
 
 

@@ -169,19 +169,19 @@ def test_ready_and_the_log_name_it(
         answer, health = client.get("/ready"), client.get("/health")
         warn_unless_ready(probe, model.name)  # as the backend does when it starts
         drafter.close()
-    told = answer.get_json()
+    body = answer.get_json()
     assert health.status_code == 200
     if mistake.drafts:
-        assert (answer.status_code, told["status"]) == (200, "ready")
-        (words,) = told["warnings"]
+        assert (answer.status_code, body["status"]) == (200, "ready")
+        (words,) = body["warnings"]
     else:
         assert answer.status_code == 503
-        words = f"{told['error']} {told['hint']}"
+        words = f"{body['error']} {body['hint']}"
     assert mistake.named in words
     assert mistake.fix in words
     (line,) = [one for one in capsys.readouterr().out.splitlines() if mistake.named in one]
     assert mistake.fix in line
-    assert "wrong" not in f"{told}" + line or mistake.settings.get("MODEL_API_KEY") != "wrong"  # the key
+    assert "wrong" not in f"{body}" + line or mistake.settings.get("MODEL_API_KEY") != "wrong"  # the key
 
 
 @each

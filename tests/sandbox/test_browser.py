@@ -83,11 +83,11 @@ def test_two_jobs_do_not_meet(browsing: Field) -> None:
         "opened.listen()\nopened.settimeout(6)\n"
         "try:\n    opened.accept()\n    print('MET')\nexcept TimeoutError:\n    print('alone')"
     )
-    found: list[str] = []
+    printed: list[str] = []
 
     def listen() -> None:
         job = SandboxJob((Script(listening),), {}, LIMITS, profile="browser")
-        found.append(browsing.sandbox.run(job, str(browsing.home)).stdout)
+        printed.append(browsing.sandbox.run(job, str(browsing.home)).stdout)
 
     thread = threading.Thread(target=listen)
     thread.start()
@@ -99,7 +99,7 @@ def test_two_jobs_do_not_meet(browsing: Field) -> None:
     job = SandboxJob((Script(code),), {}, LIMITS, profile="browser")
     assert browsing.sandbox.run(job, str(browsing.home)).stdout == ""
     thread.join()
-    assert found == ["alone\n"]
+    assert printed == ["alone\n"]
     browsing.demand_nothing_left()
 
 

@@ -52,7 +52,7 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture
 def lasting() -> Iterator[tuple[LastingSandbox, Path]]:
-    """Give a sandbox that is started anew as the backend does it, and the folder that its folders are in."""
+    """Start a sandbox that is started anew as the backend does it, and the folder that its folders are in."""
     with fresh_home(None) as home:
         python = python_of_sandbox()
         sandbox = LastingSandbox(

@@ -133,12 +133,12 @@ def test_a_large_input_costs_no_copy(place: Field) -> None:
     with large.open("wb") as file:
         file.write(b"a,b\n1,2\n" * 1_000_000)  # on the disk, the rest is not
         file.truncate(1_800_000_000)
-    code = "import os; found = os.stat('input/大文件.csv'); print(found.st_size, found.st_ino)\n"
+    code = "import os; status = os.stat('input/大文件.csv'); print(status.st_size, status.st_ino)\n"
     code += "print(open('input/大文件.csv', 'rb').read(7))"
     attempt = place.run(code, inputs={"大文件.csv": str(large)}, disk_bytes=1 << 20)
     assert attempt.outcome == "ok", attempt
-    found = large.stat()
-    assert attempt.stdout == f"{found.st_size} {found.st_ino}\nb'a,b\\n1,2'\n"
+    status = large.stat()
+    assert attempt.stdout == f"{status.st_size} {status.st_ino}\nb'a,b\\n1,2'\n"
     assert attempt.peak_memory_bytes < 1 << 30
 
 
@@ -261,10 +261,10 @@ def test_an_admin_adds_a_package_in_one_file(pytestconfig: pytest.Config) -> Non
         environment = {**os.environ, "DRAFTLOOP_HOME": str(home / "made")}
         setup = [str(home / "scripts" / "setup")]
         subprocess.run([*setup, "sandbox"], env=environment, check=True)
-        found = subprocess.run(
+        done = subprocess.run(
             [*setup, "--print", "sandbox"], env=environment, check=True, capture_output=True, text=True
         )
-        python = Path(found.stdout.strip(), "bin", "python")
+        python = Path(done.stdout.strip(), "bin", "python")
         with SandboxProcess(python, home / "sandbox", log=home / "log") as sandbox:
             assert "humanize" in {package.name for package in sandbox.report.packages}
             job = SandboxJob((Script("import humanize; print(humanize.intcomma(1234567))"),))

@@ -41,7 +41,7 @@ def runner(sandbox: FakeSandbox, store: FakeStore, tmp_path: Path) -> Runner:
 def answers(
     *codes: str | None,
 ) -> tuple[list[Sequence[Message]], Callable[[Sequence[Message]], Script | None]]:
-    """Give a model that answers with these scripts, and what it was asked."""
+    """Make a model that answers with these scripts, and the list of what it is asked."""
     asked: list[Sequence[Message]] = []
     left = list(codes)
 
