@@ -1,4 +1,4 @@
-"""The code of drafts: run, mended by the model that wrote it, and judged.
+"""The code of drafts: run, corrected by the model that wrote it, and judged.
 
 Knows which field of a case is a program and what a draft becomes when that program is run. Does not know how
 a model is called (the caller passes a function) or how code is contained (`runner`).
@@ -97,18 +97,18 @@ class Coding:
         return self.rerun(case, task, value, time.monotonic() + limit_s, origin="human")
 
     def rerun(self, case: Case, task: Task, value: Value, ends: float, *, origin: Origin) -> Run | None:
-        """Run a value's code once, unless it ran to its end before: then that run is given.
+        """Run a value's code once; where it ran to its end before, return that run.
 
         Args:
             case: The task's case.
             task: The task.
             value: What holds the code.
-            ends: When it is ended, on the monotonic clock.
+            ends: The deadline, on the monotonic clock.
             origin: Who wants it.
         Returns:
             The run; None where the value holds no code, or code is not run here.
         Raises:
-            TaskError: The task's input files are not there, or not what they were.
+            TaskError: An input file of the task is missing, or was changed.
             SetupError: Code cannot be contained here.
             ServiceError: The sandbox did not do its part.
         """
@@ -133,7 +133,7 @@ class Coding:
             ends,
         )
 
-    def mended(
+    def run_and_correct(
         self, case: Case, task: Task, answered: Answered, ask: Ask, *, version: str, ends: float
     ) -> Answered:
         """Run the code of an answer; let the model correct it until it ends well.
@@ -146,8 +146,8 @@ class Coding:
             version: That of the draft.
             ends: The deadline, on the monotonic clock.
         Returns:
-            The answer whose code ran last, with its run, and reasons where that did not end well; the answer
-            as it is where it holds no code, or drafts are not run unasked.
+            The answer whose code ran last, with its run, and reasons where that did not end well; the
+            answer unchanged where it holds no code, or drafts are not run.
         """
         first = None if answered.value is None else case.labelling.script(answered.value)
         if first is None or self._execution is None or self._execution.mode != "auto":

@@ -85,8 +85,8 @@ class InputRoot:
             file: The file as the task names it.
             project: The task's project; 0 where that is not known has shared files alone.
         Raises:
-            TaskError: There is none with this content. It does not say what there is instead: whoever
-                wrote the task may not know.
+            TaskError: There is none with this content. The message does not say what there is instead: the
+                author of the task may not know.
         """
         reasons = []
         for folder in _folders(project):

@@ -55,7 +55,7 @@ def read_body() -> dict[str, Any]:
     """Read the JSON object of the current request.
 
     Raises:
-        SetupError: The body is none.
+        SetupError: The body is not a JSON object.
     """
     try:
         body = request.get_json(silent=True, force=True)

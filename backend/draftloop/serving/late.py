@@ -102,7 +102,7 @@ class LateWriter:
         return gathered
 
     def _unwritten(self, batch: Sequence[_LateDraft]) -> Sequence[_LateDraft]:
-        """Write a batch; return what is worth trying again. A mistake of ours costs only its own task."""
+        """Write a batch; return what is worth trying again. An internal error costs only its own task."""
         try:
             return [] if self._write(batch) else batch
         except Exception as error:  # noqa: BLE001  whatever it is, the late answers of others are still to write

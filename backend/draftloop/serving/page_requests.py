@@ -98,7 +98,7 @@ class PageRequests:
             task: The task.
             value: What the page holds.
         Returns:
-            What came of it in words; empty where code is not run here, or there is none.
+            The result in words; empty where code is not run here, or there is none.
         """
         try:
             case = case.for_task(task)

@@ -128,7 +128,7 @@ class _ServerProbe:
                     f"{self._model.url} answers with something that is no list of models.",
                     hint=f"Set {self._prefix}_URL to vLLM's address with /v1 at its end, and nothing after.",
                 )
-            # Adapters differ between replicas for a while: each is handed one when it is first asked for it.
+            # Adapters differ between replicas for a while: each loads one when it is first requested.
             own = [card for card in cards if isinstance(card, dict) and not card.get("parent")]
             # One model may lie in other folders on other machines.
             described = (
@@ -404,7 +404,7 @@ class Readiness:
         self._warnings: tuple[str, ...] = ()
 
     def state(self, check: Callable[[], Sequence[str]]) -> tuple[DraftloopError | None, tuple[str, ...]]:
-        """Return what keeps drafts from being made, None where nothing does, and what should be mended."""
+        """Return the error that keeps drafts from being made, None where there is none, and warnings."""
         with self._lock:
             if time.monotonic() >= self._until:
                 try:
