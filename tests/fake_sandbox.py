@@ -70,9 +70,7 @@ class FakeSandbox:
         for script in job.scripts:
             out, err, status = "", "", 0
             if script.code.startswith("WANTED = "):
-                wanted = json.loads(script.code.split("\n")[0].removeprefix("WANTED = "))
-                left = [file.path for file in files]
-                out = json.dumps({name: "is not there" for name in wanted if name not in left})
+                out = _missing(script, files)
             for line in script.code.split("\n"):
                 order, _, words = line.removeprefix("# ").partition(" ")
                 if order == "print":
@@ -88,16 +86,28 @@ class FakeSandbox:
                     )
                     outcome, reason = "failed", f"script.py ended with exit status {status}."
                 elif order == "hang":
-                    ends = time.monotonic() + job.limits.wall_s
-                    while time.monotonic() < ends and not (cancelled and cancelled.is_set()):
-                        time.sleep(0.01)
-                    late = time.monotonic() >= ends
+                    late = _hang(job.limits.wall_s, cancelled)
                     outcome, status = ("timeout" if late else "killed"), -9
                     reason = "Stopped after the limit of a run." if late else "Cancelled."
             steps.append(Step(script, status, out, err, 0.1))
             if outcome != "ok":
                 break
         return Attempt(outcome, reason, tuple(steps), 0.1, 0.1, 1 << 20, tuple(files))
+
+
+def _hang(wall_s: float, cancelled: threading.Event | None) -> bool:
+    """Wait for the limit or for a cancellation; return whether the limit was reached."""
+    ends = time.monotonic() + wall_s
+    while time.monotonic() < ends and not (cancelled and cancelled.is_set()):
+        time.sleep(0.01)
+    return time.monotonic() >= ends
+
+
+def _missing(script: Script, files: list[OutputFile]) -> str:
+    """Print which wanted files were not left, as the gate's script does."""
+    wanted = json.loads(script.code.split("\n")[0].removeprefix("WANTED = "))
+    left = [file.path for file in files]
+    return json.dumps({name: "is not there" for name in wanted if name not in left})
 
 
 @dataclass
