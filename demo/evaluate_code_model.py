@@ -8,7 +8,7 @@ tells the model of what failed, for three programs at most. Prints one JSON obje
     right     share whose first program left the right files, by values computed without it
     later     number that are right only after an earlier program failed
     faults    number of tasks with a fault deep in their file, which no preview shows
-    mended    number of those that are right after the traceback was told
+    mended    number of those that are right after the traceback was describe_attempt
 
     demo/evaluate_code_model --url http://127.0.0.1:8000/v1 --model tiny-code --count 100
 """
@@ -31,10 +31,10 @@ from demo.corpus.words import Split
 from draftloop.cli.commands import Verb, app
 from draftloop.cli.terminal import out, plain_errors
 from draftloop.errors import InvalidValue
-from draftloop.execution.runner import told
+from draftloop.execution.runner import describe_attempt
 from draftloop.execution.sandbox import SandboxProcess, installed_python
 from draftloop.prompting.cases import Cases
-from draftloop.runs.job import Attempt, Job, Script
+from draftloop.runs.job import Attempt, SandboxJob, Script
 from draftloop.runs.run import missing_outputs
 from draftloop.support.environments import ROOT
 
@@ -147,7 +147,7 @@ def evaluate(tasks: Sequence[CodeTask], ask: Ask) -> list[Tried]:
             def run(task: CodeTask, code: str) -> tuple[Attempt, list[str]]:
                 files = {name: str(paths[id(task)] / name) for name in task.files}
                 with tempfile.TemporaryDirectory(dir=outputs) as left:
-                    attempt = sandbox.run(Job((Script(code),), files), left)
+                    attempt = sandbox.run(SandboxJob((Script(code),), files), left)
                     return attempt, mistakes(task, Path(left), attempt.stdout)
 
             return list(pool.map(lambda task: _try(task, ask, run), tasks))
@@ -174,7 +174,7 @@ def _try(task: CodeTask, ask: Ask, run: Run) -> Tried:
         if attempt.outcome == "ok" and not missing:
             said = "\n".join([code, *wrong])
             return Tried(task, ran or len(codes) == 1, right=not wrong, turns=len(codes), said=said)
-        output = told(attempt, missing)
+        output = describe_attempt(attempt, missing)
         said = f"{code}\n{output}"
         messages = [*messages, {"role": "assistant", "content": answer}]
         messages.append({"role": "user", "content": answered(output)})

@@ -45,7 +45,7 @@ _personal_tokens: dict[str, str] = {}  # by server
 class Restartable:
     """A server that tests take down and bring back at the same address, with the same data."""
 
-    def __init__(self, start: Callable[[int | None], servers.Server]) -> None:
+    def __init__(self, start: Callable[[int | None], servers.ServerProcess]) -> None:
         self._start = start
         self._server = start(None)
         self.url = self._server.url
@@ -203,7 +203,7 @@ def backend(
 def backend_settings(
     label_studio: LabelStudioServer, vllm: ModelServer, folder: Path, **more: str
 ) -> dict[str, str]:
-    """Give the settings of a backend between the two, with its state in a folder of its own."""
+    """Return the settings of a backend between the two, with its state in a folder of its own."""
     return {
         "BACKEND_DEADLINE_S": "60",
         "BACKEND_PASSWORD": "draftloop-tests",
@@ -224,7 +224,7 @@ def backend_settings(
 
 
 def backend_server(url: str, settings: dict[str, str], log: Path) -> BackendServer:
-    """Say how a backend with these settings is asked, and where its state is."""
+    """Return the address and login of a backend with these settings, and the folder of its state."""
     ledger = Path(settings["LEDGER_URL"].removeprefix("sqlite:///"))
     user, password, secret = (settings[f"BACKEND_{name}"] for name in ("USER", "PASSWORD", "WEBHOOK_SECRET"))
     return BackendServer(url, user, password, secret, ledger, log)
@@ -278,7 +278,7 @@ def rewrite(region: Locator, words: str) -> None:
 
 
 def gallery(name: str) -> tuple[Template, Labelling, Task]:
-    """Give a template of Label Studio's gallery, compiled, with its example task."""
+    """Return a template of Label Studio's gallery, compiled, with its example task."""
     with installed():
         return labelled(name)
 

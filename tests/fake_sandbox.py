@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from draftloop.errors import DraftloopError
-from draftloop.execution.interpreter import Answer
+from draftloop.execution.interpreter import InterpreterAnswer
 from draftloop.prompting.prompt import Message
 from draftloop.runs.job import (
     Attempt,
-    Job,
-    Outcome,
     OutputFile,
     Package,
+    RunOutcome,
+    SandboxJob,
     SandboxReport,
     Script,
     Step,
@@ -42,7 +42,7 @@ class FakeSandbox:
     """
 
     trouble: DraftloopError | None = None  # raised by everything
-    jobs: list[Job] = field(default_factory=list)
+    jobs: list[SandboxJob] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
 
     @property
@@ -57,7 +57,7 @@ class FakeSandbox:
         if self.trouble is not None:
             raise self.trouble
 
-    def run(self, job: Job, outputs: str, *, cancelled: threading.Event | None = None) -> Attempt:
+    def run(self, job: SandboxJob, outputs: str, *, cancelled: threading.Event | None = None) -> Attempt:
         """Play a job."""
         if self.trouble is not None:
             raise self.trouble
@@ -65,14 +65,12 @@ class FakeSandbox:
         self.folders.append(Path(outputs))
         steps: list[Step] = []
         files: list[OutputFile] = []
-        outcome: Outcome = "ok"
+        outcome: RunOutcome = "ok"
         reason = ""
         for script in job.scripts:
             out, err, status = "", "", 0
             if script.code.startswith("WANTED = "):
-                wanted = json.loads(script.code.split("\n")[0].removeprefix("WANTED = "))
-                left = [file.path for file in files]
-                out = json.dumps({name: "is not there" for name in wanted if name not in left})
+                out = _missing(script, files)
             for line in script.code.split("\n"):
                 order, _, words = line.removeprefix("# ").partition(" ")
                 if order == "print":
@@ -88,16 +86,28 @@ class FakeSandbox:
                     )
                     outcome, reason = "failed", f"script.py ended with exit status {status}."
                 elif order == "hang":
-                    ends = time.monotonic() + job.limits.wall_s
-                    while time.monotonic() < ends and not (cancelled and cancelled.is_set()):
-                        time.sleep(0.01)
-                    late = time.monotonic() >= ends
+                    late = _hang(job.limits.wall_s, cancelled)
                     outcome, status = ("timeout" if late else "killed"), -9
                     reason = "Stopped after the limit of a run." if late else "Cancelled."
             steps.append(Step(script, status, out, err, 0.1))
             if outcome != "ok":
                 break
         return Attempt(outcome, reason, tuple(steps), 0.1, 0.1, 1 << 20, tuple(files))
+
+
+def _hang(wall_s: float, cancelled: threading.Event | None) -> bool:
+    """Wait for the limit or for a cancellation; return whether the limit was reached."""
+    ends = time.monotonic() + wall_s
+    while time.monotonic() < ends and not (cancelled and cancelled.is_set()):
+        time.sleep(0.01)
+    return time.monotonic() >= ends
+
+
+def _missing(script: Script, files: list[OutputFile]) -> str:
+    """Print which wanted files were not left, as the gate's script does."""
+    wanted = json.loads(script.code.split("\n")[0].removeprefix("WANTED = "))
+    left = [file.path for file in files]
+    return json.dumps({name: "is not there" for name in wanted if name not in left})
 
 
 @dataclass
@@ -113,7 +123,7 @@ class FakeLoop:
         self,
         request: str,
         *,
-        ask: Callable[[Sequence[Message]], Answer],
+        ask: Callable[[Sequence[Message]], InterpreterAnswer],
         run: Callable[[str], str],
         limit_s: float,
     ) -> list[Message]:
@@ -123,15 +133,15 @@ class FakeLoop:
             raise self.troubles.pop()
         if self.trouble is not None and not self.ends_after:
             raise self.trouble
-        told, ran = [Message("user", request)], 0
+        messages, ran = [Message("user", request)], 0
         while True:
-            answer = ask(list(told))
+            answer = ask(list(messages))
             if answer.say:
-                told.append(Message("assistant", answer.say))
+                messages.append(Message("assistant", answer.say))
             if answer.script is None:
-                return told
-            told.append(Message("assistant", answer.script))
-            told.append(Message("user", run(answer.script)))
+                return messages
+            messages.append(Message("assistant", answer.script))
+            messages.append(Message("user", run(answer.script)))
             ran += 1
             if self.trouble is not None and ran == self.ends_after:
                 raise self.trouble
@@ -155,12 +165,12 @@ class FakeStore:
         self.runs[run.key] = run
 
     def run(self, key: str) -> Run | None:
-        """Give a run."""
+        """Return the run of a key."""
         if self.trouble is not None:
             raise self.trouble
         return self.runs.get(key)
 
 
 def python(code: str) -> Script:
-    """Give a script in Python."""
+    """Make a script in Python."""
     return Script(code)

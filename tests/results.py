@@ -88,25 +88,30 @@ def _change(draw: st.DrawFn, result: list[Any]) -> None:
         if isinstance(inner, dict | list) and inner and draw(st.integers(0, 3)):
             holder = inner
             continue
-        how = draw(
-            st.sampled_from(["replace", "drop", "wrap", "unwrap", "text", "float", "null", "twice", "rename"])
-        )
-        if how == "replace":
-            holder[key] = draw(JSON)
-        elif how == "drop":
-            del holder[key]
-        elif how == "wrap":
-            holder[key] = [inner]
-        elif how == "unwrap" and isinstance(inner, list) and inner:
-            holder[key] = inner[0]
-        elif how == "text":
-            holder[key] = str(inner)[:50]
-        elif how == "float" and isinstance(inner, int):
-            holder[key] = float(inner) if abs(inner) < 2**1000 else 0.0
-        elif how == "null":
-            holder[key] = None
-        elif how == "twice" and isinstance(holder, list):
-            holder.append(copy.deepcopy(inner))
-        elif how == "rename" and isinstance(holder, dict):
-            holder[draw(st.sampled_from(_KEYS))] = holder.pop(key)
+        _change_entry(draw, holder, key)
         return
+
+
+def _change_entry(draw: st.DrawFn, holder: Any, key: Any) -> None:
+    inner = holder[key]
+    how = draw(
+        st.sampled_from(["replace", "drop", "wrap", "unwrap", "text", "float", "null", "twice", "rename"])
+    )
+    if how == "replace":
+        holder[key] = draw(JSON)
+    elif how == "drop":
+        del holder[key]
+    elif how == "wrap":
+        holder[key] = [inner]
+    elif how == "unwrap" and isinstance(inner, list) and inner:
+        holder[key] = inner[0]
+    elif how == "text":
+        holder[key] = str(inner)[:50]
+    elif how == "float" and isinstance(inner, int):
+        holder[key] = float(inner) if abs(inner) < 2**1000 else 0.0
+    elif how == "null":
+        holder[key] = None
+    elif how == "twice" and isinstance(holder, list):
+        holder.append(copy.deepcopy(inner))
+    elif how == "rename" and isinstance(holder, dict):
+        holder[draw(st.sampled_from(_KEYS))] = holder.pop(key)

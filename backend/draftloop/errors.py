@@ -1,4 +1,4 @@
-"""The tree of errors; the class says the reaction.
+"""The tree of errors; the class says how to react.
 
 DraftloopError
     SetupError      stops the program or the set-up call: a human has to change something first
@@ -48,10 +48,10 @@ class Unreachable(ServiceError):
 
 
 class FailedRequest(ServiceError):
-    """An outside system that is well failed on this very request; failing on it twice is final."""
+    """A working outside system failed on this one request; a second failure is final."""
 
 
 def where(error: BaseException) -> list[str]:
-    """Name the last places that a mistake of ours passed, for the log; its words may quote a task."""
+    """Return the last stack frames of an internal error, for the log: its message may quote a task."""
     frames = traceback.extract_tb(error.__traceback__)[-5:]
     return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]

@@ -1,6 +1,6 @@
 """Settings: one section per outside system, read from the environment in this one place.
 
-Only `app` and the scripts import this module; everything below is handed its own section. A variable
+Only `app` and the verbs import this module; everything below is passed its own section. A variable
 that starts with one of our prefixes but is not known is an error: a typing mistake in a deployment
 must not be silently ignored.
 """
@@ -282,7 +282,7 @@ class Settings:
         Args:
             is_guest: Whether another program's server runs us, whose variables may begin with MODEL_, too.
         Raises:
-            SetupError: One is wrong, or begins like ours and is none.
+            SetupError: One is wrong, or begins with our prefix and is unknown.
         """
         also_read = {} if is_guest else ALSO_READ
         self.label_studio = _read(LabelStudioSettings, also_read)
@@ -315,7 +315,7 @@ ALSO_READ = {
     "LABEL_STUDIO_API_KEY": "LABEL_STUDIO_ACCESS_TOKEN",
     "LABEL_STUDIO_URL": "LABEL_STUDIO_HOST",
 }
-# What label-studio-ml reads and means something else by than any setting of ours.
+# Variables of label-studio-ml that mean something else than any of our settings.
 REFUSED = {
     "CACHE_TYPE": "The cache of answers is what CACHE_URL names: sqlite:///... or redis://...",
     "MODEL_DIR": "The model is served by vLLM, at MODEL_URL and under MODEL_NAME; what the backend keeps is "
@@ -338,8 +338,8 @@ def variables() -> list[tuple[str, str, str]]:
                 default = ""
             elif isinstance(default, Path):
                 default = default.relative_to(ROOT) if default.is_relative_to(ROOT) else default
-            told = "" if default is None else str(default)
-            rows.append((f"{prefix}{name}".upper(), told, field.description or ""))
+            shown = "" if default is None else str(default)
+            rows.append((f"{prefix}{name}".upper(), shown, field.description or ""))
     return rows
 
 

@@ -1,7 +1,7 @@
 r"""What a first program ends with that meets a fault deep in its file, as a model is told of it.
 
-The words are those of `draftloop.execution.runner.told` on a run in the sandbox; a test there holds them
-against the real ones. They are those of the pandas that the sandbox's environment pins.
+The words are those of `draftloop.execution.runner.describe_attempt` on a run in the sandbox; a test there
+holds them against the real ones. They are those of the pandas that the sandbox's environment pins.
 """
 
 import re
@@ -71,7 +71,7 @@ def failure(task: CodeTask) -> str:
     Args:
         task: One with a fault.
     Returns:
-        What `draftloop.execution.runner.told` says of that run.
+        What `draftloop.execution.runner.describe_attempt` says of that run.
     Raises:
         ValueError: The task has none.
     """

@@ -10,15 +10,19 @@ _ENDS = "。！？!?…"
 _FIELDS = ("name", "address", "email", "question")
 
 
+def _english_address(draw: Draw) -> str:
+    street = draw.letters(3, 8).title() if draw.wildly(0.3) else draw.pick("streets_en")
+    city = draw.letters(3, 8).title() if draw.wildly(0.25) else draw.pick("cities_en")
+    address = f"{draw.between(1, 999)} {street} {draw.pick('street_tails_en')}"
+    if draw.chance(0.25):
+        address = f"Flat {draw.between(1, 60)}{draw.of(('', 'A', 'B', 'C'))}, {address}"
+    address += draw.of((", ", ", ", " ")) + city
+    return f"{address} {draw.between(10000, 99999)}" if draw.chance(0.5) else address
+
+
 def _address(draw: Draw, language: Language) -> str:
     if language == "en":
-        street = draw.letters(3, 8).title() if draw.wildly(0.3) else draw.pick("streets_en")
-        city = draw.letters(3, 8).title() if draw.wildly(0.25) else draw.pick("cities_en")
-        address = f"{draw.between(1, 999)} {street} {draw.pick('street_tails_en')}"
-        if draw.chance(0.25):
-            address = f"Flat {draw.between(1, 60)}{draw.of(('', 'A', 'B', 'C'))}, {address}"
-        address += draw.of((", ", ", ", " ")) + city
-        return f"{address} {draw.between(10000, 99999)}" if draw.chance(0.5) else address
+        return _english_address(draw)
 
     def word(name: str) -> str:
         return draw.characters(1, 3) if draw.wildly(0.35) else draw.pick(name)

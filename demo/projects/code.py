@@ -13,7 +13,7 @@ from typing import Any
 from demo.corpus.code_checks import mistakes
 from demo.corpus.code_tasks import FAMILIES, CodeTask, write_demo
 from demo.projects.stage import CORRECTED_SHARE, SEED, Demo
-from draftloop.cli.servers import LOCALHOST, Server, free_port, start_backend, start_vllm
+from draftloop.cli.servers import LOCALHOST, ServerProcess, free_port, start_backend, start_vllm
 from draftloop.errors import ServiceError, SetupError
 from draftloop.execution.artifacts import Artifacts
 from draftloop.labelling.labelling import Task, Value
@@ -54,14 +54,14 @@ class Seen:
         return self.run is not None and self.run.ok and not missing_outputs(self.run.last, self.known.outputs)
 
 
-def engine(demo: Demo) -> Server:
+def engine(demo: Demo) -> ServerProcess:
     """Begin to start a second vLLM, with the model of code tasks; `servers` waits for it."""
     log = demo.folder / "vllm-code.log"
     return start_vllm(MODEL, served_name=MODEL.name, port=8001, log=log, wait=False)
 
 
 @contextmanager
-def servers(demo: Demo, engine: Server) -> Iterator[Demo]:
+def servers(demo: Demo, engine: ServerProcess) -> Iterator[Demo]:
     """Wait for the second vLLM, and run a backend before it that runs code.
 
     Args:

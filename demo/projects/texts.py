@@ -11,7 +11,7 @@ import orjson
 
 from demo.corpus import Generated, generate
 from demo.projects.stage import CORRECTED_SHARE, SEED, Demo
-from draftloop.cli.servers import Server, start_backend, start_vllm
+from draftloop.cli.servers import ServerProcess, start_backend, start_vllm
 from draftloop.errors import ServiceError
 from draftloop.labelling.labelling import Task, Value
 from draftloop.labelstudio import LabelStudio, Project
@@ -39,7 +39,7 @@ class Prepared:
     truths: list[Generated]
 
 
-def engine(demo: Demo, lora_rank: int = 0) -> Server:
+def engine(demo: Demo, lora_rank: int = 0) -> ServerProcess:
     """Begin to start vLLM with the embedded model; `servers` waits for it.
 
     Args:
@@ -51,7 +51,7 @@ def engine(demo: Demo, lora_rank: int = 0) -> Server:
 
 
 @contextmanager
-def servers(demo: Demo, engine: Server, password: str) -> Iterator[str]:
+def servers(demo: Demo, engine: ServerProcess, password: str) -> Iterator[str]:
     """Wait for vLLM, and run a backend before it.
 
     Args:

@@ -225,7 +225,7 @@ def cpu_seconds(group: int) -> float:
     return total
 
 
-def _backend(folder: Path, vllm: str, width: int) -> servers.Server:
+def _backend(folder: Path, vllm: str, width: int) -> servers.ServerProcess:
     settings = {
         "MODEL_URL": f"{vllm}/v1",
         "MODEL_NAME": MODEL,
@@ -246,7 +246,7 @@ def _tasks(case: str, number: int) -> list[Task]:
 
 
 def _pairs(
-    load: Workload, backend: servers.Server, vllm: str, width: int, pairs: int, tell: Tell
+    load: Workload, backend: servers.ServerProcess, vllm: str, width: int, pairs: int, tell: Tell
 ) -> list[dict[str, float]]:
     through_predict(backend.url, load)  # connections are made, code is warm
     found = []
@@ -262,7 +262,7 @@ def _pairs(
 
 
 def _against_one_at_a_time(
-    load: Workload, backend: servers.Server, vllm: str, number: int, tell: Tell
+    load: Workload, backend: servers.ServerProcess, vllm: str, number: int, tell: Tell
 ) -> list[dict[str, float]]:
     """Compare with asking for one task after the other through the plain OpenAI client."""
     part = load.first(number)
@@ -285,7 +285,7 @@ def _against_one_at_a_time(
 
 
 def _alone(
-    load: Workload, backend: servers.Server, vllm: str, calls: int, tell: Tell
+    load: Workload, backend: servers.ServerProcess, vllm: str, calls: int, tell: Tell
 ) -> dict[str, list[float]]:
     """Time single calls, as when one page is opened; only tasks that take one request."""
     alone = [(task, chain[0]) for task, chain in zip(load.tasks, load.chains, strict=True) if len(chain) == 1]

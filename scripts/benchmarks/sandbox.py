@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from draftloop.execution.sandbox import SandboxProcess
-from draftloop.runs.job import Job, Script
+from draftloop.runs.job import SandboxJob, Script
 from draftloop.support.environments import find_environment
 
 START = "import pandas, matplotlib.pyplot\nprint(pandas.__version__)"
@@ -97,7 +97,7 @@ class _Bench:
         """Give the seconds that one run takes on each side, over `count` runs."""
         outputs = self._folder / "outputs"
         outputs.mkdir(exist_ok=True)
-        job = Job((Script(code),), cold=cold)
+        job = SandboxJob((Script(code),), cold=cold)
 
         def ours() -> None:
             if cold:
@@ -131,7 +131,7 @@ class _Bench:
         folder.mkdir(exist_ok=True)
         return folder
 
-    def _run(self, job: Job, outputs: Path) -> None:
+    def _run(self, job: SandboxJob, outputs: Path) -> None:
         attempt = self._sandbox.run(job, str(outputs))
         if attempt.outcome != "ok":
             raise RuntimeError(f"A run ended as {attempt.outcome}: {attempt.reason} {attempt.stderr[-500:]}")

@@ -82,6 +82,32 @@ class Listening:
         assert self.arrived == []
 
 
+def _note_packets(udp: socket.socket, arrived: list[str]) -> None:
+    while True:
+        try:
+            content = udp.recv(4096)
+        except OSError:
+            return
+        if not content:
+            return
+        arrived.append("udp")
+
+
+def _note_connections(tcp: socket.socket, arrived: list[str]) -> None:
+    while True:
+        try:
+            one, _ = tcp.accept()
+        except OSError:
+            return
+        with one:
+            one.settimeout(0.5)
+            try:
+                line = one.recv(200).split(b"\r\n")[0]
+            except OSError:
+                line = b""
+        arrived.append(line.decode() if line.startswith((b"GET", b"POST")) else "tcp")
+
+
 @contextmanager
 def listening() -> Iterator[Listening]:
     """Count what comes by UDP and TCP at one port."""
@@ -92,32 +118,10 @@ def listening() -> Iterator[Listening]:
         port = tcp.getsockname()[1]
         udp.bind((host, port))
         found = Listening(f"{host}:{port}")
-
-        def packets() -> None:
-            while True:
-                try:
-                    content = udp.recv(4096)
-                except OSError:
-                    return
-                if not content:
-                    return
-                found.arrived.append("udp")
-
-        def connections() -> None:
-            while True:
-                try:
-                    one, _ = tcp.accept()
-                except OSError:
-                    return
-                with one:
-                    one.settimeout(0.5)
-                    try:
-                        line = one.recv(200).split(b"\r\n")[0]
-                    except OSError:
-                        line = b""
-                found.arrived.append(line.decode() if line.startswith((b"GET", b"POST")) else "tcp")
-
-        threads = [threading.Thread(target=work, daemon=True) for work in (packets, connections)]
+        threads = [
+            threading.Thread(target=_note_packets, args=[udp, found.arrived], daemon=True),
+            threading.Thread(target=_note_connections, args=[tcp, found.arrived], daemon=True),
+        ]
         for thread in threads:
             thread.start()
         try:

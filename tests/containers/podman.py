@@ -48,7 +48,7 @@ runroot = "{root}/run"
 
 
 def missing() -> str:
-    """Say what keeps this machine from running containers; empty when nothing does."""
+    """Return what keeps this machine from running containers; empty when nothing does."""
     if os.geteuid() != 0:
         return "Containers are built and run as root."
     absent = [tool for tool in TOOLS if shutil.which(tool, path=_path()) is None]
@@ -80,9 +80,9 @@ class Podman:
         return done.stdout
 
     def inspect(self, container: str) -> dict[str, Any]:
-        """Give what podman knows of a container."""
-        found: list[dict[str, Any]] = json.loads(self.run("podman", "inspect", container))
-        return found[0]
+        """Return what podman knows of a container."""
+        containers: list[dict[str, Any]] = json.loads(self.run("podman", "inspect", container))
+        return containers[0]
 
     def execute(self, container: str, *command: str, stdin: str = "", limit_s: float = 120) -> str:
         """Run a command inside a container."""
@@ -97,7 +97,7 @@ class Podman:
             time.sleep(1)
 
     def logs(self, container: str) -> str:
-        """Give the end of a container's log, both streams."""
+        """Return the end of a container's log, both streams."""
         done = subprocess.run(
             ["podman", "logs", "--tail", "60", container],
             env=self.environment,
@@ -158,7 +158,7 @@ def _path() -> str:
 
 
 def _mirror() -> str:
-    """Give the Debian mirror that this machine uses itself."""
+    """Return the Debian mirror that this machine uses itself."""
     command = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME) $(LABEL)"]
     targets = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     wanted = (line.split() for line in targets)
@@ -166,7 +166,7 @@ def _mirror() -> str:
 
 
 def _pip() -> tuple[str, list[Path]]:
-    """Give this machine's pip settings as a file for a build, and the local folders that they name."""
+    """Return this machine's pip settings as a file for a build, and the local folders that they name."""
     pip = [str(find_environment("backend") / "bin" / "python"), "-m", "pip", "config", "list"]
     listed = subprocess.run(pip, capture_output=True, text=True, check=True).stdout
     wanted = ("index-url", "extra-index-url", "find-links", "trusted-host")

@@ -1,4 +1,4 @@
-"""Digests of images, from a registry on this machine: found by skopeo and podman, used by buildah."""
+"""Digests of images, from a registry on this machine: read by skopeo and podman, used by buildah."""
 
 import functools
 import gzip
@@ -137,8 +137,8 @@ def look_up(
     only = tmp_path / "only"
     only.mkdir(exist_ok=True)
     for name in (tool, "runc", "fuse-overlayfs"):
-        if (found := shutil.which(name, path=podman.environment["PATH"])) and not (only / name).exists():
-            (only / name).symlink_to(found)
+        if (program := shutil.which(name, path=podman.environment["PATH"])) and not (only / name).exists():
+            (only / name).symlink_to(program)
     environment_file = tmp_path / ".env"
     environment_file.write_text(text)
     environment_file.chmod(0o600)

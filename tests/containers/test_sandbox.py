@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from draftloop.execution.sandbox import SandboxProcess
-from draftloop.runs.job import Job, Script, report_from_json
+from draftloop.runs.job import SandboxJob, Script, report_from_json
 from draftloop.support.environments import ROOT
 from tests.conftest import missing
 from tests.containers.podman import Podman, open_podman
@@ -131,6 +131,6 @@ def test_all_three_languages_and_charts_run_in_it(place: Field) -> None:
         Script("console.log('node')", "javascript"),
         Script("ffmpeg -version | head -c 6", "shell"),
     )
-    attempt = place.run_job(Job(scripts))
+    attempt = place.run_job(SandboxJob(scripts))
     assert (attempt.outcome, attempt.stdout, attempt.stderr) == ("ok", "node\nffmpeg", ""), attempt
     assert [file.path for file in attempt.files] == ["a.png"]

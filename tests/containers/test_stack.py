@@ -55,7 +55,7 @@ for words, attempt in {
     "read the ledger": lambda: open("/data/draftloop.sqlite3", "rb").read(),
     "write to the ledger": lambda: open("/data/draftloop.sqlite3", "ab").close(),
     "list the data": lambda: os.listdir("/data"),
-    "read the program": lambda: open("/srv/backend/draftloop/app.py").read(),
+    "read the program": lambda: open("/srv/backend/draftloop/settings.py").read(),
     "list the cases": lambda: os.listdir("/cases"),
     "list other inputs": lambda: os.listdir("/inputs"),
     "signal the backend": lambda: os.kill(1, 0),
@@ -181,15 +181,15 @@ def test_compose_is_what_its_published_schema_allows(podman: Podman) -> None:
     with installed():
         environment = find_environment("containers")
     (schema,) = environment.glob("lib/*/site-packages/compose/config/compose_spec.json")
-    found = {key: value for key, value in COMPOSE.items() if not key.startswith("x-")}
+    services = {key: value for key, value in COMPOSE.items() if not key.startswith("x-")}
     read = "import json, sys; from compose_viz.spec import compose_spec as c"
     read += "; c.ComposeSpecification.model_validate(json.load(sys.stdin))"
     reader = [str(environment / "bin" / "python"), "-c", read]
-    done = subprocess.run(reader, input=json.dumps(found), capture_output=True, text=True, check=False)
+    done = subprocess.run(reader, input=json.dumps(services), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = {**COMPOSE}
-    del found["name"]  # younger than the older copy
-    errors = Draft7Validator(json.loads(schema.read_text())).iter_errors(found)
+    compose = {**COMPOSE}
+    del compose["name"]  # younger than the older copy
+    errors = Draft7Validator(json.loads(schema.read_text())).iter_errors(compose)
     assert [f"{'/'.join(map(str, error.absolute_path))}: {error.message[:200]}" for error in errors] == []
 
 
@@ -254,8 +254,8 @@ def test_a_project_is_drafted_corrected_and_synced_through_the_containers(stack:
         project = label_studio.project(project_id)
         ids = sorted(task["id"] for task in label_studio.tasks(project))
         label_studio.retrieve_predictions(project, ids[:3])  # Label Studio asks the backend by itself
-        told = stack.verb("prelabel", "--project", str(project_id), "--out", "/data/prelabel.jsonl")
-        assert f"{TASKS} tasks, 3 drafted already" in told
+        output = stack.verb("prelabel", "--project", str(project_id), "--out", "/data/prelabel.jsonl")
+        assert f"{TASKS} tasks, 3 drafted already" in output
         tasks = {task["id"]: task for task in label_studio.tasks(project, full=True)}
         assert [len(tasks[number]["predictions"]) for number in ids] == [1] * TASKS
         for number in ids[:6]:
@@ -283,9 +283,9 @@ def test_code_runs_contained_in_the_backends_container_when_an_annotator_asks(st
         project = label_studio.project(project_id)
         (task,) = label_studio.tasks(project)
 
-        told = stack.run_code(project_id, task["id"], CHART)
-        assert "exit status 0" in told
-        assert "sum: 150" in told
+        output = stack.run_code(project_id, task["id"], CHART)
+        assert "exit status 0" in output
+        assert "sum: 150" in output
         (shown,) = label_studio.tasks(project, full=True)
         (chart,) = shown["data"][RUN_CHARTS_KEY]
         key = shown["data"][RUN_KEY]
@@ -296,9 +296,9 @@ def test_code_runs_contained_in_the_backends_container_when_an_annotator_asks(st
 
     uncontained = stack.podman.execute(backend, "python", "-c", ATTACK)
     assert (uncontained.count("possible to"), uncontained.count("denied to")) == (10, 0), uncontained
-    told = stack.run_code(project_id, task["id"], ATTACK)
-    assert "exit status 0" in told
-    assert (told.count("possible to"), told.count("denied to")) == (0, 10), told
+    output = stack.run_code(project_id, task["id"], ATTACK)
+    assert "exit status 0" in output
+    assert (output.count("possible to"), output.count("denied to")) == (0, 10), output
     folders = stack.podman.execute(backend, "ls", "/data/sandbox").split()
     assert len(folders) == 1, folders
     assert stack.podman.execute(backend, "ls", f"/data/sandbox/{folders[0]}/jobs") == ""

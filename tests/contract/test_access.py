@@ -19,10 +19,11 @@ from draftloop.flywheel.jobs import Jobs
 from draftloop.ledger.sqlite import Job, Ledger
 from draftloop.model.vllm import VllmModel
 from draftloop.prompting.cases import Cases
-from draftloop.serving.access import _QUESTIONS, Access, Asked, Refusal
+from draftloop.serving.access import _QUESTIONS, Access, Refusal, RequestOrigin
 from draftloop.serving.answers import Answers
 from draftloop.serving.metrics import Metrics
-from draftloop.serving.protocol import Server
+from draftloop.serving.protocol import ProtocolServer
+from draftloop.serving.web import WebApp
 from draftloop.support.environments import ROOT
 from draftloop.support.logins import Logins, check_logins
 
@@ -69,18 +70,19 @@ class Endless:
 
 
 @pytest.fixture
-def server(ledger: Ledger, tmp_path: Path) -> Iterator[Server]:
+def server(ledger: Ledger, tmp_path: Path) -> Iterator[WebApp]:
     with VllmModel("http://127.0.0.1:9/v1", "the-model") as model:
         drafter = Drafter(model, AskOptions(profile="compact", temperature=0))
         cases = Cases(ROOT / "label_config")
         answers = Answers(drafter, ledger, cases.find, None, deadline_s=5, metrics=Metrics())
         logins = replace(LOGINS, wrong_logins=10**6)
         store, jobs = Artifacts(f"{tmp_path}/kept"), Jobs(ledger, lambda _: Endless())
-        yield Server(drafter, cases, ledger, answers, logins, artifacts=store, jobs=jobs)
+        protocol = ProtocolServer(drafter, cases, ledger, answers)
+        yield WebApp(protocol, logins, artifacts=store, jobs=jobs)
         drafter.close()
 
 
-def client(server: Server, authorization: str = "", address: str = "127.0.0.1") -> FlaskClient:
+def client(server: WebApp, authorization: str = "", address: str = "127.0.0.1") -> FlaskClient:
     made = server.wsgi().test_client()
     made.environ_base["REMOTE_ADDR"] = address
     if authorization:
@@ -88,19 +90,19 @@ def client(server: Server, authorization: str = "", address: str = "127.0.0.1") 
     return made
 
 
-def visitor(server: Server, session: str, address: str = "127.0.0.1") -> FlaskClient:
+def visitor(server: WebApp, session: str, address: str = "127.0.0.1") -> FlaskClient:
     """A browser that is logged in to Label Studio, or was."""
     made = client(server, address=address)
     made.set_cookie("sessionid", session)
     return made
 
 
-def set_up(server: Server, project: int = 7) -> None:
+def set_up(server: WebApp, project: int = 7) -> None:
     body = {"project": f"{project}.1", "schema": CONFIG}
     assert client(server, MAIN).post("/setup", json=body).status_code == 200
 
 
-def test_every_route_opens_to_its_logins_and_to_no_other(server: Server) -> None:
+def test_every_route_opens_to_its_logins_and_to_no_other(server: WebApp) -> None:
     opened: dict[str, set[tuple[str, str]]] = {}
     asked = {
         "main": MAIN,
@@ -142,12 +144,12 @@ def test_every_route_opens_to_its_logins_and_to_no_other(server: Server) -> None
     assert {path for _, path in opened["main"]} > set(paths)
 
 
-def test_a_login_is_taken_in_either_encoding(server: Server) -> None:
+def test_a_login_is_taken_in_either_encoding(server: WebApp) -> None:
     for encoding in ("utf-8", "latin-1"):  # browsers and requests
         assert client(server, basic("ann", "páss", encoding)).get("/versions").status_code == 200
 
 
-def test_the_webhooks_secret_says_that_something_changed_and_no_more(server: Server, ledger: Ledger) -> None:
+def test_the_webhooks_secret_says_that_something_changed_and_no_more(server: WebApp, ledger: Ledger) -> None:
     hook = client(server, WEBHOOK)
     unknown = hook.post("/webhook", json=EVENT)
     assert (unknown.status_code, "project 7" in unknown.get_json()["error"]) == (400, True)
@@ -184,7 +186,7 @@ def test_a_job_that_starts_by_itself_is_started_by_what_label_studio_counts(ledg
 
 
 def test_ready_tells_of_webhooks_that_carry_the_main_login_until_they_are_moved(
-    server: Server, capsys: pytest.CaptureFixture[str]
+    server: WebApp, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ready = replace(server, probe=tuple)
     admin, hook = client(ready, MAIN), client(ready, WEBHOOK)
@@ -205,7 +207,7 @@ def test_ready_tells_of_webhooks_that_carry_the_main_login_until_they_are_moved(
     assert "set BACKEND_WEBHOOK_SECRET" in without.get("/ready").get_json()["warnings"][0]
 
 
-def test_ready_says_up_or_down_to_everybody_and_why_to_whoever_logs_in(server: Server) -> None:
+def test_ready_says_up_or_down_to_everybody_and_why_to_whoever_logs_in(server: WebApp) -> None:
     def fail() -> tuple[str, ...]:
         raise ServiceError("http://10.0.0.7:8000 does not answer.", hint="Start vLLM.")
 
@@ -222,7 +224,7 @@ def test_ready_says_up_or_down_to_everybody_and_why_to_whoever_logs_in(server: S
     assert client(up, MAIN).get("/ready").get_json()["model"] == "the-model"
 
 
-def test_label_studio_is_asked_once_a_minute_and_its_silence_opens_nothing(server: Server) -> None:
+def test_label_studio_is_asked_once_a_minute_and_its_silence_opens_nothing(server: WebApp) -> None:
     asked: list[str] = []
 
     def is_member(session: str) -> bool:
@@ -265,7 +267,7 @@ def test_strangers_with_sessions_hold_no_more_threads_than_there_are_questions()
     access, answers = Access(LOGINS, is_member), list[object]()
 
     def ask(session: str) -> None:
-        asked = Asked("GET", "10.0.0.9", "localhost", session=session)
+        asked = RequestOrigin("GET", "10.0.0.9", "localhost", session=session)
         answers.append(access.check(asked, frozenset({"main", "viewer"})))
 
     threads = [threading.Thread(target=ask, args=[f"made-up {number}"]) for number in range(40)]
@@ -286,7 +288,7 @@ def test_strangers_with_sessions_hold_no_more_threads_than_there_are_questions()
     assert len(answers) == len(threads)
 
 
-def test_guesses_are_braked_by_address_and_label_studio_is_not(server: Server) -> None:
+def test_guesses_are_braked_by_address_and_label_studio_is_not(server: WebApp) -> None:
     braked = replace(server, logins=replace(LOGINS, wrong_logins=3))
     app = braked.wsgi()
 
@@ -311,13 +313,13 @@ def test_guesses_are_braked_by_address_and_label_studio_is_not(server: Server) -
     assert ask(MAIN, "2001:db8:0:1::1") == 200
 
 
-def test_a_braked_address_learns_nothing_from_how_its_body_is_taken(server: Server) -> None:
+def test_a_braked_address_learns_nothing_from_how_its_body_is_taken(server: WebApp) -> None:
     access = Access(replace(LOGINS, wrong_logins=1))
     assert access.takes_body("POST", "/predict", MAIN, "10.0.0.9")
     assert access.takes_body("POST", "//webhook", WEBHOOK, "10.0.0.9")
     assert not access.takes_body("POST", "/predict", WEBHOOK, "10.0.0.9")
     assert not access.takes_body("POST", "/predict", VIEWER, "10.0.0.9")
-    refused = access.check(Asked("GET", "10.0.0.9", authorization=WRONG[1]), frozenset({"main"}))
+    refused = access.check(RequestOrigin("GET", "10.0.0.9", authorization=WRONG[1]), frozenset({"main"}))
     assert isinstance(refused, Refusal)
     assert not access.takes_body("POST", "/predict", MAIN, "10.0.0.9")
 
@@ -326,17 +328,19 @@ def test_the_brake_takes_no_more_memory_however_many_guess() -> None:
     access = Access(LOGINS)
     for number in range(5000):
         access.check(
-            Asked("GET", f"10.1.{number >> 8}.{number & 255}", authorization="Basic x"), frozenset({"main"})
+            RequestOrigin("GET", f"10.1.{number >> 8}.{number & 255}", authorization="Basic x"),
+            frozenset({"main"}),
         )
         access.check(
-            Asked("GET", f"10.2.{number >> 8}.{number & 255}", authorization=MAIN), frozenset({"main"})
+            RequestOrigin("GET", f"10.2.{number >> 8}.{number & 255}", authorization=MAIN),
+            frozenset({"main"}),
         )
     assert len(access._brake._wrong) <= 1024
     assert len(access._brake._proven) <= 1024
 
 
 @pytest.mark.parametrize("path", ["/setup", "/predict", "/webhook"])
-def test_only_json_is_taken(server: Server, path: str) -> None:
+def test_only_json_is_taken(server: WebApp, path: str) -> None:
     admin = client(server, MAIN)
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "text/json", None):
         answer = admin.post(path, data="{}", content_type=kind)
@@ -361,7 +365,7 @@ def test_only_json_is_taken(server: Server, path: str) -> None:
         ({"Origin": "http://localhost.elsewhere.example"}, False),
     ],
 )
-def test_pages_of_other_sites_change_nothing(server: Server, headers: dict[str, str], taken: bool) -> None:
+def test_pages_of_other_sites_change_nothing(server: WebApp, headers: dict[str, str], taken: bool) -> None:
     named = replace(server, logins=replace(server.logins, public_url="https://drafts.example/x"))
     answer = client(named, MAIN).post("/webhook", json={"action": "x"}, headers=headers)
     assert answer.status_code == (200 if taken else 403)
@@ -391,18 +395,20 @@ PUBLIC = Logins(public_url="https://drafts.example/x")
 )
 def test_the_backend_answers_to_its_own_names(logins: Logins, hosts: set[str]) -> None:
     access, asked = Access(logins), {*ANY, "10.0.0.7:9090", "backend:9090", "", "rebound.example."}
-    found = set()
+    answered = set()
     for host in asked:
-        answer = access.check(Asked("GET", "127.0.0.1", host=host, authorization=MAIN), frozenset({"main"}))
+        answer = access.check(
+            RequestOrigin("GET", "127.0.0.1", host=host, authorization=MAIN), frozenset({"main"})
+        )
         if answer == "main":
-            found.add(host)
+            answered.add(host)
         else:
             assert isinstance(answer, Refusal)
             assert (answer.status, "BACKEND_ALLOWED_HOSTS" in answer.hint) == (421, True)
-    assert found - {"rebound.example."} == hosts
+    assert answered - {"rebound.example."} == hosts
 
 
-def test_without_a_login_only_the_own_machine_is_answered(server: Server) -> None:
+def test_without_a_login_only_the_own_machine_is_answered(server: WebApp) -> None:
     free = replace(server, logins=Logins())
     for address in ("127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "localhost"):
         assert client(free, address=address).get("/versions").status_code == 200

@@ -11,15 +11,16 @@ import pytest
 import structlog
 from flask.testing import FlaskClient
 
-from draftloop.app import log_as_json
+from draftloop.app.log import log_as_json
 from draftloop.drafting.drafter import Drafter
 from draftloop.drafting.versions import AskOptions
 from draftloop.ledger.sqlite import Ledger
 from draftloop.model.vllm import VllmModel
 from draftloop.prompting.cases import Cases
 from draftloop.serving.answers import Answers
-from draftloop.serving.protocol import Server
+from draftloop.serving.protocol import ProtocolServer
 from draftloop.serving.readiness import ModelCheck
+from draftloop.serving.web import WebApp
 from draftloop.support.logins import Logins
 from tests.fake_board import FakeBoard
 from tests.fake_vllm import Body, FakeVllm, fake_vllm
@@ -61,11 +62,8 @@ def anybody(fake: FakeVllm, board: FakeBoard, tmp_path: Path) -> Iterator[FlaskC
         ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3")
         answers = Answers(drafter, ledger, CASES.find, board, deadline_s=60)
         yield (
-            Server(
-                drafter,
-                CASES,
-                ledger,
-                answers,
+            WebApp(
+                ProtocolServer(drafter, CASES, ledger, answers),
                 Logins("ann", "páss", wrong_logins=10**6),
                 ModelCheck(model).check,
             )

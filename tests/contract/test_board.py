@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from draftloop.app import LabelStudioBoard
 from draftloop.errors import SetupError
 from draftloop.labelling.labelling import hash_config
 from draftloop.labelstudio import LabelStudio
 from draftloop.prompting.cases import Cases
+from draftloop.serving.board import LabelStudioBoard
 from draftloop.serving.seams import Board
 from draftloop.support.environments import ROOT
 from tests.fake_board import FakeBoard

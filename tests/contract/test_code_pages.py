@@ -19,7 +19,8 @@ from draftloop.model.vllm import VllmModel
 from draftloop.prompting.cases import Cases
 from draftloop.runs.run import NO_RUN, RUN_KEY, Run, run_key
 from draftloop.serving.answers import Answers
-from draftloop.serving.protocol import Server
+from draftloop.serving.protocol import ProtocolServer
+from draftloop.serving.web import WebApp
 from tests.code_runs import sha256
 from tests.fake_board import FakeBoard
 from tests.fake_sandbox import FakeLoop, FakeSandbox, FakeStore, python
@@ -59,7 +60,9 @@ class Desk:
         self.answers = Answers(
             self.drafter, ledger, CASES.find, self.board, deadline_s=deadline_s, publish=publish
         )
-        self.client: FlaskClient = Server(self.drafter, CASES, ledger, self.answers).wsgi().test_client()
+        self.client: FlaskClient = (
+            WebApp(ProtocolServer(self.drafter, CASES, ledger, self.answers)).wsgi().test_client()
+        )
 
     def predict(self, *context: dict[str, Any]) -> Any:
         """Ask for the task as it is on the board now, with regions where a human asks."""
@@ -220,7 +223,7 @@ def test_late_code_is_shown_before_its_prediction_is_stored(fake: FakeVllm, tmp_
     watched = Watched(config=desk.board.config, tasks=desk.board.tasks)
     ledger = Ledger(f"sqlite:///{tmp_path}/late.sqlite3")
     answers = Answers(desk.drafter, ledger, CASES.find, watched, deadline_s=0.2, publish=publish)
-    desk.client = Server(desk.drafter, CASES, ledger, answers).wsgi().test_client()
+    desk.client = WebApp(ProtocolServer(desk.drafter, CASES, ledger, answers)).wsgi().test_client()
     answers.start()
     assert desk.predict() == {}
     assert stored.wait(20)

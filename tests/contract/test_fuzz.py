@@ -21,15 +21,16 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
-from draftloop.app import log_as_json
+from draftloop.app.log import log_as_json
 from draftloop.drafting.drafter import Drafter
 from draftloop.drafting.versions import AskOptions
 from draftloop.ledger.sqlite import Ledger
 from draftloop.model.vllm import VllmModel
 from draftloop.prompting.cases import Cases
 from draftloop.serving.answers import Answers
-from draftloop.serving.protocol import Server
+from draftloop.serving.protocol import ProtocolServer
 from draftloop.serving.readiness import ModelCheck
+from draftloop.serving.web import WebApp
 from draftloop.support.logins import Logins
 from tests.fake_vllm import FakeVllm, fake_vllm
 from tests.families import FAMILIES
@@ -199,11 +200,8 @@ def client(fake: FakeVllm, tmp_path: Path) -> Iterator[FlaskClient]:
         drafter = Drafter(model, AskOptions(profile="compact", temperature=0), concurrency=4)
         ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3")
         answers = Answers(drafter, ledger, CASES.find, None, deadline_s=60)
-        server = Server(
-            drafter,
-            CASES,
-            ledger,
-            answers,
+        server = WebApp(
+            ProtocolServer(drafter, CASES, ledger, answers),
             Logins("ann", "páss", wrong_logins=10**6),
             ModelCheck(model).check,
         )

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import pytest
 from flask.testing import FlaskClient
 
-from draftloop.app import make_server
+from draftloop.app import make_web_app
 from draftloop.drafting.drafter import Drafter
 from draftloop.drafting.versions import AskOptions
 from draftloop.errors import SetupError
@@ -21,7 +21,8 @@ from draftloop.runs.job import OutputFile
 from draftloop.runs.run import Run
 from draftloop.serving.answers import Answers
 from draftloop.serving.metrics import Metrics
-from draftloop.serving.protocol import Server
+from draftloop.serving.protocol import ProtocolServer
+from draftloop.serving.web import WebApp
 from draftloop.settings import Settings
 from draftloop.support.environments import ROOT
 from draftloop.support.logins import Logins
@@ -67,16 +68,17 @@ def one(store: Artifacts, files: dict[str, OutputFile]) -> Run:
 
 
 @pytest.fixture
-def server(store: Artifacts, tmp_path: Path) -> Iterator[Server]:
+def server(store: Artifacts, tmp_path: Path) -> Iterator[WebApp]:
     with VllmModel("http://127.0.0.1:9/v1", "nobody") as model:
         drafter = Drafter(model, AskOptions(profile="compact", temperature=0))
         cases, ledger = Cases(ROOT / "label_config"), Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3")
         answers = Answers(drafter, ledger, cases.find, None, deadline_s=5, metrics=Metrics())
-        yield Server(drafter, cases, ledger, answers, Logins(*ADMIN), artifacts=store)
+        protocol = ProtocolServer(drafter, cases, ledger, answers)
+        yield WebApp(protocol, Logins(*ADMIN), artifacts=store)
         drafter.close()
 
 
-def client(server: Server, login: tuple[str, str] | None = ADMIN) -> FlaskClient:
+def client(server: WebApp, login: tuple[str, str] | None = ADMIN) -> FlaskClient:
     made = server.wsgi().test_client()
     if login:
         given = base64.b64encode(":".join(login).encode()).decode()
@@ -94,7 +96,7 @@ FRAME = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "navigate", "Sec-Fet
 
 
 def get(
-    server: Server,
+    server: WebApp,
     file: OutputFile,
     name: str | None = None,
     headers: dict[str, str] | None = None,
@@ -131,7 +133,7 @@ SCRIPTED = (
     ],
 )
 def test_a_file_is_sent_as_what_its_bytes_prove_and_in_a_box(
-    server: Server, files: dict[str, OutputFile], name: str, media_type: str, how: str, policy: str
+    server: WebApp, files: dict[str, OutputFile], name: str, media_type: str, how: str, policy: str
 ) -> None:
     answer = get(server, files[name], how="frame")
     assert answer.status_code == 200
@@ -146,7 +148,7 @@ def test_a_file_is_sent_as_what_its_bytes_prove_and_in_a_box(
 
 
 def ours(answer: Any) -> bool:
-    """Tell whether an answer is a page of ours, without anything of the file."""
+    """Check whether an answer is a page of ours, without anything of the file."""
     return "default-src 'none'" in answer.headers["Content-Security-Policy"] and "Plotly()" not in answer.text
 
 
@@ -154,7 +156,7 @@ def ours(answer: Any) -> bool:
 @pytest.mark.parametrize("headers", [{}, CLICK, FRAME, {**CLICK, "Sec-Fetch-Site": "cross-site"}])
 @pytest.mark.parametrize("how", ["", "Script", "raw"])
 def test_html_that_a_tab_is_opened_with_is_in_a_page_of_ours(
-    server: Server, files: dict[str, OutputFile], name: str, headers: dict[str, str], how: str
+    server: WebApp, files: dict[str, OutputFile], name: str, headers: dict[str, str], how: str
 ) -> None:
     answer = get(server, files[name], headers=headers, how=how)
     assert answer.status_code == 200
@@ -167,7 +169,7 @@ def test_html_that_a_tab_is_opened_with_is_in_a_page_of_ours(
 
 
 def test_script_runs_after_a_click_in_a_page_of_ours_alone(
-    server: Server, one: Run, files: dict[str, OutputFile]
+    server: WebApp, one: Run, files: dict[str, OutputFile]
 ) -> None:
     file = files["plot.html"]
     wrong = [
@@ -192,14 +194,14 @@ def test_script_runs_after_a_click_in_a_page_of_ours_alone(
     answer = get(server, file, headers=CLICK, script="run")
     assert answer.text.count("allow-scripts") == 1
     assert "&amp;as=script" in answer.text
-    assert "WebRTC" in answer.text, "what a browser does not forbid is told"
+    assert "WebRTC" in answer.text, "the page names what a browser does not forbid"
     answer = client(server).get(f"/runs/{one.key}?script={file.sha256}", headers=CLICK)
     assert answer.text.count("allow-scripts") == 1
     assert f"src='../a/{file.sha256}?name=plot.html&amp;as=script'" in answer.text
 
 
 def test_the_bytes_of_html_with_script_go_to_a_frame_of_ours_alone(
-    server: Server, files: dict[str, OutputFile]
+    server: WebApp, files: dict[str, OutputFile]
 ) -> None:
     file = files["plot.html"]
     answer = get(server, file, headers=FRAME, how="script")
@@ -226,7 +228,7 @@ def test_the_bytes_of_html_with_script_go_to_a_frame_of_ours_alone(
 
 
 def test_a_picture_that_a_tab_is_opened_with_is_in_a_page_of_ours(
-    server: Server, files: dict[str, OutputFile]
+    server: WebApp, files: dict[str, OutputFile]
 ) -> None:
     answer = get(server, files["a.svg"], headers=CLICK)
     assert "<img src='?name=a.svg'" in answer.text
@@ -235,7 +237,7 @@ def test_a_picture_that_a_tab_is_opened_with_is_in_a_page_of_ours(
 
 
 def test_a_name_makes_nothing_of_bytes_that_they_are_not(
-    server: Server, files: dict[str, OutputFile]
+    server: WebApp, files: dict[str, OutputFile]
 ) -> None:
     for name in ("x.png", "x.svg", "x.pdf"):
         assert get(server, files["plot.html"], name).headers["Content-Type"] == "application/octet-stream"
@@ -243,7 +245,7 @@ def test_a_name_makes_nothing_of_bytes_that_they_are_not(
     assert get(server, files["plot.html"], "x.txt").headers["Content-Type"].startswith("text/plain")
 
 
-def test_a_hostile_name_makes_no_header_and_no_path(server: Server, files: dict[str, OutputFile]) -> None:
+def test_a_hostile_name_makes_no_header_and_no_path(server: WebApp, files: dict[str, OutputFile]) -> None:
     for name in (
         'a"; filename="b.exe',
         "a\r\nSet-Cookie: x=1",
@@ -254,10 +256,10 @@ def test_a_hostile_name_makes_no_header_and_no_path(server: Server, files: dict[
         answer = get(server, files["a.txt"], name)
         assert answer.status_code == 200
         assert "Set-Cookie" not in answer.headers
-        told = answer.headers["Content-Disposition"]
-        assert told.count('"') == 2
-        assert "/" not in told
-        assert ".." not in told
+        disposition = answer.headers["Content-Disposition"]
+        assert disposition.count('"') == 2
+        assert "/" not in disposition
+        assert ".." not in disposition
     assert (
         "filename*=UTF-8''%E5%9B%BE%201.png" in get(server, files["图 1.png"]).headers["Content-Disposition"]
     )
@@ -265,7 +267,7 @@ def test_a_hostile_name_makes_no_header_and_no_path(server: Server, files: dict[
 
 
 def test_a_run_page_allows_no_script_and_leads_to_its_files_below_any_prefix(
-    server: Server, one: Run, files: dict[str, OutputFile]
+    server: WebApp, one: Run, files: dict[str, OutputFile]
 ) -> None:
     answer = client(server).get(f"/runs/{one.key}")
     assert answer.status_code == 200
@@ -285,7 +287,7 @@ def test_a_run_page_allows_no_script_and_leads_to_its_files_below_any_prefix(
 @pytest.mark.parametrize(
     "name", ["0" * 64, "x", "A" * 64, "..%2f..%2fetc%2fpasswd", "%2e%2e", "a" * 64 + "%0a"]
 )
-def test_what_is_not_there_or_no_name_is_a_404(server: Server, one: Run, name: str) -> None:
+def test_what_is_not_there_or_no_name_is_a_404(server: WebApp, one: Run, name: str) -> None:
     for path in (f"/a/{name}", f"/runs/{name}"):
         answer = client(server).get(path)
         assert answer.status_code == 404, path
@@ -295,7 +297,7 @@ def test_what_is_not_there_or_no_name_is_a_404(server: Server, one: Run, name: s
         assert client(server).get(path).status_code == 404
 
 
-def test_only_a_login_opens_them(server: Server, one: Run, files: dict[str, OutputFile]) -> None:
+def test_only_a_login_opens_them(server: WebApp, one: Run, files: dict[str, OutputFile]) -> None:
     paths = [f"/runs/{one.key}", f"/a/{files['a.txt'].sha256}?name=a.txt", "/a/x"]
     viewed = replace(server, logins=Logins(*ADMIN, *VIEWER))
     for path in paths:
@@ -315,7 +317,7 @@ def test_only_a_login_opens_them(server: Server, one: Run, files: dict[str, Outp
         assert client(viewed, VIEWER).get(path).status_code == 200
 
 
-def test_the_viewers_login_opens_nothing_else(server: Server) -> None:
+def test_the_viewers_login_opens_nothing_else(server: WebApp) -> None:
     viewed = client(replace(server, logins=Logins(*ADMIN, *VIEWER)), VIEWER)
     for method, path in (
         *(("get", path) for path in ("/versions", "/metrics", "/runs", "/a", "/a/../metrics", "//a/x")),
@@ -328,7 +330,7 @@ def test_the_viewers_login_opens_nothing_else(server: Server) -> None:
 
 
 def test_without_a_login_everything_is_open_on_this_machine(
-    server: Server, files: dict[str, OutputFile]
+    server: WebApp, files: dict[str, OutputFile]
 ) -> None:
     path = f"/a/{files['a.txt'].sha256}?name=a.txt"
     free = client(replace(server, logins=Logins()), None)
@@ -336,7 +338,7 @@ def test_without_a_login_everything_is_open_on_this_machine(
     assert free.get(path, environ_base={"REMOTE_ADDR": "10.0.0.9"}).status_code == 403
 
 
-def test_only_reading_is_possible(server: Server, one: Run) -> None:
+def test_only_reading_is_possible(server: WebApp, one: Run) -> None:
     for path in (f"/runs/{one.key}", f"/a/{'0' * 64}"):
         for method in ("post", "put", "delete", "patch"):
             assert getattr(client(server), method)(path).status_code == 405
@@ -345,7 +347,7 @@ def test_only_reading_is_possible(server: Server, one: Run) -> None:
 
 
 def test_a_store_that_fails_is_a_503_and_told_in_the_log_alone(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: WebApp, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "no-folder").write_text("x")
     failing = client(replace(server, artifacts=Artifacts(f"{tmp_path}/no-folder")))
@@ -359,7 +361,7 @@ def test_a_store_that_fails_is_a_503_and_told_in_the_log_alone(
 def test_a_viewer_without_a_password_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BACKEND_VIEWER_USER", "view")
     with pytest.raises(SetupError, match="BACKEND_VIEWER_USER is set without BACKEND_VIEWER_PASSWORD"):
-        make_server(Settings())
+        make_web_app(Settings())
 
 
 class Signing(Artifacts):
@@ -370,7 +372,7 @@ class Signing(Artifacts):
 
 
 def test_downloads_come_from_a_store_that_signs_and_what_a_browser_shows_does_not(
-    server: Server, files: dict[str, OutputFile], store: Artifacts
+    server: WebApp, files: dict[str, OutputFile], store: Artifacts
 ) -> None:
     signing = replace(server, artifacts=Signing(store.url))
     for name, file in files.items():
@@ -402,7 +404,7 @@ class Counting(Artifacts):
 
 
 def test_every_file_that_is_opened_is_closed(
-    server: Server, files: dict[str, OutputFile], store: Artifacts
+    server: WebApp, files: dict[str, OutputFile], store: Artifacts
 ) -> None:
     counting = Counting(store.url)
     counting.opened = []

@@ -17,7 +17,7 @@ from flask.testing import FlaskClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftloop.app import log_as_json
+from draftloop.app.log import log_as_json
 from draftloop.drafting.drafter import Drafter
 from draftloop.drafting.versions import AskOptions
 from draftloop.flywheel.adapters import Adapters
@@ -28,8 +28,9 @@ from draftloop.prompting.cases import Cases
 from draftloop.prompting.prompt import Promoted
 from draftloop.serving.answers import Answers
 from draftloop.serving.metrics import Metrics
-from draftloop.serving.protocol import Server
+from draftloop.serving.protocol import ProtocolServer
 from draftloop.serving.readiness import ModelCheck
+from draftloop.serving.web import WebApp
 from draftloop.support.logins import Logins
 from tests.adapters import run_of
 from tests.fake_board import FakeBoard
@@ -55,7 +56,7 @@ def fake() -> Iterator[FakeVllm]:
 
 def serve(
     fake: FakeVllm, folder: Path, board: FakeBoard | None = None, deadline_s: float = 5
-) -> Iterator[Server]:
+) -> Iterator[WebApp]:
     with VllmModel(fake.url, fake.name, find_adapter=Adapters(folder / "registry").find) as model:
         metrics = Metrics()
         drafter = Drafter(
@@ -63,31 +64,24 @@ def serve(
         )
         ledger = Ledger(f"sqlite:///{folder}/ledger.sqlite3")
         answers = Answers(drafter, ledger, CASES.find, board, deadline_s=deadline_s, metrics=metrics)
-        yield Server(
-            drafter,
-            CASES,
-            ledger,
-            answers,
-            Logins("ann", "páss"),
-            ModelCheck(model).check,
-            metrics,
-            model.check_served,
-            model.check_schema,
+        protocol = ProtocolServer(
+            drafter, CASES, ledger, answers, metrics, model.check_served, model.check_schema
         )
+        yield WebApp(protocol, Logins("ann", "páss"), ModelCheck(model).check)
         drafter.close()
 
 
 @pytest.fixture
-def server(fake: FakeVllm, tmp_path: Path) -> Iterator[Server]:
+def server(fake: FakeVllm, tmp_path: Path) -> Iterator[WebApp]:
     yield from serve(fake, tmp_path)
 
 
 @pytest.fixture
-def client(server: Server) -> FlaskClient:
+def client(server: WebApp) -> FlaskClient:
     return logged_in(server)
 
 
-def logged_in(server: Server) -> FlaskClient:
+def logged_in(server: WebApp) -> FlaskClient:
     client = server.wsgi().test_client()
     client.environ_base["HTTP_AUTHORIZATION"] = "Basic " + base64.b64encode("ann:páss".encode()).decode()
     return client
@@ -123,7 +117,7 @@ def setup(client: FlaskClient, extra_params: Any, config: str = CONFIG, project:
     return client.post("/setup", json=body)
 
 
-def test_health_and_readiness_need_no_password_and_everything_else_does(server: Server) -> None:
+def test_health_and_readiness_need_no_password_and_everything_else_does(server: WebApp) -> None:
     client = logged_in(replace(server, logins=replace(server.logins, wrong_logins=100)))
     client.environ_base.pop("HTTP_AUTHORIZATION")
     assert client.get("/health").status_code == 200
@@ -227,9 +221,11 @@ def test_extra_params_that_cannot_be_used_are_refused_in_a_sentence(
     assert predict(client, [task(1)])[0]["result"], "what was refused is not remembered"
 
 
-def test_a_model_that_cannot_be_checked_is_taken(server: Server) -> None:
+def test_a_model_that_cannot_be_checked_is_taken(server: WebApp) -> None:
     with VllmModel("http://127.0.0.1:9/v1", "x") as nobody:
-        client = logged_in(replace(server, check_served=nobody.check_served))
+        client = logged_in(
+            replace(server, protocol=replace(server.protocol, check_served=nobody.check_served))
+        )
         assert setup(client, {"model": "big"}).get_json()["model_version"].startswith("big-")
 
 
@@ -302,8 +298,8 @@ def test_a_redraft_is_neither_claimed_nor_told_nor_written(fake: FakeVllm, tmp_p
         item = ask(logged_in(server), {"result": [field("prompt", "again")]})
         assert item["result"] == []
         fake.answer, fake.fail = None, lambda _: 503
-        server.drafter.close()
-        assert (board.predictions, board.patched, server.answers.late()) == ([], [], 0)
+        server.protocol.drafter.close()
+        assert (board.predictions, board.patched, server.protocol.answers.late()) == ([], [], 0)
         ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3")
         assert ledger.reasons_of(7, 1) == []
         assert ledger.claim(7, [1], item["model_version"], 1) == {1}
@@ -413,11 +409,11 @@ def test_reasons_are_shown_in_the_page_and_cleared_by_a_better_draft(fake: FakeV
         fake.answer = lambda _: "no json"
         predict(client, [task(1), task(2)])
         assert sorted(task_id for task_id, _ in board.patched) == [1, 2]
-        told = board.patched[0][1]
-        assert told["text"] == "很好"
-        assert "There is no draft" in told["draft_status"]
+        shown = board.patched[0][1]
+        assert shown["text"] == "很好"
+        assert "There is no draft" in shown["draft_status"]
         fake.answer = None
-        predict(client, [{"id": 1, "data": told}], CONFIG.replace("neutral", "mixed"))
+        predict(client, [{"id": 1, "data": shown}], CONFIG.replace("neutral", "mixed"))
         assert board.patched[2:] == [(1, {"text": "很好", "draft_status": ""})]
 
 
@@ -434,7 +430,7 @@ def test_webhooks_are_noted(client: FlaskClient, action: str) -> None:
 
 
 def test_the_button_and_enough_annotations_start_a_training_job_that_is_told(
-    server: Server, tmp_path: Path
+    server: WebApp, tmp_path: Path
 ) -> None:
     started: list[Job] = []
 
@@ -537,9 +533,9 @@ def test_the_log_says_what_was_done_and_never_what_was_read_or_written(
 
 
 def test_a_defect_is_logged_by_place_without_the_words_of_the_exception(
-    client: FlaskClient, server: Server, capsys: pytest.CaptureFixture[str]
+    client: FlaskClient, server: WebApp, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.drafter.close()  # what is drafted now is a RuntimeError of the thread pool
+    server.protocol.drafter.close()  # what is drafted now is a RuntimeError of the thread pool
     body = {"tasks": [task(1, "投诉人林志远")], "label_config": CONFIG}
     answer = client.post("/predict", json=body)
     assert answer.status_code == 500

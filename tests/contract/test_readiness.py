@@ -10,14 +10,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from draftloop.app import (
-    log_as_json,
-    make_adapters,
-    make_drafter,
-    make_model,
-    make_model_checks,
-    warn_unless_ready,
-)
+from draftloop.app import make_adapters, make_drafter, make_model, make_model_checks, warn_unless_ready
+from draftloop.app.log import log_as_json
 from draftloop.cli.serve import cli
 from draftloop.errors import ServiceError, SetupError
 from draftloop.flywheel.adapters import Adapters
@@ -26,8 +20,9 @@ from draftloop.model.vllm import VllmModel
 from draftloop.prompting.cases import Cases
 from draftloop.prompting.prompt import Message, Promoted
 from draftloop.serving.answers import Answers
-from draftloop.serving.protocol import Server
+from draftloop.serving.protocol import ProtocolServer
 from draftloop.serving.readiness import ModelCheck, check_ready
+from draftloop.serving.web import WebApp
 from draftloop.settings import Settings, variables
 from tests.adapters import run_of
 from tests.fake_vllm import FakeVllm, fake_vllm
@@ -167,26 +162,26 @@ def test_ready_and_the_log_name_it(
         probe = partial(check_ready, make_model_checks(settings, cases, model, None), ledger)
         drafter = make_drafter(model, settings.model)
         client = (
-            Server(drafter, cases, ledger, Answers(drafter, ledger, cases.find), probe=probe)
+            WebApp(ProtocolServer(drafter, cases, ledger, Answers(drafter, ledger, cases.find)), probe=probe)
             .wsgi()
             .test_client()
         )
         answer, health = client.get("/ready"), client.get("/health")
         warn_unless_ready(probe, model.name)  # as the backend does when it starts
         drafter.close()
-    told = answer.get_json()
+    body = answer.get_json()
     assert health.status_code == 200
     if mistake.drafts:
-        assert (answer.status_code, told["status"]) == (200, "ready")
-        (words,) = told["warnings"]
+        assert (answer.status_code, body["status"]) == (200, "ready")
+        (words,) = body["warnings"]
     else:
         assert answer.status_code == 503
-        words = f"{told['error']} {told['hint']}"
+        words = f"{body['error']} {body['hint']}"
     assert mistake.named in words
     assert mistake.fix in words
     (line,) = [one for one in capsys.readouterr().out.splitlines() if mistake.named in one]
     assert mistake.fix in line
-    assert "wrong" not in f"{told}" + line or mistake.settings.get("MODEL_API_KEY") != "wrong"  # the key
+    assert "wrong" not in f"{body}" + line or mistake.settings.get("MODEL_API_KEY") != "wrong"  # the key
 
 
 @each

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from draftloop.errors import ServiceError, SetupError
-from draftloop.execution.interpreter import Answer, Interpreter
+from draftloop.execution.interpreter import Interpreter, InterpreterAnswer
 from draftloop.prompting.prompt import Message
 from draftloop.support.environments import ROOT, find_environment
 from tests.conftest import installed
@@ -41,11 +41,11 @@ class Played:
         self.asked: list[list[Message]] = []
         self.ran: list[str] = []
 
-    def ask(self, messages: Sequence[Message]) -> Answer:
+    def ask(self, messages: Sequence[Message]) -> InterpreterAnswer:
         self.asked.append(list(messages))
         if not self.scripts:
-            return Answer("That is all.", None)
-        return Answer("", self.scripts.pop(0))
+            return InterpreterAnswer("That is all.", None)
+        return InterpreterAnswer("", self.scripts.pop(0))
 
     def run(self, script: str) -> str:
         self.ran.append(script)

@@ -61,7 +61,7 @@ def settings(folder: Path, **more: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def server(
     file: tuple[Path, OutputFile], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[servers.Server]:
+) -> Iterator[servers.ServerProcess]:
     folder = tmp_path_factory.mktemp("serving")
     with fake_vllm(context_tokens=4096) as fake, installed():
         ours = settings(folder, MODEL_NAME=fake.name, MODEL_URL=fake.url, ARTIFACTS_URL=str(file[0]))
@@ -69,7 +69,7 @@ def server(
             yield started
 
 
-def port_of(server: servers.Server) -> int:
+def port_of(server: servers.ServerProcess) -> int:
     return int(server.url.rpartition(":")[2])
 
 
@@ -133,7 +133,7 @@ def until(done: Callable[[], bool], limit_s: float) -> bool:
     return True
 
 
-def answers_everybody_else(server: servers.Server) -> None:
+def answers_everybody_else(server: servers.ServerProcess) -> None:
     """Ask a few times what Label Studio and admins ask; each has to come back within seconds."""
     for _ in range(3):
         assert httpx.get(f"{server.url}/health", trust_env=False, timeout=10).status_code == 200
@@ -159,7 +159,7 @@ HALF_A_CHUNK = f"{POST}Authorization: {basic(LOGIN)}\r\nTransfer-Encoding: chunk
     ],
 )
 def test_five_hundred_slow_clients_hold_up_nobody_and_are_closed(
-    server: servers.Server, begin: bytes, drip: bytes
+    server: servers.ServerProcess, begin: bytes, drip: bytes
 ) -> None:
     with slow_clients(port_of(server), begin, drip) as clients:
         answers_everybody_else(server)
@@ -169,7 +169,7 @@ def test_five_hundred_slow_clients_hold_up_nobody_and_are_closed(
 
 
 def test_five_hundred_clients_that_do_not_read_a_file_hold_up_nobody_and_are_closed(
-    server: servers.Server, file: tuple[Path, OutputFile]
+    server: servers.ServerProcess, file: tuple[Path, OutputFile]
 ) -> None:
     path = f"/a/{file[1].sha256}?name=large.txt"
     begin = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: {basic(VIEWER)}\r\n\r\n".encode()
@@ -181,7 +181,7 @@ def test_five_hundred_clients_that_do_not_read_a_file_hold_up_nobody_and_are_clo
     assert answer.content == FILE
 
 
-def open_connections(server: servers.Server) -> int:
+def open_connections(server: servers.ServerProcess) -> int:
     """Count the server's established connections."""
     port = f"{port_of(server):04X}"
     lines = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]
@@ -189,13 +189,17 @@ def open_connections(server: servers.Server) -> int:
     return sum(row[1].endswith(f":{port}") and row[3] == "01" for row in rows)
 
 
-def test_more_connections_than_there_may_be_close_the_longest_idle_ones(server: servers.Server) -> None:
+def test_more_connections_than_there_may_be_close_the_longest_idle_ones(
+    server: servers.ServerProcess,
+) -> None:
     with slow_clients(port_of(server), HALF_A_HEADER, count=700) as clients:
         assert httpx.get(f"{server.url}/health", trust_env=False, timeout=5).status_code == 200
         assert until(lambda: sum(map(is_closed, clients[:101])) == 101, 2)
 
 
-def test_a_client_that_keeps_its_connection_is_not_closed_while_it_asks(server: servers.Server) -> None:
+def test_a_client_that_keeps_its_connection_is_not_closed_while_it_asks(
+    server: servers.ServerProcess,
+) -> None:
     with httpx.Client(base_url=server.url, auth=LOGIN, trust_env=False, timeout=5) as client:
         ends = time.monotonic() + 2 * LIMIT_S + 1
         ports = set()
@@ -206,7 +210,7 @@ def test_a_client_that_keeps_its_connection_is_not_closed_while_it_asks(server: 
     assert len(ports) == 1
 
 
-def ask(server: servers.Server, *pieces: bytes) -> tuple[int, bytes]:
+def ask(server: servers.ServerProcess, *pieces: bytes) -> tuple[int, bytes]:
     """Send pieces, then read the whole answer; gives its status and body."""
     with socket.create_connection(("127.0.0.1", port_of(server)), timeout=20) as client:
         for piece in pieces:
@@ -219,7 +223,7 @@ def ask(server: servers.Server, *pieces: bytes) -> tuple[int, bytes]:
 
 
 def post(
-    server: servers.Server, size: int, login: tuple[str, str] = LOGIN, path: str = "/predict"
+    server: servers.ServerProcess, size: int, login: tuple[str, str] = LOGIN, path: str = "/predict"
 ) -> httpx.Response:
     headers = {"Content-Type": "application/json"}
     return httpx.post(
@@ -227,7 +231,7 @@ def post(
     )
 
 
-def test_a_body_that_is_too_large_is_refused_in_words(server: servers.Server) -> None:
+def test_a_body_that_is_too_large_is_refused_in_words(server: servers.ServerProcess) -> None:
     assert post(server, (2 << 20)).status_code == 400  # taken, and no JSON
     for size in ((2 << 20) + 1, 30 << 20):
         answer = post(server, size)
@@ -247,7 +251,7 @@ def test_a_body_that_is_too_large_is_refused_in_words(server: servers.Server) ->
     assert "larger than 2 MB" in server.log.read_text()
 
 
-def test_the_body_of_whoever_has_no_login_is_not_read(server: servers.Server) -> None:
+def test_the_body_of_whoever_has_no_login_is_not_read(server: servers.ServerProcess) -> None:
     for path, login in (("/predict", ("x", "y")), ("/setup", VIEWER), ("/nowhere", ("x", "y"))):
         assert post(server, 30 << 20, login, path).status_code == 401
     # Nobody asks for it either.
@@ -264,7 +268,7 @@ def test_the_body_of_whoever_has_no_login_is_not_read(server: servers.Server) ->
     assert b"HTTP/1.1" not in rest
 
 
-def test_a_chunked_and_an_expected_body_arrive_whole(server: servers.Server) -> None:
+def test_a_chunked_and_an_expected_body_arrive_whole(server: servers.ServerProcess) -> None:
     body = b'{"action":"ANNOTATION_CREATED","project":{"id":7}}'
     login = f"Authorization: {basic(LOGIN)}\r\nContent-Type: application/json\r\nConnection: close\r\n"
     head = f"POST /webhook HTTP/1.1\r\nHost: x\r\n{login}"
@@ -288,14 +292,16 @@ def test_a_chunked_and_an_expected_body_arrive_whole(server: servers.Server) -> 
         (b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
     ],
 )
-def test_what_is_no_request_is_refused_in_words(server: servers.Server, request_: bytes, status: int) -> None:
+def test_what_is_no_request_is_refused_in_words(
+    server: servers.ServerProcess, request_: bytes, status: int
+) -> None:
     found, body = ask(server, request_)
     assert found == status
     assert b'"error"' in body
     assert b"waitress" not in body
 
 
-def test_no_header_moves_the_application_or_its_client(server: servers.Server) -> None:
+def test_no_header_moves_the_application_or_its_client(server: servers.ServerProcess) -> None:
     headers = {
         "SCRIPT_NAME": "/metrics",
         "Script-Name": "/metrics",
@@ -312,7 +318,7 @@ def test_no_header_moves_the_application_or_its_client(server: servers.Server) -
 
 
 @contextmanager
-def own_server(folder: Path, delay_s: float) -> Iterator[servers.Server]:
+def own_server(folder: Path, delay_s: float) -> Iterator[servers.ServerProcess]:
     """Start a backend of one test, whose model takes its time."""
     with fake_vllm(context_tokens=4096) as fake, installed():
         fake.delay_s = delay_s
@@ -321,7 +327,7 @@ def own_server(folder: Path, delay_s: float) -> Iterator[servers.Server]:
             yield started
 
 
-def predict(server: servers.Server, number: int) -> httpx.Response:
+def predict(server: servers.ServerProcess, number: int) -> httpx.Response:
     body = {
         "tasks": [{"id": number, "data": {"text": f"text {number}"}}],
         "label_config": CONFIG,
@@ -368,7 +374,7 @@ def test_a_process_that_dies_is_replaced(tmp_path: Path) -> None:
 
 
 def test_requests_that_do_not_wait_for_answers_are_answered_in_order_up_to_a_number(
-    server: servers.Server,
+    server: servers.ServerProcess,
 ) -> None:
     asked = [b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path for path in (b"/health", b"/versions", b"/ready")]
     with socket.create_connection(("127.0.0.1", port_of(server)), timeout=20) as client:
@@ -388,7 +394,7 @@ def test_requests_that_do_not_wait_for_answers_are_answered_in_order_up_to_a_num
         assert until(lambda: all(map(is_closed, clients)), LIMIT_S + 15)
 
 
-def test_no_bytes_stop_the_server(server: servers.Server) -> None:
+def test_no_bytes_stop_the_server(server: servers.ServerProcess) -> None:
     pieces = [
         b"GET ",
         b"POST ",
@@ -432,7 +438,7 @@ def test_no_bytes_stop_the_server(server: servers.Server) -> None:
     assert "Traceback" not in server.log.read_text()
 
 
-def test_the_server_has_no_socket_for_commands(server: servers.Server) -> None:
+def test_the_server_has_no_socket_for_commands(server: servers.ServerProcess) -> None:
     assert "Control socket" not in server.log.read_text()
 
 
@@ -445,7 +451,7 @@ SPELLINGS = (
 SENT = ("GET", "HEAD", "OPTIONS", "TRACE", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "X")
 
 
-def test_no_spelling_of_a_path_opens_it(server: servers.Server) -> None:
+def test_no_spelling_of_a_path_opens_it(server: servers.ServerProcess) -> None:
     escaped = [f"/%{ord(path[1]):x}{path[2:]}" for path in CLOSED]
     for path in (*CLOSED, *escaped, *map(str.upper, CLOSED)):
         for spelling in SPELLINGS:

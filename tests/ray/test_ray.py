@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from draftloop.app import RunsThere, _reruns
+from draftloop.app.execution import RemoteReruns, _reruns
 from draftloop.cli.servers import PYTHONPATH
 from draftloop.dataset import formats
 from draftloop.dataset.formats import FORMATS
@@ -301,7 +301,7 @@ def test_code_is_run_again_on_the_machines_and_counts_here_as_if_it_had_run_here
         )
         url = str(folder / "artifacts")
 
-        def told(name: str, each: Each, there: RunsThere | None) -> tuple[Report, int]:
+        def told(name: str, each: Each, there: RemoteReruns | None) -> tuple[Report, int]:
             reruns = _reruns(url, execution, 2, there)
             report = sync(
                 studio,
@@ -316,7 +316,7 @@ def test_code_is_run_again_on_the_machines_and_counts_here_as_if_it_had_run_here
 
         with LabelStudio(fake.url, "a-token") as studio:
             with machines() as cluster, RayData(cluster.address) as rays:
-                report, ran_here = told("there", rays, RunsThere(url, execution))
+                report, ran_here = told("there", rays, RemoteReruns(url, execution))
             assert (report.programs, report.ran, ran_here) == (12, 12, 0)
             assert report.counts["stopped_by"] == {"code_runs": 3, "files_exist": 3}
             report, ran_here = told("here", map, None)

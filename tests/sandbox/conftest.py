@@ -1,4 +1,4 @@
-"""Sandboxes as they are found in the field, and a look at what a run left behind.
+"""Sandboxes in each setting that they run in, and what a run left behind.
 
 root         root on a machine of its own: every layer
 root-bare    root in a container without extra privileges: no namespaces
@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from draftloop.execution.sandbox import SandboxProcess
-from draftloop.runs.job import Attempt, Job, Language, Limits, Script
+from draftloop.runs.job import Attempt, Language, Limits, SandboxJob, Script
 from draftloop.support.environments import find_environment
 from tests.conftest import installed
 
@@ -87,18 +87,18 @@ class Field:
     ) -> Attempt:
         """Run one script and demand that nothing of it is left but its outputs."""
         return self.run_job(
-            Job((Script(code, language),), inputs or {}, replace(Limits(), **limits), cold=cold)
+            SandboxJob((Script(code, language),), inputs or {}, replace(Limits(), **limits), cold=cold)
         )
 
-    def run_job(self, job: Job) -> Attempt:
+    def run_job(self, job: SandboxJob) -> Attempt:
         """Run a job and demand that nothing of it is left but its outputs."""
         self.outputs = Path(tempfile.mkdtemp(dir=self.home))
         attempt = self.sandbox.run(job, str(self.outputs))
         self.demand_nothing_left()
         if attempt.outcome != "ok":
             assert attempt.reason.endswith("."), attempt
-        found = {str(path.relative_to(self.outputs)) for path in self.outputs.rglob("*") if path.is_file()}
-        assert found == {file.path for file in attempt.files}
+        names = {str(path.relative_to(self.outputs)) for path in self.outputs.rglob("*") if path.is_file()}
+        assert names == {file.path for file in attempt.files}
         return attempt
 
     def demand_nothing_left(self) -> None:
@@ -132,7 +132,7 @@ def look(sandbox: SandboxProcess, home: Path) -> Left:
 
 
 def of_a_job(path: Path) -> bool:
-    """Say whether a user made this file that jobs run as; others use the machine too."""
+    """Check whether a user made this file that jobs run as; others use the machine too."""
     try:
         return path.parent.name == "jobs" or path.lstat().st_uid in USERS
     except FileNotFoundError:
@@ -140,7 +140,7 @@ def of_a_job(path: Path) -> bool:
 
 
 def descendants(root: int) -> set[int]:
-    """Give the processes below `root`, zombies too."""
+    """Return the processes below `root`, zombies too."""
     parents = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -149,14 +149,14 @@ def descendants(root: int) -> set[int]:
             except OSError:
                 continue
             parents[int(folder.name)] = int(text[text.rindex(")") + 2 :].split()[1])
-    found = {root}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
+    pids = {root}
+    while more := {pid for pid, parent in parents.items() if parent in pids} - pids:
+        pids |= more
+    return pids
 
 
 def python_of_sandbox() -> Path:
-    """Give the Python of the environment `sandbox`; skip, or fail in CI, where it is missing."""
+    """Return the Python of the environment `sandbox`; skip, or fail in CI, where it is missing."""
     with installed():
         return find_environment("sandbox") / "bin" / "python"
 
@@ -222,7 +222,7 @@ def _reached(python: Path, home: Path, uid: int | None) -> Path:
 
 @pytest.fixture(scope="session", params=TESTED)
 def place(request: pytest.FixtureRequest) -> Iterator[Field]:
-    """Give a sandbox of each mode, the same one to all tests."""
+    """Start a sandbox of each mode, the same one to all tests."""
     with started(request.param) as (sandbox, home):
         yield Field(
             request.param, sandbox, home, home / "inputs", look(sandbox, home), secret=home / "secret"
@@ -231,7 +231,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Field]:
 
 @pytest.fixture(scope="session")
 def one_place() -> Iterator[Field]:
-    """Give a sandbox with every layer that this user can have."""
+    """Start a sandbox with every layer that this user can have."""
     mode = "root" if os.getuid() == 0 else "user"
     with started(mode) as (sandbox, home):
         yield Field(mode, sandbox, home, home / "inputs", look(sandbox, home), secret=home / "secret")

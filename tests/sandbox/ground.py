@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from draftloop.runs.job import Attempt, Job, Limits, Script
+from draftloop.runs.job import Attempt, Limits, SandboxJob, Script
 from tests.sandbox.conftest import Field, Left, descendants
 from tests.sandbox.harm import HARM, LIMITS
 
@@ -54,7 +54,7 @@ class Ground:
         """Run an honest job, check all that came of it, and return the user that it ran as."""
         outputs = self.folder("honest")
         code = HONEST.replace("SECONDS", str(seconds))
-        job = Job((Script(code),), {"honest.csv": str(self.honest_input)})
+        job = SandboxJob((Script(code),), {"honest.csv": str(self.honest_input)})
         attempt = self.place.sandbox.run(job, str(outputs))
         assert (attempt.outcome, attempt.reason, attempt.stderr) == ("ok", "", ""), attempt
         assert [file.path for file in attempt.files] == ["made/sum.txt"]
@@ -81,7 +81,7 @@ class Ground:
         code = code.replace("{inputs!r}", repr(str(self.place.inputs)))
         code = code.replace("{python!r}", repr(self.python))
         inputs = {"honest.csv": str(self.honest_input)} if harm.with_input else {}
-        job = Job(
+        job = SandboxJob(
             (Script(code, harm.language),), inputs, replace(Limits(), **{**LIMITS, **limits, **harm.limits})
         )
         attempt = self.place.sandbox.run(job, str(self.folder("harm")))

@@ -1,4 +1,4 @@
-"""Attacks, each on one property: contained, nothing left, and told in words.
+"""Attacks, each on one property: contained, nothing left, and described in words.
 
 `place.run` demands after every run that no process, file, mount or System V object is left. Each test runs
 beside an honest job.
@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from draftloop.errors import SetupError
-from draftloop.runs.job import MIB, Job, Limits, Script
+from draftloop.runs.job import MIB, Limits, SandboxJob, Script
 from draftloop.sandbox.files import usage
 from draftloop.support.trees import remove_tree
 from tests.sandbox.conftest import CANARY, PLAIN_UID, Field
@@ -307,14 +307,14 @@ elif os.fstat(open({path!r}, "r+b").fileno()).st_rdev == os.stat("/dev/null").st
 
 
 def test_another_tasks_folder_cannot_be_read_or_written(place: Field) -> None:
-    found = place.home / f"there-{place.mode}"
-    found.mkdir()
+    folder = place.home / f"there-{place.mode}"
+    folder.mkdir()
     first = "import os, time\nopen('mine', 'w').write('of task 1')\nos.chmod('.', 0o777)\n"
     first += "os.chmod('mine', 0o666)\ntime.sleep(4)"
     outcome = []
 
     def run_first() -> None:
-        outcome.append(place.sandbox.run(Job((Script(first),)), str(found)).outcome)
+        outcome.append(place.sandbox.run(SandboxJob((Script(first),)), str(folder)).outcome)
 
     thread = threading.Thread(target=run_first)
     thread.start()
@@ -338,12 +338,12 @@ for words, attempt in {{
     except OSError as error:
         print(error.strerror)
 """
-    attempt = place.sandbox.run(Job((Script(second),)), str(found))
+    attempt = place.sandbox.run(SandboxJob((Script(second),)), str(folder))
     thread.join()
     assert attempt.outcome == "ok", attempt
     assert "POSSIBLE" not in attempt.stdout
     assert outcome == ["ok"]
-    assert (found / "mine").read_text() == "of task 1"
+    assert (folder / "mine").read_text() == "of task 1"
     place.demand_nothing_left()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from draftloop.errors import SetupError, TaskError
-from draftloop.runs.job import Attempt, Job, Language, Limits, Script
+from draftloop.runs.job import Attempt, Language, Limits, SandboxJob, Script
 from tests.conftest import CHROMIUM, missing
 from tests.sandbox.conftest import TESTED, Field, look, started
 
@@ -28,7 +28,7 @@ def browsing(request: pytest.FixtureRequest) -> Iterator[Field]:
 
 
 def run(place: Field, code: str, language: Language = "python", **inputs: str) -> Attempt:
-    return place.run_job(Job((Script(code, language),), inputs, LIMITS, profile="browser"))
+    return place.run_job(SandboxJob((Script(code, language),), inputs, LIMITS, profile="browser"))
 
 
 @pytest.mark.parametrize("mode", [mode for mode in TESTED if mode.endswith("bare")])
@@ -83,11 +83,11 @@ def test_two_jobs_do_not_meet(browsing: Field) -> None:
         "opened.listen()\nopened.settimeout(6)\n"
         "try:\n    opened.accept()\n    print('MET')\nexcept TimeoutError:\n    print('alone')"
     )
-    found: list[str] = []
+    printed: list[str] = []
 
     def listen() -> None:
-        job = Job((Script(listening),), {}, LIMITS, profile="browser")
-        found.append(browsing.sandbox.run(job, str(browsing.home)).stdout)
+        job = SandboxJob((Script(listening),), {}, LIMITS, profile="browser")
+        printed.append(browsing.sandbox.run(job, str(browsing.home)).stdout)
 
     thread = threading.Thread(target=listen)
     thread.start()
@@ -96,10 +96,10 @@ def test_two_jobs_do_not_meet(browsing: Field) -> None:
         "        socket.socket(socket.AF_UNIX).connect('\\0here')\n        print('MET')\n"
         "    except OSError:\n        pass"
     )
-    job = Job((Script(code),), {}, LIMITS, profile="browser")
+    job = SandboxJob((Script(code),), {}, LIMITS, profile="browser")
     assert browsing.sandbox.run(job, str(browsing.home)).stdout == ""
     thread.join()
-    assert found == ["alone\n"]
+    assert printed == ["alone\n"]
     browsing.demand_nothing_left()
 
 

@@ -12,8 +12,8 @@ from demo.corpus.code_failures import failure
 from demo.corpus.code_kinds import FAMILIES, KINDS, Family
 from demo.corpus.code_tasks import CodeTask, generate
 from demo.corpus.words import Split
-from draftloop.execution.runner import told
-from draftloop.runs.job import Attempt, Job, Limits, Script
+from draftloop.execution.runner import describe_attempt
+from draftloop.runs.job import Attempt, Limits, SandboxJob, Script
 from draftloop.runs.run import missing_outputs
 from tests.sandbox.conftest import Field
 
@@ -27,7 +27,7 @@ def run(place: Field, task: CodeTask, code: str) -> Attempt:
         path = place.inputs / name
         path.write_bytes(content)
         inputs[name] = str(path)
-    return place.run_job(Job((Script(code),), inputs, Limits()))
+    return place.run_job(SandboxJob((Script(code),), inputs, Limits()))
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
@@ -36,7 +36,9 @@ def test_every_program_leaves_the_right_files(one_place: Field, family: Family, 
     kinds = [kind for kind in KINDS if kind.family == family]
     for task in generate(split, COUNT, SEED, kinds):
         attempt = run(one_place, task, task.program)
-        said = f"{task.kind.name} {task.fault}: {task.instruction}\n{task.program}\n{told(attempt)}"
+        said = (
+            f"{task.kind.name} {task.fault}: {task.instruction}\n{task.program}\n{describe_attempt(attempt)}"
+        )
         assert attempt.outcome == "ok", said
         assert not mistakes(task, one_place.outputs, attempt.stdout), said
 
@@ -71,7 +73,7 @@ def test_what_a_model_is_told_of_a_fault_is_what_the_corpus_says(one_place: Fiel
     assert set(seen) == {"unit", "comma", "gap", "date_gap", "date_form", "long_row", "late_gb18030"}
     for fault, task in seen.items():
         attempt = run(one_place, task, task.first)
-        said = told(attempt, missing_outputs(attempt, task.outputs))
+        said = describe_attempt(attempt, missing_outputs(attempt, task.outputs))
         assert attempt.outcome == "failed", fault
         assert said == failure(task), fault
         mended = run(one_place, task, task.program)

@@ -16,12 +16,12 @@ def test_the_corpus_own_answers_are_all_right_those_with_a_fault_after_a_traceba
         assert len(messages) == 2 or "Traceback" in messages[-1]["content"]
         return target(task.first if len(messages) == 2 else task.program)
 
-    found = figures(evaluate(TASKS, ask))
+    measured = figures(evaluate(TASKS, ask))
     faults = sum(task.fault is not None for task in TASKS)
     assert faults >= 4
     plain = len(TASKS) - faults
     expected = {"count": plain, "ran": 1.0, "right": 1.0, "later": 0, "faults": faults, "mended": faults}
-    assert found == expected
+    assert measured == expected
 
 
 def test_wrong_answers_are_counted_as_what_they_are() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from draftloop.errors import ServiceError, SetupError, TaskError
 from draftloop.execution.sandbox import LastingSandbox, SandboxProcess, fresh_folder, own_prefix
-from draftloop.runs.job import Job, Limits, Script
+from draftloop.runs.job import Limits, SandboxJob, Script
 from draftloop.sandbox.containment import Containment
 from tests.sandbox.conftest import TESTED, Field, descendants, fresh_home, python_of_sandbox, started
 from tests.sandbox.ground import POOL
@@ -52,7 +52,7 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture
 def lasting() -> Iterator[tuple[LastingSandbox, Path]]:
-    """Give a sandbox that is started anew as the backend does it, and the folder that its folders are in."""
+    """Start a sandbox that is started anew as the backend does it, and the folder that its folders are in."""
     with fresh_home(None) as home:
         python = python_of_sandbox()
         sandbox = LastingSandbox(
@@ -65,7 +65,7 @@ def lasting() -> Iterator[tuple[LastingSandbox, Path]]:
 
 
 def hello(sandbox: LastingSandbox, home: Path) -> str:
-    return sandbox.run(Job((Script("print('hello')"),)), str(home)).stdout
+    return sandbox.run(SandboxJob((Script("print('hello')"),)), str(home)).stdout
 
 
 def test_more_bad_jobs_than_users_leave_every_user(place: Field) -> None:
@@ -98,7 +98,7 @@ def test_without_a_user_nothing_runs() -> None:
 def test_a_killed_server_leaves_no_process(mode: str) -> None:
     with started(mode) as (sandbox, home):
         running = subprocess.Popen(["sleep", "600"])  # of ours: it must not be ended
-        job = Job((Script(DAEMONS),))
+        job = SandboxJob((Script(DAEMONS),))
         attempt = run_beside(sandbox, job, home)
         assert until(lambda: len(list((home / "sandbox" / "jobs").glob("*/work/begun-*"))) == 4)
         tree = descendants(sandbox.pid)
@@ -113,7 +113,7 @@ def test_a_killed_server_leaves_no_process(mode: str) -> None:
     # its folder, with what it left, is no obstacle: `started` removes it
 
 
-def run_beside(sandbox: SandboxProcess | LastingSandbox, job: Job, home: Path) -> Callable[[], object]:
+def run_beside(sandbox: SandboxProcess | LastingSandbox, job: SandboxJob, home: Path) -> Callable[[], object]:
     pool = ThreadPoolExecutor(1)
     future = pool.submit(sandbox.run, job, str(home))
     pool.shutdown(wait=False)
@@ -167,7 +167,7 @@ def test_a_sandbox_starts_in_the_folder_of_one_that_left_anything() -> None:
             mounted = True
         try:
             with SandboxProcess(python_of_sandbox(), home / "sandbox", log=home / "log") as sandbox:
-                assert sandbox.run(Job((Script("print(1)"),)), str(home)).stdout == "1\n"
+                assert sandbox.run(SandboxJob((Script("print(1)"),)), str(home)).stdout == "1\n"
             assert Path("/proc/self/stat").exists()
             if mounted:
                 assert os.path.ismount(target / "mounted")
@@ -202,7 +202,7 @@ def test_without_the_start_of_another_a_fault_is_told_and_the_sandbox_ends() -> 
     ):
         (home / "sandbox" / "jobs").rename(home / "sandbox" / "gone")
         with pytest.raises(ServiceError, match="failed: FileNotFoundError"):
-            sandbox.run(Job((Script("print(1)"),)), str(home))
+            sandbox.run(SandboxJob((Script("print(1)"),)), str(home))
         assert sandbox.ends_within(10)
 
 
@@ -235,7 +235,7 @@ def test_a_job_that_a_killed_sandbox_took_along_is_run_once_more(
     sandbox, home = lasting
     assert hello(sandbox, home) == "hello\n"
     (guard,) = guards(home)
-    attempt = run_beside(sandbox, Job((Script("import time; time.sleep(1); print('slept')"),)), home)
+    attempt = run_beside(sandbox, SandboxJob((Script("import time; time.sleep(1); print('slept')"),)), home)
     time.sleep(0.3)
     for server in children(guard):
         os.kill(server, signal.SIGKILL)
@@ -256,7 +256,7 @@ def command(pid: int) -> bytes:
 
 def test_a_job_that_is_too_long_is_refused_and_nobody_else_is_disturbed(place: Field) -> None:
     with pytest.raises(TaskError, match="at most 64 MB"):
-        place.sandbox.run(Job((Script("#" * (65 << 20)),)), str(place.home))
+        place.sandbox.run(SandboxJob((Script("#" * (65 << 20)),)), str(place.home))
     assert place.sandbox.alive
     assert place.run("print(1)").stdout == "1\n"
 
@@ -274,11 +274,11 @@ def test_the_kernel_limits_all_jobs_together_where_it_can() -> None:
             assert any("cgroup" in words for words in sandbox.report.gaps)
             pytest.skip("no control group can be made here")
         code = "block = bytearray(4 << 30)\nfor at in range(0, len(block), 4096):\n    block[at] = 1"
-        job = Job((Script(code),), {}, replace(Limits(), memory_bytes=8 << 30))
+        job = SandboxJob((Script(code),), {}, replace(Limits(), memory_bytes=8 << 30))
         attempt = sandbox.run(job, str(home))
         assert attempt.outcome == "killed"
         assert "the memory of all jobs together was used up" in attempt.reason
-        assert sandbox.run(Job((Script("print(1)"),)), str(home)).stdout == "1\n"
+        assert sandbox.run(SandboxJob((Script("print(1)"),)), str(home)).stdout == "1\n"
         group = next(Path("/sys/fs/cgroup").glob(f"**/draftloop-sandbox-{sandbox.pid}"))
     assert not group.exists()
 
@@ -289,7 +289,7 @@ def _first_of_block(user: int) -> int:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root")
 def test_a_left_over_process_is_ended_and_one_in_a_container_is_not() -> None:
-    whoami = Job((Script("import os; print(os.getuid())"),))
+    whoami = SandboxJob((Script("import os; print(os.getuid())"),))
     for _ in range(5):  # another sandbox on this machine may take the users between the two starts
         with started("root") as (sandbox, home):  # whose users the next one gets
             first = _first_of_block(int(sandbox.run(whoami, str(home)).stdout))

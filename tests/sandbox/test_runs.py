@@ -16,9 +16,9 @@ from draftloop.cli import servers
 from draftloop.errors import ServiceError, SetupError, TaskError
 from draftloop.execution.sandbox import SandboxProcess
 from draftloop.runs.job import (
-    Job,
     Layer,
     Limits,
+    SandboxJob,
     Script,
     attempt_from_json,
     attempt_to_json,
@@ -44,7 +44,7 @@ plt.savefig("图表.png")
 
 
 def test_python_javascript_and_shell_hand_files_on(place: Field) -> None:
-    job = Job(
+    job = SandboxJob(
         (
             Script("import json; json.dump({'销售': [1, 2, 3]}, open('a.json', 'w')); print('python')"),
             Script(
@@ -64,7 +64,7 @@ def test_python_javascript_and_shell_hand_files_on(place: Field) -> None:
 
 
 def test_a_chain_ends_at_its_first_failure(place: Field) -> None:
-    job = Job((Script("exit 3", "shell"), Script("print('never')")))
+    job = SandboxJob((Script("exit 3", "shell"), Script("print('never')")))
     attempt = place.run_job(job)
     assert attempt.outcome == "failed"
     assert attempt.reason == "script.sh ended with exit status 3."
@@ -133,12 +133,12 @@ def test_a_large_input_costs_no_copy(place: Field) -> None:
     with large.open("wb") as file:
         file.write(b"a,b\n1,2\n" * 1_000_000)  # on the disk, the rest is not
         file.truncate(1_800_000_000)
-    code = "import os; found = os.stat('input/大文件.csv'); print(found.st_size, found.st_ino)\n"
+    code = "import os; status = os.stat('input/大文件.csv'); print(status.st_size, status.st_ino)\n"
     code += "print(open('input/大文件.csv', 'rb').read(7))"
     attempt = place.run(code, inputs={"大文件.csv": str(large)}, disk_bytes=1 << 20)
     assert attempt.outcome == "ok", attempt
-    found = large.stat()
-    assert attempt.stdout == f"{found.st_size} {found.st_ino}\nb'a,b\\n1,2'\n"
+    status = large.stat()
+    assert attempt.stdout == f"{status.st_size} {status.st_ino}\nb'a,b\\n1,2'\n"
     assert attempt.peak_memory_bytes < 1 << 30
 
 
@@ -174,7 +174,7 @@ def test_an_input_that_cannot_be_had_is_an_error_and_no_failure_of_the_code(plac
 @pytest.mark.parametrize("name", ["../a", "a/b", "", "..", "a\nb"])
 def test_an_input_has_a_plain_name(name: str) -> None:
     with pytest.raises(TaskError, match="no plain file name"):
-        Job((Script("1"),), {name: "/a"})
+        SandboxJob((Script("1"),), {name: "/a"})
 
 
 # ---------------------------------------------------------------- charts
@@ -261,13 +261,13 @@ def test_an_admin_adds_a_package_in_one_file(pytestconfig: pytest.Config) -> Non
         environment = {**os.environ, "DRAFTLOOP_HOME": str(home / "made")}
         setup = [str(home / "scripts" / "setup")]
         subprocess.run([*setup, "sandbox"], env=environment, check=True)
-        found = subprocess.run(
+        done = subprocess.run(
             [*setup, "--print", "sandbox"], env=environment, check=True, capture_output=True, text=True
         )
-        python = Path(found.stdout.strip(), "bin", "python")
+        python = Path(done.stdout.strip(), "bin", "python")
         with SandboxProcess(python, home / "sandbox", log=home / "log") as sandbox:
             assert "humanize" in {package.name for package in sandbox.report.packages}
-            job = Job((Script("import humanize; print(humanize.intcomma(1234567))"),))
+            job = SandboxJob((Script("import humanize; print(humanize.intcomma(1234567))"),))
             assert sandbox.run(job, str(home)).stdout == "1,234,567\n"
 
 
@@ -299,7 +299,7 @@ def test_a_job_can_be_cancelled(one_place: Field) -> None:
     threading.Timer(0.5, cancelled.set).start()
     began = time.monotonic()
     attempt = one_place.sandbox.run(
-        Job((Script("import time; print('begun'); time.sleep(50)"),)),
+        SandboxJob((Script("import time; print('begun'); time.sleep(50)"),)),
         str(one_place.home),
         cancelled=cancelled,
     )
@@ -313,7 +313,7 @@ def test_jobs_run_side_by_side(one_place: Field) -> None:
     spans: list[list[float]] = []
 
     def run() -> None:
-        attempt = one_place.sandbox.run(Job((Script(code),)), str(one_place.home))
+        attempt = one_place.sandbox.run(SandboxJob((Script(code),)), str(one_place.home))
         spans.append([float(line) for line in attempt.stdout.split()])
 
     threads = [threading.Thread(target=run) for _ in range(2)]
@@ -329,7 +329,7 @@ def test_more_jobs_than_there_is_room_for_wait_their_turn(one_place: Field) -> N
     outcomes = []
 
     def run() -> None:
-        outcomes.append(one_place.sandbox.run(Job((Script("print(1)"),)), str(one_place.home)).outcome)
+        outcomes.append(one_place.sandbox.run(SandboxJob((Script("print(1)"),)), str(one_place.home)).outcome)
 
     threads = [threading.Thread(target=run) for _ in range(12)]
     for thread in threads:
@@ -351,7 +351,7 @@ def test_many_runs_in_a_row_leave_nothing(one_place: Field, pytestconfig: pytest
         return sum(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def run(number: int) -> None:
-        job = Job((Script(f"open('a', 'w').write('x' * 1000); print({number})"),))
+        job = SandboxJob((Script(f"open('a', 'w').write('x' * 1000); print({number})"),))
         attempt = one_place.sandbox.run(job, str(one_place.home))
         assert attempt.stdout == f"{number}\n"
 
@@ -394,11 +394,11 @@ def test_a_backend_that_is_killed_takes_its_sandbox_along() -> None:
     code = f"""
 import sys, threading, time
 from pathlib import Path
-from draftloop.runs.job import Job, Script
+from draftloop.runs.job import SandboxJob, Script
 from draftloop.execution.sandbox import SandboxProcess
 home = Path({str(home)!r})
 sandbox = SandboxProcess(Path({str(python_of_sandbox())!r}), home / "sandbox")
-job = Job((Script("import time; time.sleep(60)"),))
+job = SandboxJob((Script("import time; time.sleep(60)"),))
 threading.Thread(target=sandbox.run, args=(job, "/tmp"), daemon=True).start()
 time.sleep(1)
 print("running", flush=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from draftloop.runs.job import MIB, Job, Limits, Script
+from draftloop.runs.job import MIB, Limits, SandboxJob, Script
 from tests.conftest import CHROMIUM, missing
 from tests.sandbox.conftest import Field, started
 
@@ -112,7 +112,7 @@ def test_a_csv_larger_than_the_memory_is_cleaned_and_charted(
     source = one_place.inputs / "订单.csv"
     rows, kept, sums = large_csv(source, megabytes * 1_000_000)
     limits = replace(Limits(), memory_bytes=700 * MIB, wall_s=280, cpu_s=280, disk_bytes=8 * MIB)
-    job = Job((Script(CLEAN_AND_CHART),), {"订单.csv": str(source)}, limits)
+    job = SandboxJob((Script(CLEAN_AND_CHART),), {"订单.csv": str(source)}, limits)
     try:
         attempt = one_place.run_job(job)
     finally:
@@ -136,7 +136,7 @@ def test_subtitles_are_burned_into_clips(one_place: Field) -> None:
     for name, words in {"first": "中文字幕", "second": "鑫淼焱垚"}.items():
         inputs[f"{name}.srt"] = one_place.inputs / f"{name}.srt"
         inputs[f"{name}.srt"].write_text(f"1\n00:00:00,000 --> 00:00:02,000\n{words}\n", encoding="utf-8")
-    job = Job((Script(BURN_SUBTITLES, "shell"),), {name: str(path) for name, path in inputs.items()})
+    job = SandboxJob((Script(BURN_SUBTITLES, "shell"),), {name: str(path) for name, path in inputs.items()})
     attempt = one_place.run_job(job)
     assert attempt.outcome == "ok", attempt
     assert [file.path for file in attempt.files] == ["first.mp4", "first.png", "second.mp4", "second.png"]
@@ -161,7 +161,7 @@ def test_a_page_is_screenshotted() -> None:
         limits = replace(Limits(), processes=400)
         outputs = home / "outputs"
         outputs.mkdir()
-        job = Job((Script(SCREENSHOT),), inputs, limits, profile="browser")
+        job = SandboxJob((Script(SCREENSHOT),), inputs, limits, profile="browser")
         attempt = sandbox.run(job, str(outputs))
         assert attempt.outcome == "ok", attempt
         assert attempt.stdout == "第一页.png (800, 600)\n第二页.png (800, 600)\n"
@@ -180,7 +180,7 @@ def test_logs_are_found_compressed_and_archived(place: Field) -> None:
     (place.inputs / "notes.txt").write_text("not a log\n")
     for name in ("empty-20240203.log", "notes.txt"):
         inputs[name] = str(place.inputs / name)
-    attempt = place.run_job(Job((Script(ARCHIVE_LOGS, "shell"),), inputs))
+    attempt = place.run_job(SandboxJob((Script(ARCHIVE_LOGS, "shell"),), inputs))
     assert attempt.outcome == "ok", attempt
     assert attempt.stdout == "3\n"
     assert [file.path for file in attempt.files] == ["logs.tar"]
@@ -211,7 +211,7 @@ def test_python_hands_json_to_node_and_node_to_the_shell(place: Field) -> None:
         ),
         Script("tr '{' '\\n' <report.json | grep -c city && gzip -k report.json", "shell"),
     )
-    attempt = place.run_job(Job(steps, {"销售.csv": str(source)}))
+    attempt = place.run_job(SandboxJob(steps, {"销售.csv": str(source)}))
     assert attempt.outcome == "ok", attempt
     assert attempt.stdout == "2\n"
     assert [file.path for file in attempt.files] == ["report.json", "report.json.gz", "sums.json"]

@@ -14,7 +14,7 @@ from demo.corpus.code_tasks import SYSTEM, generate, only_gb18030, target, user_
 from demo.corpus.words import Draw, Split, alphabet, word_files, word_list
 from draftloop.execution.heads import look
 from draftloop.execution.preview import to_text
-from draftloop.execution.runner import _TOLD_CHARS
+from draftloop.execution.runner import _SHOWN_CHARS
 from draftloop.importing.code_tasks import CodeTasks
 from draftloop.importing.rows import read_rows
 from draftloop.labelling.labelling import Task, compile_labelling
@@ -68,7 +68,7 @@ def test_what_follows_a_failure_is_told_as_the_backend_tells_it() -> None:
             (one["role"], one["content"]) for one in messages[2:]
         ]
         assert messages[3]["content"] == answered(output)
-    assert TOLD_CHARS == _TOLD_CHARS
+    assert TOLD_CHARS == _SHOWN_CHARS
 
 
 def test_a_mended_program_differs_from_the_first_one_and_says_what_the_traceback_says() -> None:

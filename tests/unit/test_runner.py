@@ -1,4 +1,4 @@
-"""Runs: scripts that hang, fail and are mended, deadlines, what is told of them, and nothing left behind."""
+"""Runs: scripts that hang, fail and are mended, deadlines, what a model reads of them, and cleaning up."""
 
 import threading
 import time
@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from draftloop.errors import ServiceError, SetupError, TaskError, Unreachable
-from draftloop.execution.runner import Runner, told
+from draftloop.execution.runner import Runner, describe_attempt
 from draftloop.prompting.prompt import Message
-from draftloop.runs.job import Attempt, Job, Limits, Refused, Script, Step
+from draftloop.runs.job import Attempt, Limits, Refused, SandboxJob, Script, Step
 from draftloop.runs.run import InputFile, run_key
 from tests.code_runs import sha256
 from tests.fake_sandbox import FakeLoop, FakeSandbox, FakeStore, python
@@ -41,7 +41,7 @@ def runner(sandbox: FakeSandbox, store: FakeStore, tmp_path: Path) -> Runner:
 def answers(
     *codes: str | None,
 ) -> tuple[list[Sequence[Message]], Callable[[Sequence[Message]], Script | None]]:
-    """Give a model that answers with these scripts, and what it was asked."""
+    """Make a model that answers with these scripts, and the list of what it is asked."""
     asked: list[Sequence[Message]] = []
     left = list(codes)
 
@@ -207,7 +207,7 @@ class Changing(FakeSandbox):
     path: Path
     content: str
 
-    def run(self, job: Job, outputs: str, *, cancelled: threading.Event | None = None) -> Attempt:
+    def run(self, job: SandboxJob, outputs: str, *, cancelled: threading.Event | None = None) -> Attempt:
         self.path.write_text(self.content)
         return super().run(job, outputs, cancelled=cancelled)
 
@@ -242,7 +242,7 @@ def test_what_is_told_of_a_run_is_bounded_and_keeps_the_ends() -> None:
     attempt = Attempt(
         "failed", "It failed.", (step,), 1, 1, 1, (), refused, tuple("n" * 999 for _ in range(50))
     )
-    words = told(attempt, [f"{number}.csv" for number in range(500)])
+    words = describe_attempt(attempt, [f"{number}.csv" for number in range(500)])
     assert len(words) < 10_000
     for part in ("exit status 1", "It failed.", "LAST", "KeyError", "0.csv", "the last 2000 of 100004"):
         assert part in words

@@ -16,11 +16,11 @@ from draftloop.runs.run import (
     InputFile,
     Run,
     inputs_of,
+    normalize_script,
     outputs_of,
     run_from_json,
     run_key,
     run_to_json,
-    settled,
 )
 from tests import code_runs
 
@@ -42,7 +42,7 @@ def test_a_run_survives_json() -> None:
 def test_what_a_text_box_does_to_code_keeps_its_run() -> None:
     boxed = Script("print(1)  \r\nprint(2)\n\n\n")
     assert run_key([boxed], [SALES]) == run_key([SCRIPT], [SALES])
-    assert settled(boxed) == settled(SCRIPT) == Script("print(1)\nprint(2)")
+    assert normalize_script(boxed) == normalize_script(SCRIPT) == Script("print(1)\nprint(2)")
 
 
 def test_keys_of_earlier_versions_find_their_runs() -> None:
@@ -69,15 +69,15 @@ def test_characters_that_a_program_may_print_are_part_of_its_key(mark: str) -> N
 
 @pytest.mark.parametrize("code", ['"""a \nb"""', "'a \\\n'", "1 + \\ \n1", "f'{a \n=}'", "rF'{a \n=}'"])
 def test_blanks_that_a_string_may_hold_stay(code: str) -> None:
-    assert settled(Script(code)).code == code
-    assert settled(Script("`a \nb`", "javascript")).code == "`a \nb`"
-    assert settled(Script("echo a\\ \nb", "shell")).code == "echo a\\ \nb"
+    assert normalize_script(Script(code)).code == code
+    assert normalize_script(Script("`a \nb`", "javascript")).code == "`a \nb`"
+    assert normalize_script(Script("echo a\\ \nb", "shell")).code == "echo a\\ \nb"
 
 
 def test_a_carriage_return_is_part_of_a_shell_word() -> None:
     unix, dos = Script("echo a\necho b", "shell"), Script("echo a\r\necho b", "shell")
     assert run_key([unix], []) != run_key([dos], [])
-    assert settled(dos) == dos
+    assert normalize_script(dos) == dos
 
 
 def test_blank_lines_at_the_beginning_move_line_numbers() -> None:
@@ -89,10 +89,10 @@ def test_blank_lines_at_the_beginning_move_line_numbers() -> None:
 @example("\\\n\n")
 @given(st.text(st.sampled_from("ab=1 \n\r\t\\'\"#:()\x0c\u2028\u3000"), max_size=40))
 def test_programs_with_one_key_are_one_program_to_python(code: str) -> None:
-    script = settled(Script(code))
+    script = normalize_script(Script(code))
     assert run_key([script], []) == run_key([Script(code)], [])
     assert _parsed(script.code) == _parsed(code)
-    assert settled(script) == script
+    assert normalize_script(script) == script
 
 
 def _parsed(code: str) -> str:
@@ -105,7 +105,7 @@ def _parsed(code: str) -> str:
 @given(st.lists(st.text(max_size=6), min_size=2, max_size=2, unique=True))
 def test_two_texts_have_one_key_only_where_they_settle_to_one(codes: list[str]) -> None:
     one, other = (Script(code) for code in codes)
-    assert (run_key([one], []) == run_key([other], [])) == (settled(one) == settled(other))
+    assert (run_key([one], []) == run_key([other], [])) == (normalize_script(one) == normalize_script(other))
 
 
 def test_a_lone_surrogate_has_a_key() -> None:

@@ -35,7 +35,7 @@ _DAY_S = 86400.0
 Kind = TypeVar("Kind")
 
 
-class What(StrEnum):
+class ArtifactsAction(StrEnum):
     """What to do with runs."""
 
     collect = "collect"
@@ -44,7 +44,7 @@ class What(StrEnum):
 
 @cli.command(cls=Verb, help=__doc__)
 def main(
-    what: Annotated[What, typer.Argument(help="Remove what is not in use, or show one run.")],
+    what: Annotated[ArtifactsAction, typer.Argument(help="Remove what is not in use, or show one run.")],
     key: Annotated[str, typer.Argument(help="The run to show.")] = "",
     project: Annotated[
         list[int] | None, typer.Option(help="Only runs of this project are in use; may be repeated.")
@@ -55,7 +55,7 @@ def main(
     api_key: ApiKeyOption = "",
 ) -> None:
     """Run the verb."""
-    if (what is What.show) != bool(key):
+    if (what is ArtifactsAction.show) != bool(key):
         raise typer.BadParameter("Say which: draftloop artifacts show KEY.")
     with plain_errors("Run the same command again."):
         settings = Settings()
@@ -91,7 +91,7 @@ def main(
 
 
 def runs_of(task: Mapping[str, Any]) -> set[str]:
-    """Give the keys of the runs that a task needs.
+    """Return the keys of the runs that a task needs.
 
     Args:
         task: Its data, annotations and predictions, as Label Studio lists them.

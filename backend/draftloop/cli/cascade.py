@@ -72,8 +72,8 @@ def main(  # one for each option
             _, overrides = parse_extra_params(label_studio.project(project).extra_params)
             ledger = Ledger(settings.store.ledger_url, existing=True)
             overrides = overrides.served_by(ledger.promoted(project))
-        found = HeldOutSamples(drafters.cases, label_studio).read(dataset)
-        chosen = choose_samples(found, case, budget, dataset)
+        samples = HeldOutSamples(drafters.cases, label_studio).read(dataset)
+        chosen = choose_samples(samples, case, budget, dataset)
         ModelCheck(model).check()
         ModelCheck(larger).check()
         small = overrides.model or model.name
@@ -100,7 +100,7 @@ def main(  # one for each option
         }
         page = cascade_page(small, larger.name, calibrations)
         _write(out_folder, {"cascade.json": json.dumps(about, indent=2) + "\n", "cascade.html": page})
-        _tell(calibrations)
+        _print_calibrations(calibrations)
         out.print(f"report: {out_folder / 'cascade.html'}")
         if threshold is None:
             out.print("Next: allow a larger --budget, correct more tasks, or train the small model")
@@ -115,7 +115,7 @@ def _write(folder: Path, files: Mapping[str, str]) -> None:
             write_atomically(folder / name, content.encode())
 
 
-def _tell(calibrations: Mapping[str, Calibration]) -> None:
+def _print_calibrations(calibrations: Mapping[str, Calibration]) -> None:
     for name, one in calibrations.items():
         out.print(escape(f"{name}: {one.chosen_on} texts to choose on, {one.measured_on} others to measure"))
         out.print(
@@ -136,5 +136,5 @@ def _tell(calibrations: Mapping[str, Calibration]) -> None:
             "tokens of the larger": f"{one.measured.larger_tokens:.0f} a draft instead of {alone:.0f}",
             "ms a draft": f"{one.measured.ms:.0f} instead of {one.larger['ms']['mean']:.0f}",
         }
-        for what, told in figures.items():
-            out.print(f"  {what:<24} {told}")
+        for what, figure in figures.items():
+            out.print(f"  {what:<24} {figure}")

@@ -1,4 +1,4 @@
-"""Typer's commands as the verbs need them: help as it is written, and programs that end.
+"""Typer commands for the verbs: help is not rewrapped, and a failed program ends.
 
 Imports nothing but Typer, so that `draftloop --help` starts at once.
 """
@@ -22,7 +22,7 @@ class Verb(TyperCommand):
 
 
 class Verbs(TyperGroup):
-    """The same for a command that has others below it."""
+    """A group of commands whose help is printed as it is written."""
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         """Write the help without wrapping it anew."""

@@ -1,4 +1,4 @@
-"""Drafters for the verbs, made from the settings; what several of them need is made once."""
+"""Drafters for the verbs, made from the settings; shared parts are made once."""
 
 from contextlib import ExitStack
 from functools import cached_property
@@ -11,7 +11,6 @@ from draftloop.app import (
     make_cache,
     make_drafter,
     make_examples,
-    make_execution,
     make_larger,
     make_larger_drafter,
     make_larger_model,
@@ -19,6 +18,7 @@ from draftloop.app import (
     make_neighbours,
     make_publisher,
 )
+from draftloop.app.execution import make_execution
 from draftloop.cli.terminal import Meter, out
 from draftloop.drafting.bulk import Records, Store, draft_project
 from draftloop.drafting.drafter import Drafter
@@ -42,7 +42,7 @@ class Drafters:
     """
 
     def __init__(self, settings: Settings) -> None:
-        """Make what they share; no server is asked yet.
+        """Make the shared parts; no request is sent yet.
 
         Raises:
             SetupError: A setting or a case is wrong.
@@ -65,7 +65,7 @@ class Drafters:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # What a failure leaves is not waited for: the process ends.
+        # After an error nothing is waited for: the process ends.
         if kind is None:
             for drafter in self._made:
                 drafter.close()
@@ -110,7 +110,7 @@ class Drafters:
     def store(
         self, label_studio: LabelStudio, project: Project, case: Case, ledger: Ledger, records: Path | None
     ) -> Store:
-        """Make what stores a project's drafts.
+        """Make the store of a project's drafts.
 
         Args:
             label_studio: Where the project is.
@@ -139,7 +139,7 @@ def draft_tasks(
     unbegun: bool = False,
     again: bool = False,
 ) -> bool:
-    """Draft a project's tasks and print what there is to do, how far it is and what was done.
+    """Draft a project's tasks and print what there is to do, its progress and the result.
 
     Args:
         drafter: Drafts.

@@ -76,7 +76,7 @@ def _measure(settings: Settings, datasets: Sequence[Path], snapshot: Path) -> No
         without = drafters.showing(None)
         shown = drafters.showing(Snapshot(snapshot, shown=settings.store.examples_shown))
         read = HeldOutSamples(drafters.cases, label_studio).read
-        for folder, name, held in [(at, *found) for at in datasets for found in read(at).items()]:
+        for folder, name, held in [(at, *entry) for at in datasets for entry in read(at).items()]:
             texts = len({row.sample.group for row in held.rows})
             out.print(f"{escape(name)}: {len(held.rows)} held-out samples of {texts} texts in {folder}")
             if texts < LEAST_GROUPS:
@@ -84,9 +84,12 @@ def _measure(settings: Settings, datasets: Sequence[Path], snapshot: Path) -> No
                 continue
             progress = Measuring()
             before, after = (
-                [found.outcome for found in measure(drafter, held, Overrides(), f"{name}, {way}", progress)]
+                [
+                    measured.outcome
+                    for measured in measure(drafter, held, Overrides(), f"{name}, {way}", progress)
+                ]
                 for drafter, way in ((without, "without corrections"), (shown, "with corrections"))
             )
-            found = gain(before, after)
-            for line in side_by_side(figures(before), figures(after), found._asdict()):
+            difference = gain(before, after)
+            for line in side_by_side(figures(before), figures(after), difference._asdict()):
                 out.print(line)

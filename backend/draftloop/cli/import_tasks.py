@@ -42,7 +42,7 @@ from draftloop.labelling.labelling import compile_labelling
 from draftloop.settings import Settings
 
 cli = app()
-_SHOWN = 20  # bad rows told one by one; the rest is counted
+_SHOWN = 20  # bad rows that are listed; the rest are counted
 
 
 @cli.command(cls=Verb, help=__doc__)

@@ -1,4 +1,4 @@
-"""The command `draftloop`: which verbs there are, and in which environment each runs.
+"""The command `draftloop`: its verbs, and the environment that each runs in.
 
 A verb's module is imported when the verb runs: what it brings along takes seconds.
 """
@@ -62,7 +62,7 @@ PANELS: dict[str, tuple[Command, ...]] = {
 COMMANDS = {command.name: command for commands in PANELS.values() for command in commands}
 
 
-class Draftloop(Verbs):
+class DraftloopGroup(Verbs):
     """All verbs, each imported when it is called."""
 
     _listing = False
@@ -97,7 +97,7 @@ class Draftloop(Verbs):
             self._listing = False
 
 
-cli = App(cls=Draftloop, help=_HELP, rich_markup_mode=None, pretty_exceptions_enable=False)
+cli = App(cls=DraftloopGroup, help=_HELP, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 def _print_version(wanted: bool) -> None:
@@ -111,7 +111,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@cli.callback(cls=Draftloop, help=_HELP, no_args_is_help=True)
+@cli.callback(cls=DraftloopGroup, help=_HELP, no_args_is_help=True)
 def main(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")

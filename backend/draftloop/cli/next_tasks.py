@@ -1,4 +1,4 @@
-"""Say which tasks to label next: those whose drafts are least certain, and no two that are much alike.
+"""List the tasks to label next: those whose drafts are least certain, and no two that are much alike.
 
 Ranks the tasks that nobody has begun by the scores of their drafts (what broke a rule comes first, what has
 no draft last) and by how alike their texts are, writes the place of the first ones into their data as

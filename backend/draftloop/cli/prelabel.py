@@ -48,7 +48,7 @@ def main(
             chosen = drafters.cases.find(
                 target.label_config, case or named, overrides.served_by(ledger.promoted(project))
             )
-            # A server that is down, or has no such model, is told at once.
+            # Report at once a server that is down, or lacks the model.
             drafters.model.check_served(chosen.overrides.model or settings.model.name, timeout_s=10)
             if drafters.larger is not None:
                 drafters.larger.check_served(drafters.larger.name, timeout_s=10)

@@ -104,7 +104,7 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
                     margin=margin / 100,
                     progress=Measuring(),
                 )
-                _tell(decision)
+                _print_decision(decision)
                 if not decision.promoted:
                     raise typer.Exit(3)
             else:
@@ -113,7 +113,7 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
                 out.print(f"rolled back: {was} no longer drafts project {project}; {drafts} does")
             target = label_studio.project(project)
             case = flywheel.current(target)
-            # The pages of tasks say why the version that is taken back needs a human: they are told anew.
+            # The pages of tasks show reasons of the version that is taken back: write those of the other one.
             done = draft_tasks(
                 drafter,
                 case,
@@ -137,14 +137,14 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _tell(decision: Decision) -> None:
+def _print_decision(decision: Decision) -> None:
     if decision.already:
         out.print(f"{decision.adapter.name} drafts this project already")
         return
-    for name, told in decision.evidence["cases"].items():
-        before, after, gain = told["before"], told["after"], told["gain"]
-        lost = f", {told['lost']} more are not what they were" if told["lost"] else ""
-        out.print(f"{escape(name)}: {before['samples']} held-out samples of {told['texts']} texts{lost}")
+    for name, figures in decision.evidence["cases"].items():
+        before, after, gain = figures["before"], figures["after"], figures["gain"]
+        lost = f", {figures['lost']} more are not what they were" if figures["lost"] else ""
+        out.print(f"{escape(name)}: {before['samples']} held-out samples of {figures['texts']} texts{lost}")
         for line in side_by_side(before, after, gain):
             out.print(line)
     out.print(f"evidence: {decision.evidence_file}")

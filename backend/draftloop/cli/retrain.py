@@ -17,7 +17,8 @@ import structlog
 import typer
 from rich.markup import escape
 
-from draftloop.app import log_as_json, make_adapters, trained_model
+from draftloop.app import make_adapters, trained_model
+from draftloop.app.log import log_as_json
 from draftloop.cli.commands import Verb, app
 from draftloop.cli.terminal import connect, err, out, plain_errors
 from draftloop.errors import SetupError
@@ -61,7 +62,7 @@ def main(
             options=shlex.split(settings.flywheel.train),
             adapters=make_adapters(settings.store),
             log=home / f"job-{job.id}.log" if begun else None,
-            progress=_Shown(job, logs=bool(begun)),
+            progress=_JobProgress(job, logs=bool(begun)),
         ).run()
         if state == "refused":
             out.print("Next: correct more tasks, then run the same command again")
@@ -69,7 +70,7 @@ def main(
         out.print(f"Next: look at the new drafts; draftloop promote --rollback --project {project} goes back")
 
 
-class _Shown:
+class _JobProgress:
     """What a job does: a line of the backend's log, where it was begun from there, else of the terminal."""
 
     def __init__(self, job: Job, *, logs: bool) -> None:

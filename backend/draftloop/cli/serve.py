@@ -139,7 +139,7 @@ def _install(name: str) -> None:
         raise typer.Exit(code)  # the script has said why
 
 
-def _follow(server: servers.Server) -> NoReturn:
+def _follow(server: servers.ServerProcess) -> NoReturn:
     """Copy the server's log to the terminal until it ends or Ctrl-C comes."""
     out.out(f"{server.name} answers at {server.url}; its log is {server.log}; Ctrl-C stops it.")
     code: int | None = None

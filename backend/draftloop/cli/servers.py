@@ -72,11 +72,11 @@ VLLM_CONTEXT_TOKENS = 2048  # of the demo and the tests; a model made for less g
 
 
 class ServerError(SetupError):
-    """A server did not start; the message says which, why, and how its log ends."""
+    """A server did not start; the message names it, the reason and the end of its log."""
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerProcess:
     """A running server; stop it with `stop()` or by leaving its `with` block."""
 
     name: str
@@ -85,7 +85,7 @@ class Server:
     process: subprocess.Popen[bytes] = field(repr=False)
 
     def wait(self, limit_s: float = 300) -> None:
-        """Wait until it says that it is well; it is stopped where it does not.
+        """Wait until its health check passes; stop it where that takes too long.
 
         Raises:
             ServerError: It ended, or did not answer within the limit.
@@ -98,11 +98,11 @@ class Server:
         return self.process.pid
 
     def stop(self, patience_s: float = 15) -> None:
-        """End the whole process group: SIGTERM, then SIGKILL for what is left after `patience_s`."""
+        """End the whole process group: SIGTERM, and SIGKILL after `patience_s`."""
         _signal_group(self.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(patience_s)
-        _signal_group(self.pid, signal.SIGKILL)  # also what outlived its parent
+        _signal_group(self.pid, signal.SIGKILL)  # also children that outlived it
         self.process.wait()
         atexit.unregister(self.stop)
 
@@ -124,7 +124,7 @@ def start_label_studio(
     port: int | None = None,
     host: str = LOCALHOST,
     webhooks: bool = True,
-) -> Server:
+) -> ServerProcess:
     """Start Label Studio on SQLite in `data_dir`; a new folder begins as a copy of a migrated one.
 
     Args:
@@ -173,7 +173,7 @@ def start_vllm(
     log: Path | None = None,
     lora_rank: int = 0,
     wait: bool = True,
-) -> Server:
+) -> ServerProcess:
     """Start vLLM on the CPU; `url` is its root, the API is below `/v1`.
 
     Args:
@@ -183,7 +183,7 @@ def start_vllm(
         extra: More flags; they win over the usual ones.
         log: Where the log goes; a temporary file if not given.
         lora_rank: Have it take LoRA adapters up to this rank while it runs (8, 16, 32, ...); 0 is none.
-        wait: Until it answers; else `Server.wait` does, and other servers can start meanwhile.
+        wait: Until it answers; else `ServerProcess.wait` does, and other servers can start meanwhile.
     Raises:
         ServerError: There is no such model, it ended, or it did not answer within five minutes.
     """
@@ -228,7 +228,7 @@ def start_backend(
     installed: str = "backend",
     workers: int = 1,
     options: Sequence[str] = (),
-) -> Server:
+) -> ServerProcess:
     """Start the backend under gunicorn, with our worker class and 64 threads a process.
 
     Args:
@@ -236,7 +236,7 @@ def start_backend(
         port: Wanted port; another free one is taken where it is not free.
         log: Where the log goes; a temporary file if not given.
         application: What gunicorn serves, in another form than our own server where that is wanted.
-        folder: Where it is served from; modules there are found.
+        folder: Current folder of the server; modules in it can be imported.
         installed: The environment that it runs in.
         workers: Processes.
         options: More of gunicorn's, which win over ours.
@@ -277,7 +277,7 @@ def gunicorn(
     return (
         *(str(python), "-m", "gunicorn", application, "--workers", str(workers), "--threads", str(threads)),
         *("--worker-class", "draftloop.serving.server.Worker", "--timeout", "120"),
-        "--no-control-socket",  # which code of the same user could call
+        "--no-control-socket",  # any code of the same user could send it commands
         *("--bind", address, "--chdir", str(folder)),
     )
 
@@ -301,7 +301,7 @@ def _label_studio(data_dir: Path, verb: str) -> tuple[str, ...]:
 
 
 def _seed_label_studio(data_dir: Path) -> None:
-    """Give a new `data_dir` the tables of a migrated one: migrating takes 40 to 110 s, copying one."""
+    """Copy a migrated database into a new `data_dir`, which takes 1 s; migrating takes 40 to 110 s."""
     database = "label_studio.sqlite3"
     data_dir.mkdir(parents=True, exist_ok=True)
     if (data_dir / database).exists():
@@ -332,7 +332,7 @@ def _seed_label_studio(data_dir: Path) -> None:
 
 
 def _fast_dtype() -> str:
-    """Name what this processor is fast in: without AVX-512, bfloat16 takes half as much time again."""
+    """Return the fast dtype of this processor: without AVX-512, bfloat16 takes 1.5 times as long."""
     with contextlib.suppress(OSError):
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("flags")[2].partition("\n")[0]
         if "avx512bw" not in flags.split():
@@ -354,7 +354,7 @@ def _child_environment(settings: Mapping[str, str]) -> dict[str, str]:
 
 def _start(
     name: str, url: str, command: Sequence[str], settings: Mapping[str, str], log: Path | None
-) -> Server:
+) -> ServerProcess:
     if log is None:
         log = Path(tempfile.mkdtemp(prefix="draftloop-")) / f"{name.lower().replace(' ', '-')}.log"
     with log.open("ab") as output:
@@ -366,12 +366,12 @@ def _start(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    server = Server(name, url, log, process)
+    server = ServerProcess(name, url, log, process)
     atexit.register(server.stop)
     return server
 
 
-def _wait_until_ready(server: Server, ready: Callable[[], bool], limit_s: float) -> None:
+def _wait_until_ready(server: ServerProcess, ready: Callable[[], bool], limit_s: float) -> None:
     end = time.monotonic() + limit_s
     try:
         while not ready():

@@ -71,9 +71,9 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
             number = Uploads(label_studio.send, label_studio.url).prepare()
             out.print(f"charts    project {number} holds the files of code runs that tasks show")
 
-        found = label_studio.project(project) if project else label_studio.find_project(title or case)
-        made = found is None
-        target = found or label_studio.create_project(title or case, xml)
+        known = label_studio.project(project) if project else label_studio.find_project(title or case)
+        made = known is None
+        target = known or label_studio.create_project(title or case, xml)
         say = f"made, {label_studio.url}/projects/{target.id}" if made else "already there"
         out.print(f"project   {target.id} '{escape(target.title)}' {say}")
 

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from draftloop.app import make_reruns
+from draftloop.app.execution import make_reruns
 from draftloop.cli.commands import Verb, app
 from draftloop.cli.terminal import ApiKeyOption, Meter, UrlOption, connect, out, plain_errors
 from draftloop.dataset.sync import sync

@@ -44,7 +44,7 @@ WORDS = (__doc__ or "").replace("FORMATS", ", ".join(form.name for form in FORMA
 
 
 def spread(engine: str, address: str) -> AbstractContextManager[Each]:
-    """Give what does the work for each task and sample: this process, or Ray's.
+    """Open what maps work over tasks and samples: this process, or Ray's.
 
     Raises:
         SetupError: There is no such engine, or it has no address.
@@ -65,16 +65,16 @@ def _rays(address: str) -> Iterator[Each]:
 
 
 def _collect_seldom() -> None:
-    # Pages of tasks are hundreds of thousands of objects without cycles: to look for some takes a tenth of a
-    # first sync. It is looked for less often, and not at all among what was there before.
+    # Pages of tasks are hundreds of thousands of objects without cycles; collecting them takes a tenth of a
+    # first sync. So collect less often, and freeze the objects that exist already.
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
 
 
 def _reruns(settings: Settings, *, elsewhere: bool) -> Reruns:
-    # It brings the parts of the server along, which most syncs need not wait for.
-    from draftloop.app import make_reruns  # noqa: PLC0415
+    # It imports the parts of the server, which most syncs do not need.
+    from draftloop.app.execution import make_reruns  # noqa: PLC0415
 
     return make_reruns(settings, elsewhere=elsewhere)
 

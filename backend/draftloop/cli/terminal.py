@@ -43,7 +43,7 @@ ApiKeyOption = Annotated[
 
 
 def connect(settings: "Settings", url: str, api_key: str) -> "LabelStudio":
-    """Connect to Label Studio and check the token, so that a wrong one is told before any work."""
+    """Connect to Label Studio and check the token, so that a wrong one is reported before any work."""
     # Not above: the environment `train` has no SDK of Label Studio.
     from draftloop.labelstudio import LabelStudio  # noqa: PLC0415
 
@@ -55,13 +55,13 @@ def connect(settings: "Settings", url: str, api_key: str) -> "LabelStudio":
 
 @contextmanager
 def plain_errors(again: str) -> Iterator[None]:
-    """Say expected errors in a sentence or two and exit with 1.
+    """Print expected errors in a sentence or two and exit with 1.
 
     Args:
         again: What to do after an interruption.
     """
-    # A service manager's stop is a Ctrl-C: what was started is stopped. What a shell runs in the background
-    # ignores Ctrl-C, but has to end all the same when it is told to.
+    # Treat SIGTERM, a service manager's stop, as Ctrl-C, so that servers we started are stopped. A command in
+    # a shell's background ignores Ctrl-C, but not SIGTERM.
     handler = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGTERM, handler if callable(handler) else signal.default_int_handler)
     try:
@@ -85,7 +85,7 @@ class Meter:
     """Progress with rate and time left on stderr: a bar in a terminal, a line now and then in a file."""
 
     def __init__(self, doing: str = "", total: int | None = None) -> None:
-        """Make it; without words it shows nothing until something begins."""
+        """Prepare; without words nothing is shown until a part begins."""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -110,7 +110,7 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """Seconds since what is shown began."""
+        """Seconds since the current part began."""
         return time.monotonic() - self._started
 
     def begin(self, doing: str, total: int | None = None, *, done: int = 0) -> None:
@@ -138,13 +138,13 @@ class Meter:
 
 
 class Measuring:
-    """Says what is being measured, and how far it is."""
+    """Prints what is measured, with its progress."""
 
     def __init__(self) -> None:
         self._done = 0
 
     def begin(self, doing: str, total: int | None = None, *, done: int = 0) -> None:
-        """Say what is measured."""
+        """Print what is measured."""
         self._done = done
         err.print(f"measuring {escape(doing)}")
 

@@ -69,19 +69,19 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
         name = case_of(own, case)
         replays = tuple(open_replay(words) for words in replay or ())
         corpus = gather(own, replays, model, recipe, dpo=dpo)
-        _say(corpus, recipe.max_tokens)
-        # It loads torch, which takes seconds; what can be refused is refused by now.
+        _print_corpus(corpus, recipe.max_tokens)
+        # It imports torch, which takes seconds; the options are checked by now.
         from draftloop.training.make import Job, make  # noqa: PLC0415
 
         job = Job(model, own, replays, recipe, name, dpo)
-        with _Shown() as shown:
+        with _StageMeters() as shown:
             record = make(job, corpus, out_folder, resume=resume, progress=shown)
         if record is None:
             raise KeyboardInterrupt
-        _say_end(record, out_folder)
+        _print_end(record, out_folder)
 
 
-class _Shown:
+class _StageMeters:
     """A meter for each stage."""
 
     def __init__(self) -> None:
@@ -109,29 +109,29 @@ class _Shown:
             self._meter.advance(count)
 
 
-def _say(corpus: Corpus, limit: int) -> None:
-    told = corpus.counts()
-    words = f"{told['own']} rows of the dataset"
-    words += f", {told['replayed']} replayed" if told["replayed"] else ""
-    words += f", {told['pairs']} pairs" if told["pairs"] else ""
-    err.print(escape(f"{words}; longest: {told['longest_tokens']} tokens"))
-    if told["held_out"]:
-        err.print(f"{told['held_out']} rows are left out: a dataset holds their questions out")
-    if told["not_rendered"]:
+def _print_corpus(corpus: Corpus, limit: int) -> None:
+    counts = corpus.counts()
+    words = f"{counts['own']} rows of the dataset"
+    words += f", {counts['replayed']} replayed" if counts["replayed"] else ""
+    words += f", {counts['pairs']} pairs" if counts["pairs"] else ""
+    err.print(escape(f"{words}; longest: {counts['longest_tokens']} tokens"))
+    if counts["held_out"]:
+        err.print(f"{counts['held_out']} rows are left out: a dataset holds their questions out")
+    if counts["not_rendered"]:
         err.print(
-            f"[yellow]{told['not_rendered']} rows are left out:[/yellow] the base model's chat template "
+            f"[yellow]{counts['not_rendered']} rows are left out:[/yellow] the base model's chat template "
             "does not write them as they are"
         )
-        for row in told["not_rendered_rows"]:
+        for row in counts["not_rendered_rows"]:
             err.print(escape(f"  {row['file']}, line {row['line']}: {row['reason']}"))
-    if told["too_long"]:
-        err.print(f"[yellow]{told['too_long']} rows are left out:[/yellow] longer than {limit} tokens")
-        for row in told["too_long_rows"]:
+    if counts["too_long"]:
+        err.print(f"[yellow]{counts['too_long']} rows are left out:[/yellow] longer than {limit} tokens")
+        for row in counts["too_long_rows"]:
             err.print(escape(f"  {row['file']}, line {row['line']}: {row['tokens']} tokens"))
         err.print("  Set max_tokens higher to train on them.")
 
 
-def _say_end(record: dict[str, Any], folder: Path) -> None:
+def _print_end(record: dict[str, Any], folder: Path) -> None:
     first, last = record["loss"][0], record["loss"][-1]
     out.print(
         escape(

@@ -29,7 +29,7 @@ from draftloop.settings import Settings
 cli = app()
 
 
-class What(StrEnum):
+class VersionsAction(StrEnum):
     """What to do with versions."""
 
     list = "list"
@@ -38,14 +38,14 @@ class What(StrEnum):
 
 @cli.command(cls=Verb, help=__doc__)
 def main(
-    what: Annotated[What, typer.Argument(help="List them, or show one.")] = What.list,
+    what: Annotated[VersionsAction, typer.Argument(help="List them, or show one.")] = VersionsAction.list,
     version: Annotated[str, typer.Argument(help="The version to show.")] = "",
     task: Annotated[int, typer.Option(help="What came of this task (its number in Label Studio).")] = 0,
     project: Annotated[int, typer.Option(help="Only of this project; 0 is all.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Run the verb."""
-    if (what is What.show) != bool(version):
+    if (what is VersionsAction.show) != bool(version):
         raise typer.BadParameter("Say which: draftloop versions show VERSION.")
     if version and task:
         raise typer.BadParameter("Either a version or a task.")
@@ -74,12 +74,12 @@ def main(
             out.print("no versions yet: they come with the first /setup or draft")
 
 
-def _print(found: Any) -> None:
-    if isinstance(found, list) and all(isinstance(entry, str) for entry in found):
-        for entry in found:
+def _print(reply: Any) -> None:
+    if isinstance(reply, list) and all(isinstance(entry, str) for entry in reply):
+        for entry in reply:
             out.print(escape(entry))
     else:
-        out.out(json.dumps(found, ensure_ascii=False, indent=2))
+        out.out(json.dumps(reply, ensure_ascii=False, indent=2))
 
 
 def _line(row: KeptVersion) -> str:

@@ -36,7 +36,7 @@ from draftloop.errors import TaskError
 from draftloop.labelling.labelling import Value
 from draftloop.prompting.prompt import Case
 from draftloop.runs.job import Attempt, Script
-from draftloop.runs.run import INSTRUCTION_KEY, InputFile, Run, inputs_of, outputs_of, settled
+from draftloop.runs.run import INSTRUCTION_KEY, InputFile, Run, inputs_of, normalize_script, outputs_of
 
 VERDICT_KEY = "verdict"  # controls of a code task's config, where it has them
 COMMENT_KEY = "comment"
@@ -370,7 +370,7 @@ def _story(run: Run) -> list[Attempt]:
 
 
 def _scripts(attempt: Attempt) -> list[Script]:
-    return [settled(step.script) for step in attempt.steps]
+    return [normalize_script(step.script) for step in attempt.steps]
 
 
 def _told(attempt: Attempt) -> Told:

@@ -19,7 +19,7 @@ from draftloop.dataset.code_gates import CodeTask, finished, run_again
 from draftloop.dataset.gates import Rejected
 from draftloop.dataset.sample import Sample, canonical
 from draftloop.errors import SetupError
-from draftloop.execution.runner import Runner, Store
+from draftloop.execution.runner import Runner, RunStore
 from draftloop.runs.job import Attempt, Script
 from draftloop.runs.run import InputFile, Run, run_key
 from draftloop.support.retry import retrying
@@ -36,7 +36,7 @@ class Reruns:
     """Runs submitted programs again. Safe to call from several threads."""
 
     def __init__(
-        self, store: Store, runner: Runner | None, jobs: int, there: Callable[[Work], int] | None = None
+        self, store: RunStore, runner: Runner | None, jobs: int, there: Callable[[Work], int] | None = None
     ) -> None:
         """Prepare; nothing is started yet.
 

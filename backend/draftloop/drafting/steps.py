@@ -146,7 +146,7 @@ class Steps:
         if neighbour is not None:
             shown = (*shown, Shown(neighbour.question, neighbour.answer))
         grammar = self.values.grammar(request)
-        return self.coding.mended(
+        return self.coding.run_and_correct(
             request.case,
             request.task,
             self.values.ask(request, messages, grammar, shown),

@@ -1,6 +1,6 @@
-"""What runs leave, kept by content: files under their SHA-256, runs under their key; in a folder or on S3.
+"""The store of runs: files under their SHA-256, runs under their key; in a folder or on S3.
 
-Knows fsspec, and that a file is there whole or not at all. Does not know what is in a file, how it is
+Knows fsspec, and how to write so that nobody reads half a file. Does not know what is in a file, how it is
 shown or who may see it. Safe to use from several threads, processes and machines at once.
 
     files/ab/ab12...     the bytes whose SHA-256 is ab12...
@@ -30,16 +30,16 @@ from draftloop.support.files import hash_file, replacing_file
 _HOW = "Set ARTIFACTS_URL to a folder, file:///folder or s3://bucket/prefix."
 _NAME = re.compile(r"[0-9a-f]{64}")  # of a file and of a run: never a path
 _CHUNK = 1 << 20
-# What is stored again after this long is written anew, so that `collect` takes it for new.
+# A file that is stored again after this long is rewritten, so that `collect` counts it as new.
 _FRESH_S = 3600.0
-# How long a count of all that the store holds is good for, and at the limit, where it is counted once more.
+# How long a count of the whole store is reused; the second, near the limit, before it is counted once more.
 _COUNT_S = 900.0
 _RECOUNT_S = 30.0
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What was removed, or would have been, and what stays; `size_bytes` of what goes."""
+    """How much was removed, or would be in a dry run, and how much stays; `size_bytes` is what goes."""
 
     runs: int
     files: int
@@ -52,7 +52,7 @@ class Artifacts:
     """A store of files and runs."""
 
     def __init__(self, url: str, *, max_bytes: int = 0) -> None:
-        """Open the store; nothing is made or asked yet.
+        """Prepare; nothing is read or written yet.
 
         Args:
             url: Path of a folder, `file:///folder`, or `s3://bucket/prefix`, whose endpoint and keys
@@ -71,20 +71,20 @@ class Artifacts:
         self._held_bytes = 0
         self._counted = -math.inf  # when, on the monotonic clock
         self._local = kind == "file"
-        # Others write there too, so what was listed a moment ago says nothing.
+        # Others write there too, so listings must not be cached.
         options: dict[str, Any] = {"use_listings_cache": False} if kind == "s3" else {}
         try:
-            found: tuple[Any, str] = fsspec.core.url_to_fs(url, **options)
+            located: tuple[Any, str] = fsspec.core.url_to_fs(url, **options)
         except ImportError as error:
             raise SetupError(
                 "ARTIFACTS_URL is on S3, and s3fs is not installed.", hint="Install draftloop[s3]."
             ) from error
         self._foreign = _errors_of_s3() if kind == "s3" else (OSError,)
-        self._fs = found[0]
-        self._root = found[1].rstrip("/")
+        self._fs = located[0]
+        self._root = located[1].rstrip("/")
 
     def keep(self, folder: Path, files: Sequence[OutputFile]) -> None:
-        """Store files that code left; what is there already is not stored again.
+        """Store files that code left, without those that the store has.
 
         Args:
             folder: Where they lie.
@@ -121,7 +121,7 @@ class Artifacts:
             return cast("BinaryIO", self._fs.open(path, "rb", **options))
 
     def size(self, sha256: str) -> int:
-        """Give a file's size in bytes.
+        """Return a file's size in bytes.
 
         Raises:
             TaskError: There is none, or this is no SHA-256.
@@ -139,11 +139,11 @@ class Artifacts:
         """
         path = self._run(run.key)
         with self._ours(f"run {run.key}"), self._aside(path) as aside:
-            # ASCII, because programs print half characters too.
+            # ASCII, because programs print lone surrogates too.
             self._fs.pipe_file(aside, json.dumps(run_to_json(run)).encode())
 
     def run(self, key: str) -> Run | None:
-        """Give the run of a key; None where there is none.
+        """Return the run of a key; None where there is none.
 
         Raises:
             TaskError: This is no key.
@@ -183,7 +183,7 @@ class Artifacts:
                 return None
 
     def collect(self, keep: Collection[str], older_than_s: float, *, dry_run: bool) -> Collected:
-        """Remove runs that nobody needs, then files that no run which stays refers to.
+        """Remove runs that nobody needs, then files that no remaining run refers to.
 
         Whatever is younger stays, so that a run being written loses nothing.
 
@@ -196,8 +196,8 @@ class Artifacts:
         """
         before = time.time() - older_than_s
         with self._ours("what to remove"):
-            files = dict(self._found("files"))
-            runs = dict(self._found("runs"))
+            files = dict(self._listed("files"))
+            runs = dict(self._listed("runs"))
             gone = {path for path, (_, at) in runs.items() if Path(path).stem not in keep and at < before}
             kept = [path for path in runs if path not in gone and path.endswith(".json")]
             needed = {self._file(sha256) for path in kept for sha256 in self._files_of(path)}
@@ -216,7 +216,7 @@ class Artifacts:
         )
 
     def _demand_room(self, files: Sequence[OutputFile]) -> None:
-        """Count what is to be stored, against what was there when it was counted last.
+        """Check the limit: what was counted last, and what is to be stored.
 
         Others write there too, and what they write is known after the next count: the limit may be passed by
         what they store in between.
@@ -257,15 +257,15 @@ class Artifacts:
             if _changed(self._fs.info(path)) < before:  # not stored again meanwhile
                 self._fs.rm_file(path)
         except FileNotFoundError:
-            pass  # another collection was here
+            pass  # another collection removed it
 
-    def _found(self, folder: str) -> Iterator[tuple[str, tuple[int, float]]]:
-        """Give path, size and time of everything in a folder, half-written files included."""
+    def _listed(self, folder: str) -> Iterator[tuple[str, tuple[int, float]]]:
+        """Yield path, size and time of every file in a folder, half-written ones included."""
         try:
-            found = self._fs.find(f"{self._root}/{folder}", detail=True)
+            entries = self._fs.find(f"{self._root}/{folder}", detail=True)
         except FileNotFoundError:
             return
-        for path, info in found.items():
+        for path, info in entries.items():
             yield path.rstrip("/"), (int(info["size"] or 0), _changed(info))
 
     def _files_of(self, path: str) -> set[str]:
@@ -280,18 +280,18 @@ class Artifacts:
             info = self._fs.info(path)
         except FileNotFoundError:
             return False
-        # A size that differs is a file that a crash of the machine left.
+        # A file of another size was left by a crash of the machine.
         return bool(info["size"] == size_bytes and time.time() - _changed(info) < _FRESH_S)
 
     @contextmanager
     def _aside(self, path: str) -> Iterator[str]:
-        """Give the path to write to; where a reader could see half of a file, another than its own."""
+        """Return the path to write to: a temporary one where readers could see half of a file."""
         if not self._local:
             yield path  # an object appears when it is whole
             return
         final = Path(path)
         final.parent.mkdir(parents=True, exist_ok=True)
-        # What a power cut left of a file has another size, and is stored again.
+        # A file that a power cut damaged has another size, and is stored again.
         with replacing_file(final, by_several=True, durable=False) as part:
             yield str(part)
 
@@ -314,7 +314,7 @@ class Artifacts:
 
     @contextmanager
     def _ours(self, what: str) -> Iterator[None]:
-        """Translate what the file systems raise."""
+        """Convert errors of the file systems to ours."""
         try:
             yield
         except self._foreign as error:
@@ -343,7 +343,7 @@ def _digest(path: Path) -> str:
 
 
 def _changed(info: Mapping[str, Any]) -> float:
-    """Give when a file was written, in seconds since 1970: each file system says it in its own way."""
+    """Return when a file was written, in seconds since 1970, from the entry of any file system."""
     moment = next(info[key] for key in ("mtime", "LastModified", "created") if key in info)
     return moment.timestamp() if isinstance(moment, datetime) else float(moment)
 

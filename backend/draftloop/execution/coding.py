@@ -1,7 +1,7 @@
-"""The code of drafts: run, mended by the model that wrote it, and judged.
+"""The code of drafts: run, corrected by the model that wrote it, and judged.
 
 Knows which field of a case is a program and what a draft becomes when that program is run. Does not know how
-a model is asked or how code is contained: the first is handed in, the second is `runner`.
+a model is called (the caller passes a function) or how code is contained (`runner`).
 """
 
 import threading
@@ -33,13 +33,13 @@ from draftloop.support.text import has_lone_surrogate
 _log = structlog.get_logger("backend")
 
 _QUOTED_CHARS = 300  # of what a program printed
-_TRIES = 3  # where the sandbox fails: the next try starts it anew
-_LEAST_S = 1.0  # what is run at the deadline is ended at once, and said to be late
+_TRIES = 3  # where the sandbox fails: the next try starts a new one
+_LEAST_S = 1.0  # a run that starts at the deadline is ended at once, as late
 
 
 @dataclass(frozen=True)
 class Answered:
-    """What a model answered, the answer that is kept last, and what came of its code."""
+    """What a model answered, with the answer that is kept last, and the run of its code."""
 
     value: Value | None
     reasons: tuple[Reason, ...]
@@ -47,7 +47,7 @@ class Answered:
     run: Run | None = None
 
 
-# Asks the model again, with messages that tell what came of its earlier code.
+# Calls the model again, with messages on the runs of its earlier code.
 Ask = Callable[[Sequence[Message]], Answered]
 
 
@@ -65,13 +65,13 @@ class Coding:
         self._closed = closed
 
     def environment(self, case: Case) -> str:
-        """Say where a case's code runs; empty for other cases, and where it does not."""
+        """Describe where a case's code runs; empty for other cases, and where it does not run."""
         if case.labelling.program is None or self._execution is None:
             return ""
         return self._execution.runner.describe()
 
     def manifest(self, case: Case) -> Mapping[str, Any]:
-        """Return the part of a manifest that says what comes of a case's code; empty for other cases."""
+        """Return the part of a manifest that decides what a case's code does; empty for other cases."""
         if case.labelling.program is None:
             return {}
         if self._execution is None:
@@ -79,7 +79,7 @@ class Coding:
         return {"execution": {"mode": self._execution.mode, **self._execution.runner.parts()}}
 
     def rerun_of_human(self, case: Case, task: Task, value: Value, *, limit_s: float) -> Run | None:
-        """Run exactly the code that a human has in the page; what ran already is not run again.
+        """Run exactly the code that a human has in the page, unless the store has its run.
 
         Returns:
             The run; None where the value holds no code, or code is not run here.
@@ -97,18 +97,18 @@ class Coding:
         return self.rerun(case, task, value, time.monotonic() + limit_s, origin="human")
 
     def rerun(self, case: Case, task: Task, value: Value, ends: float, *, origin: Origin) -> Run | None:
-        """Run a value's code once, unless it ran to its end before: then that run is given.
+        """Run a value's code once; where it ran to its end before, return that run.
 
         Args:
             case: The task's case.
             task: The task.
             value: What holds the code.
-            ends: When it is ended, on the monotonic clock.
+            ends: The deadline, on the monotonic clock.
             origin: Who wants it.
         Returns:
             The run; None where the value holds no code, or code is not run here.
         Raises:
-            TaskError: The task's input files are not there, or not what they were.
+            TaskError: An input file of the task is missing, or was changed.
             SetupError: Code cannot be contained here.
             ServiceError: The sandbox did not do its part.
         """
@@ -116,11 +116,11 @@ class Coding:
         if script is None or self._execution is None:
             return None
         runner, inputs = self._execution.runner, inputs_of(task.data)
-        # Before a stored run is shown: whoever names a file's hash alone sees nothing of its runs.
+        # Before a stored run is shown: a file's hash alone must not open the runs on it.
         runner.check_inputs(inputs, task.project)
         stored = runner.stored(run_key([script], inputs))
         if stored is not None and stored.last.outcome in ("ok", "failed"):
-            return stored  # what was stopped may have met a busy machine
+            return stored  # a run that was stopped may have timed out under load; run it again
         return self._call(
             lambda: runner.rerun(
                 [script],
@@ -133,26 +133,26 @@ class Coding:
             ends,
         )
 
-    def mended(
-        self, case: Case, task: Task, found: Answered, ask: Ask, *, version: str, ends: float
+    def run_and_correct(
+        self, case: Case, task: Task, answered: Answered, ask: Ask, *, version: str, ends: float
     ) -> Answered:
-        """Run the code of an answer, with the model mending it as long as it does not end well.
+        """Run the code of an answer; let the model correct it until it ends well.
 
         Args:
             case: The task's case.
             task: The task.
-            found: The answer.
+            answered: The answer.
             ask: Asks for a better one.
             version: That of the draft.
             ends: The deadline, on the monotonic clock.
         Returns:
-            The answer whose code ran last, with its run, and reasons where that did not end well; the answer
-            as it is where it holds no code, or drafts are not run unasked.
+            The answer whose code ran last, with its run, and reasons where that did not end well; the
+            answer unchanged where it holds no code, or drafts are not run.
         """
-        first = None if found.value is None else case.labelling.script(found.value)
+        first = None if answered.value is None else case.labelling.script(answered.value)
         if first is None or self._execution is None or self._execution.mode != "auto":
-            return found
-        drafts = {first.code: found}
+            return answered
+        drafts = {first.code: answered}
         asked: list[Completion] = []
 
         def ask_again(conversation: Sequence[Message]) -> Script | None:
@@ -166,7 +166,7 @@ class Coding:
                 return None
             asked.extend(better.answers)
             script = None if better.value is None else case.labelling.script(better.value)
-            if script is None or script.code in drafts:  # what failed would fail again
+            if script is None or script.code in drafts:  # a script that failed would fail again
                 return None
             drafts[script.code] = better
             return script
@@ -176,10 +176,10 @@ class Coding:
             failed = run_reasons(case, task, run)
         except DraftloopError as error:
             reason = Reason("run", _field(case), f"The code was not run: {error}")
-            return Answered(found.value, (*found.reasons, reason), found.answers)
+            return Answered(answered.value, (*answered.reasons, reason), answered.answers)
         kept = drafts[run.script.code]
         last = kept.answers[-1]
-        others = tuple(answer for answer in (*found.answers, *asked) if answer is not last)
+        others = tuple(answer for answer in (*answered.answers, *asked) if answer is not last)
         return Answered(kept.value, (*kept.reasons, *failed), (*others, last), run)
 
     def _run(
@@ -202,12 +202,12 @@ class Coding:
         )
 
     def _call(self, run: Callable[[], Run], ends: float) -> Run:
-        """Call what runs code, again where the sandbox fails and time is left."""
+        """Call a function that runs code; retry where the sandbox fails and time is left."""
         return retrying(attempts=_TRIES, limit_s=ends - time.monotonic(), closed=self._closed)(run)
 
 
 def run_reasons(case: Case, task: Task, run: Run) -> tuple[Reason, ...]:
-    """Say why code that was run needs a human; nothing where it ended well and left its declared files.
+    """List why code that was run needs a human; nothing where it ended well and left its declared files.
 
     Raises:
         TaskError: The task's declared files are no list of names.

@@ -1,7 +1,7 @@
 """What a file of untrusted code may be shown as, from its name and its first bytes.
 
-A name alone is a promise of whoever wrote the file: a kind is given only where the bytes keep it, and
-everything else is a download. Does not know pages, headers or where files are kept.
+A name alone proves nothing: a kind is returned only where the first bytes agree, and every other file is a
+download. Does not know pages, headers or where files are kept.
 """
 
 import codecs
@@ -39,12 +39,12 @@ _BY_ENDING: dict[str, Kind] = {
     **dict.fromkeys(["json"], "json"),
     **dict.fromkeys("txt log md tsv jsonl xml yaml yml toml ini py js sh sql".split(), "text"),
 }
-# Bytes that are looked at; a picture or page that is larger is a download.
+# Bytes that are read; a larger picture or page is a download.
 _SOME = 64 << 10
 _WANTED: dict[Kind, int] = {"png": 16 << 20, "jpeg": 16 << 20, "svg": 4 << 20, "html": 16 << 20, "other": 0}
 _PIXELS = 50_000_000
 
-# HTML that is shown without a click holds these elements alone: none of them opens a connection, not even one
+# HTML that is shown without a click holds only these elements: none of them opens a connection, not even one
 # that the policy refuses later, as a frame does. What follows a "<" in comments and texts counts too.
 _TAG = re.compile(rb"<([a-z][^\t\n\f\r />]*)", re.IGNORECASE)
 _PLAIN_TAGS = frozenset(
@@ -68,18 +68,18 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 
 
 def named_kind(name: str) -> Kind:
-    """Say what a name promises."""
+    """Return the kind that a name promises."""
     base, dot, ending = name.rpartition("/")[2].rpartition(".")
     return _BY_ENDING.get(ending.lower(), "other") if base and dot else "other"
 
 
 def wanted_bytes(name: str) -> int:
-    """Say how many of a file's first bytes `kind_of` looks at; 0 is none."""
+    """Return how many of a file's first bytes `kind_of` looks at; 0 is none."""
     return _WANTED.get(named_kind(name), _SOME)
 
 
 def kind_of(name: str, head: bytes, size_bytes: int) -> Kind:
-    """Say what a file may be shown as.
+    """Return what a file may be shown as.
 
     Args:
         name: Its name, or its path.
@@ -105,7 +105,7 @@ def kind_of(name: str, head: bytes, size_bytes: int) -> Kind:
 
 
 def charset_of(head: bytes) -> str | None:
-    """Say in which of the usual encodings a text is written: UTF-8, else GB 18030, else None.
+    """Return the encoding of a text among the usual ones: UTF-8, else GB 18030, else None.
 
     Args:
         head: The first bytes of the text, which may end within a character.
@@ -122,7 +122,7 @@ def charset_of(head: bytes) -> str | None:
 
 
 def _is_png(content: bytes) -> bool:
-    """Tell whether a PNG decodes: checksums, header, and as many pixels as it says."""
+    """Check whether a PNG decodes: checksums, header, and as many pixels as it says."""
     chunks = list(_chunks(content)) if content.startswith(b"\x89PNG\r\n\x1a\n") else []
     if not chunks or chunks[0][0] != b"IHDR" or len(chunks[0][1]) != 13 or chunks[-1] != (b"IEND", b""):
         return False
@@ -144,7 +144,7 @@ def _is_png(content: bytes) -> bool:
 
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Give a PNG's chunks up to its end; nothing more after one that is damaged."""
+    """Yield a PNG's chunks up to its end, or to the first damaged one."""
     at = 8
     while at + 12 <= len(content):
         length = int.from_bytes(content[at : at + 4])
@@ -173,7 +173,7 @@ def _inflated(packed: bytes, at_most: int) -> int:
 
 
 def _is_jpeg(content: bytes) -> bool:
-    """Tell whether a JPEG has its frame, its pixels' beginning and its end; pixels are not decoded."""
+    """Check whether a JPEG has its frame, its pixels' beginning and its end; pixels are not decoded."""
     at = 2
     framed = False
     while content.startswith(b"\xff\xd8\xff") and at + 4 <= len(content) and content[at] == 0xFF:
@@ -200,4 +200,4 @@ def _is_svg(content: bytes) -> bool:
 def _is_plain(content: bytes) -> bool:
     if charset_of(content) != "utf-8" or _ACTIVE.search(content):
         return False
-    return all(found[1].lower() in _PLAIN_TAGS for found in _TAG.finditer(content))
+    return all(tag[1].lower() in _PLAIN_TAGS for tag in _TAG.finditer(content))

@@ -1,12 +1,11 @@
-"""Input files of code tasks: found under the input root, verified by their hash, owned by a project.
+"""Input files of code tasks: below the input root, verified by their hash, owned by a project.
 
     projects/7/sales.csv    an input of project 7 alone; its tasks name it "sales.csv"
     shared/rates.csv        an input of every project
 
-A task names a path, a size and a SHA-256. What it gets is the file of its own project, or a shared one, whose
-content has that hash: whoever can write a task's data reads nothing that they could not name so already.
-Files are referenced, never copied or changed. Does not know what is in them (`edge.heads`) or how code gets
-to them.
+A task names a path, a size and a SHA-256. It gets the file of its own project, or a shared one, whose content
+has that hash: who writes a task's data reads no file whose hash they do not know already. Files are
+referenced, never copied or changed. Does not know what is in them (`heads`) or how code reads them.
 """
 
 import hashlib
@@ -32,13 +31,13 @@ _log = structlog.get_logger("backend")
 SHARED = "shared"
 _PROJECTS = "projects"
 _LOCKS = 64
-_DIGESTS = 10_000  # of files, kept while they are the same: some MB
+_DIGESTS = 10_000  # of files, kept while they do not change: some MB
 _TICK_NS = 2_000_000_000  # FAT's clock, the coarsest that is met
 _FEW = 5
 
 
 class _State(NamedTuple):
-    """What changes when a file's content does, as `os.stat` gives it."""
+    """The fields of `os.stat` that change when a file's content does."""
 
     device: int
     inode: int
@@ -64,18 +63,18 @@ class InputRoot:
     """
 
     def __init__(self, root: Path) -> None:
-        """Remember where it is; nothing is read yet."""
+        """Prepare; nothing is read yet."""
         self._root = root.absolute()
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
         self._keeping = threading.Lock()
         self._digests: OrderedDict[_State, str] = OrderedDict()
 
     def misplaced(self) -> list[str]:
-        """List what lies directly in the folder, where it belongs to no project; at most a few names."""
+        """List files directly in the folder, which belong to no project; at most a few names."""
         try:
             with os.scandir(self._root) as entries:
-                found = (entry.name for entry in entries if entry.name not in (_PROJECTS, SHARED))
-                return list(islice((name for name in found if not name.startswith(".")), _FEW))
+                names = (entry.name for entry in entries if entry.name not in (_PROJECTS, SHARED))
+                return list(islice((name for name in names if not name.startswith(".")), _FEW))
         except OSError:
             return []
 
@@ -86,8 +85,8 @@ class InputRoot:
             file: The file as the task names it.
             project: The task's project; 0 where that is not known has shared files alone.
         Raises:
-            TaskError: There is none with this content. It does not say what there is instead: whoever
-                wrote the task may not know.
+            TaskError: There is none with this content. The message does not say what there is instead: the
+                author of the task may not know.
         """
         reasons = []
         for folder in _folders(project):
@@ -113,7 +112,7 @@ class InputRoot:
             if _state(known.path.stat(follow_symlinks=False)) == known.state:
                 return
         except OSError:
-            pass  # told below
+            pass  # reported below
         self.verified(known.file, known.project)
 
     def _verify(self, folder: str, project: int, file: InputFile) -> tuple[Path, _State]:

@@ -1,7 +1,7 @@
-"""Open Interpreter's conversation loop as the backend sees it: who asks and runs is handed in.
+"""The client of Open Interpreter's conversation loop; the caller passes functions that ask and run.
 
 Knows the loop's process and its JSON lines (sandbox/interpreter.py). Does not know models, sandboxes
-or tasks, and holds nothing from one conversation to the next.
+or tasks, and keeps no state between conversations.
 """
 
 import json
@@ -32,19 +32,19 @@ _ENVIRONMENT = {
 _ROLES: Mapping[str, Literal["user", "assistant"]] = {
     "user": "user",
     "assistant": "assistant",
-    "computer": "user",  # what a script printed is told to the model by the user
+    "computer": "user",  # the user's message shows what a script printed
 }
 
 
 @dataclass(frozen=True)
-class Answer:
+class InterpreterAnswer:
     """What the model said, and the one complete script that it wants run; None ends the conversation."""
 
     say: str
     script: str | None
 
 
-Ask = Callable[[Sequence[Message]], Answer]
+Ask = Callable[[Sequence[Message]], InterpreterAnswer]
 Run = Callable[[str], str]
 
 
@@ -52,7 +52,7 @@ class Interpreter:
     """A process that leads conversations, one at a time; started with the first, and anew after a failure."""
 
     def __init__(self, python: Path, *, log: Path | None = None) -> None:
-        """Remember how to start it.
+        """Prepare; the process starts at the first conversation.
 
         Args:
             python: The Python of the environment `open-interpreter`.
@@ -100,18 +100,18 @@ class Interpreter:
             late.start()
             try:
                 opening = {"role": "user", "type": "message", "content": request}
-                self._put(process, {"begin": {"messages": [opening]}})
+                self._send_line(process, {"begin": {"messages": [opening]}})
                 while True:
                     words = self._get(process)
                     if "ask" in words:
                         answer = ask(_messages(words["ask"]))
-                        self._put(process, {"say": answer.say, "script": answer.script})
+                        self._send_line(process, {"say": answer.say, "script": answer.script})
                     elif "run" in words:
-                        self._put(process, {"output": run(words["run"])})
+                        self._send_line(process, {"output": run(words["run"])})
                     else:
                         return _messages(words["end"])
             except BaseException:
-                self._stop()  # it waits in the middle of a conversation
+                self._stop()  # it is in the middle of a conversation
                 raise
             finally:
                 late.cancel()
@@ -165,7 +165,7 @@ class Interpreter:
             late.cancel()
         return self._process
 
-    def _put(self, process: "subprocess.Popen[str]", words: dict[str, Any]) -> None:
+    def _send_line(self, process: "subprocess.Popen[str]", words: dict[str, Any]) -> None:
         try:
             _open(process.stdin).write(json.dumps(words) + "\n")
             _open(process.stdin).flush()
@@ -181,10 +181,10 @@ class Interpreter:
 
 
 class Interpreters:
-    """Several loops, so that several conversations are led at once; each is made when it is first needed."""
+    """Several loops for simultaneous conversations; each is made when it is first needed."""
 
     def __init__(self, make: Callable[[], Interpreter], count: int) -> None:
-        """Remember how to make one.
+        """Prepare; loops are made when they are needed.
 
         Args:
             make: Makes a loop.
@@ -235,5 +235,5 @@ def _gone() -> ServiceError:
     )
 
 
-def _messages(told: Sequence[dict[str, Any]]) -> list[Message]:
-    return [Message(_ROLES[one["role"]], one["content"]) for one in told if one["role"] in _ROLES]
+def _messages(rows: Sequence[dict[str, Any]]) -> list[Message]:
+    return [Message(_ROLES[one["role"]], one["content"]) for one in rows if one["role"] in _ROLES]

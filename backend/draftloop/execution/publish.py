@@ -1,4 +1,4 @@
-"""Runs, put where annotators look: pictures uploaded to Label Studio, the rest as links to the backend.
+"""Shows runs in tasks: pictures are uploaded to Label Studio, other files are links to the backend.
 
 Knows which entries of task data show a run. Does not know how files are kept or uploaded.
 """
@@ -20,7 +20,7 @@ _log = structlog.get_logger("backend")
 _CHARTS = 20  # shown in a task; all are on the run's page
 
 
-class Files(Protocol):
+class FileReader(Protocol):
     """Where files of runs are kept."""
 
     def open(self, sha256: str) -> BinaryIO:
@@ -33,11 +33,11 @@ class Files(Protocol):
         ...
 
 
-class Uploads(Protocol):
-    """Label Studio, as far as it serves files itself."""
+class PictureUploader(Protocol):
+    """The part of Label Studio that stores and serves files."""
 
     def upload(self, sha256: str, kind: Kind, content: bytes) -> str:
-        """Have it serve a file; gives the address.
+        """Upload a file; return its address.
 
         Raises:
             DraftloopError: It does not.
@@ -48,7 +48,7 @@ class Uploads(Protocol):
 class Publisher:
     """Shows runs in tasks. Safe to call from several threads."""
 
-    def __init__(self, files: Files, uploads: Uploads | None, base: str) -> None:
+    def __init__(self, files: FileReader, uploads: PictureUploader | None, base: str) -> None:
         """Prepare.
 
         Args:
@@ -61,7 +61,7 @@ class Publisher:
         self._base = base
 
     def __call__(self, run: Run) -> dict[str, Any]:
-        """Give the entries of task data that show a run; a picture that is not uploaded is a link alone."""
+        """Return the entries of task data that show a run; a picture that is not uploaded is a link alone."""
         links = {file.path: file_address(self._base, file) for file in run.last.files}
         charts = dict(self._charts(run))
         shown = task_fields(

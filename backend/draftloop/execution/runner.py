@@ -1,9 +1,8 @@
 """Code of tasks, run: a conversation that mends a draft's script, or one attempt at somebody's final code.
 
-Knows how attempts become a run and what a model is told of one. Does not know tasks, models or Label Studio:
-who answers, who leads the conversation, what contains the code and what keeps its files is handed in. Code
-that fails is a value; a sandbox or a loop that fails is an error. Nothing that a run wrote stays behind but
-what the store keeps.
+Knows how attempts become a run, and how an attempt is described to a model. Does not know tasks, models or
+Label Studio: the model's answers, the conversation loop, the sandbox and the store are passed in. Code that
+fails is a value; a sandbox or a loop that fails is an error. Of a run's files only those in the store stay.
 """
 
 import tempfile
@@ -19,16 +18,16 @@ import structlog
 
 from draftloop.errors import ServiceError, SetupError
 from draftloop.execution.inputs import InputRoot, Verified
-from draftloop.execution.interpreter import Answer
+from draftloop.execution.interpreter import InterpreterAnswer
 from draftloop.execution.sandbox import own_prefix
 from draftloop.prompting.prompt import Message
-from draftloop.runs.job import Attempt, Job, Limits, OutputFile, SandboxReport, Script
-from draftloop.runs.run import InputFile, Origin, Run, missing_outputs, run_key, settled
+from draftloop.runs.job import Attempt, Limits, OutputFile, SandboxJob, SandboxReport, Script
+from draftloop.runs.run import InputFile, Origin, Run, missing_outputs, normalize_script, run_key
 
 _log = structlog.get_logger("backend")
 
-_TOLD_CHARS = 2000  # of each stream, its end: there stands why a program failed
-_TOLD_LINES = 10  # of notes, refused files and missing ones, each
+_SHOWN_CHARS = 2000  # of each stream, its end: there stands why a program failed
+_SHOWN_LINES = 10  # of notes, refused files and missing ones, each
 _LOOP_S = 30  # what the loop itself may take besides what it waits for
 _DONE = "Done."
 
@@ -49,7 +48,7 @@ class Sandbox(Protocol):
         """
         ...
 
-    def run(self, job: Job, outputs: str, *, cancelled: threading.Event | None = None) -> Attempt:
+    def run(self, job: SandboxJob, outputs: str, *, cancelled: threading.Event | None = None) -> Attempt:
         """Run a job and wait for its end; files go to an existing folder.
 
         Raises:
@@ -71,7 +70,7 @@ class Loop(Protocol):
         self,
         request: str,
         *,
-        ask: Callable[[Sequence[Message]], Answer],
+        ask: Callable[[Sequence[Message]], InterpreterAnswer],
         run: Callable[[str], str],
         limit_s: float,
     ) -> list[Message]:
@@ -79,7 +78,7 @@ class Loop(Protocol):
         ...
 
 
-class Store(Protocol):
+class RunStore(Protocol):
     """Keeps runs and their files."""
 
     def keep(self, folder: Path, files: Sequence[OutputFile]) -> None:
@@ -91,7 +90,7 @@ class Store(Protocol):
         ...
 
     def run(self, key: str) -> Run | None:
-        """Give the run of a key."""
+        """Return the run of a key."""
         ...
 
 
@@ -109,7 +108,7 @@ class _Stop(threading.Event):
         return time.monotonic() >= self._ends
 
     def is_set(self) -> bool:
-        """Say whether to stop."""
+        """Return whether to stop."""
         return self.late or (self._cancelled is not None and self._cancelled.is_set())
 
 
@@ -120,7 +119,7 @@ class Runner:
         self,
         sandbox: Sandbox,
         loop: Loop,
-        store: Store,
+        store: RunStore,
         *,
         inputs_root: Path,
         limits: Limits | None = None,
@@ -175,7 +174,7 @@ class Runner:
         self._sandbox.check()
 
     def describe(self) -> str:
-        """Say where code runs, for a model's prompt: limits, languages, packages; empty where it cannot.
+        """Describe where code runs, for a model's prompt: limits, languages, packages; empty where it cannot.
 
         The words are the same until the sandbox's environment or its limits change.
         """
@@ -187,13 +186,13 @@ class Runner:
             self._trouble = error.message
             return ""
         programs, packages = (
-            ", ".join(f"{one.name} {one.version}" for one in found)
-            for found in (report.programs, report.packages)
+            ", ".join(f"{one.name} {one.version}" for one in listed)
+            for listed in (report.programs, report.packages)
         )
         return f"{self._limits.describe()}\nPrograms: {programs}.\nPython packages: {packages}."
 
     def parts(self) -> dict[str, Any]:
-        """Give what decides what comes of code, for manifests."""
+        """Return what the result of code depends on, for manifests."""
         return {
             "limits": asdict(self._limits),
             "turns": self._turns,
@@ -202,7 +201,7 @@ class Runner:
         }
 
     def stored(self, key: str) -> Run | None:
-        """Give the run of a key, None where there is none, or the store does not answer."""
+        """Return the run of a key, None where there is none, or the store does not answer."""
         try:
             return self._store.run(key)
         except ServiceError as error:
@@ -244,29 +243,29 @@ class Runner:
             ServiceError: Sandbox, loop or store did not do their part.
         """
         stop = _Stop(time.monotonic() + min(limit_s, self._total_s), cancelled)
-        # What cannot be run is found out before a conversation begins: one that breaks off costs its process.
+        # Check what can be checked before the conversation begins: one that breaks off costs its process.
         files = self._verified(inputs, project)
         _ = self._sandbox.report
         attempts: list[Attempt] = []
         script = first
 
-        def ask(messages: Sequence[Message]) -> Answer:
+        def ask(messages: Sequence[Message]) -> InterpreterAnswer:
             nonlocal script
             if not attempts:
-                return Answer("", script.code)
+                return InterpreterAnswer("", script.code)
             last = attempts[-1]
             good = last.outcome == "ok" and not missing_outputs(last, outputs)
             if good or len(attempts) >= self._turns or stop.is_set():
-                return Answer(_DONE, None)
+                return InterpreterAnswer(_DONE, None)
             better = ask_again(messages[1:])
             if better is None or stop.is_set():
-                return Answer(_DONE, None)
+                return InterpreterAnswer(_DONE, None)
             script = better
-            return Answer("", script.code)
+            return InterpreterAnswer("", script.code)
 
         def run(_: str) -> str:
             attempts.append(self._attempt([script], files, self._limits, stop=stop))
-            return told(attempts[-1], missing_outputs(attempts[-1], outputs))
+            return describe_attempt(attempts[-1], missing_outputs(attempts[-1], outputs))
 
         try:
             limit_s = min(limit_s, self._total_s) + _LOOP_S
@@ -276,7 +275,7 @@ class Runner:
                 raise
             _log.warning("conversation ended early", attempts=len(attempts), error=str(error))
         scripts = [step.script for step in attempts[-1].steps]
-        return self._kept(scripts, attempts, inputs, "draft", instruction=instruction, version=version)
+        return self._make_run(scripts, attempts, inputs, "draft", instruction=instruction, version=version)
 
     def rerun(  # noqa: PLR0913  one each of what a run is made of
         self,
@@ -291,7 +290,7 @@ class Runner:
         limits: Limits | None = None,
         limit_s: float | None = None,
     ) -> Run:
-        """Run final code once, exactly as it is but for what `settled` takes away.
+        """Run final code once, exactly as it is but for what `normalize_script` takes away.
 
         Args:
             scripts: What to run, one after another.
@@ -313,7 +312,7 @@ class Runner:
         stop = _Stop(time.monotonic() + (self._total_s if limit_s is None else limit_s), None)
         files = self._verified(inputs, project)
         attempt = self._attempt(scripts, files, limits or self._limits, cold=cold, stop=stop)
-        return self._kept(scripts, [attempt], inputs, origin, instruction=instruction, version=version)
+        return self._make_run(scripts, [attempt], inputs, origin, instruction=instruction, version=version)
 
     def _attempt(
         self,
@@ -325,8 +324,11 @@ class Runner:
         stop: _Stop,
     ) -> Attempt:
         # What has one key is the same bytes: else code that reads itself could tell them apart.
-        job = Job(
-            tuple(map(settled, scripts)), {file.file.name: str(file.path) for file in files}, limits, cold
+        job = SandboxJob(
+            tuple(map(normalize_script, scripts)),
+            {file.file.name: str(file.path) for file in files},
+            limits,
+            cold,
         )
         try:
             if self._folder is not None:
@@ -341,7 +343,7 @@ class Runner:
             ) from error
         with outputs as folder:
             attempt = self._sandbox.run(job, folder, cancelled=stop)
-            for file in files:  # else it may have read what is not of the key of its run
+            for file in files:  # else it may have read other bytes than those of its run's key
                 self._inputs.verify_again(file)
             self._store.keep(Path(folder), attempt.files)
         steps = (replace(step, script=script) for step, script in zip(attempt.steps, scripts, strict=False))
@@ -351,7 +353,7 @@ class Runner:
         return attempt
 
     def check_inputs(self, inputs: Sequence[InputFile], project: int) -> None:
-        """Check that a task's input files are those of its project, and what they were at the import.
+        """Check that a task's input files are those of its project, unchanged since the import.
 
         Raises:
             TaskError: One is not.
@@ -361,7 +363,7 @@ class Runner:
     def _verified(self, inputs: Sequence[InputFile], project: int) -> list[Verified]:
         return [self._inputs.verified(file, project) for file in inputs]
 
-    def _kept(
+    def _make_run(
         self,
         scripts: Sequence[Script],
         attempts: Sequence[Attempt],
@@ -393,8 +395,8 @@ class Execution:
     mode: Literal["auto", "ask"] = "auto"
 
 
-def told(attempt: Attempt, missing: Sequence[str] = ()) -> str:
-    """Say to a model what came of its script: how it ended, the ends of what it printed, what is missing.
+def describe_attempt(attempt: Attempt, missing: Sequence[str] = ()) -> str:
+    """Describe an attempt to a model: how it ended, the ends of what it printed, what is missing.
 
     Args:
         attempt: What came of it.
@@ -405,15 +407,15 @@ def told(attempt: Attempt, missing: Sequence[str] = ()) -> str:
     lines = [f"exit status {attempt.exit_status}"]
     if attempt.reason:
         lines.append(attempt.reason)
-    lines += [f"Missing or empty: {name}" for name in missing[:_TOLD_LINES]]
-    lines += [f"Not kept: {one.path}: {one.reason}"[:200] for one in attempt.refused[:_TOLD_LINES]]
-    lines += [note[:200] for note in attempt.notes[:_TOLD_LINES]]
+    lines += [f"Missing or empty: {name}" for name in missing[:_SHOWN_LINES]]
+    lines += [f"Not kept: {one.path}: {one.reason}"[:200] for one in attempt.refused[:_SHOWN_LINES]]
+    lines += [note[:200] for note in attempt.notes[:_SHOWN_LINES]]
     for name, text in (("stdout", attempt.stdout), ("stderr", attempt.stderr)):
         if text.strip():
-            cut = len(text) - _TOLD_CHARS
-            mark = f" (the last {_TOLD_CHARS} of {len(text)} characters)" if cut > 0 else ""
-            lines.append(f"{name}{mark}:\n{text[-_TOLD_CHARS:].rstrip()}")
+            cut = len(text) - _SHOWN_CHARS
+            mark = f" (the last {_SHOWN_CHARS} of {len(text)} characters)" if cut > 0 else ""
+            lines.append(f"{name}{mark}:\n{text[-_SHOWN_CHARS:].rstrip()}")
     if attempt.files:
-        names = ", ".join(file.path for file in attempt.files[:_TOLD_LINES])
+        names = ", ".join(file.path for file in attempt.files[:_SHOWN_LINES])
         lines.append(f"Files left: {names}"[:400])
     return "\n".join(lines)

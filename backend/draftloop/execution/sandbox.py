@@ -1,7 +1,7 @@
-"""The sandbox as the backend sees it: a process that is started once and given jobs over a socket.
+"""The sandbox's client: starts its process once and sends it jobs over a socket.
 
 Knows the server's command line and its two messages. Does not import it: the server runs in the environment
-`sandbox`, this file in the backend's, and nothing but JSON and files passes between them.
+`sandbox`, this module in the backend's; JSON and files are all that passes between them.
 """
 
 import json
@@ -22,9 +22,9 @@ import structlog
 from draftloop.errors import ServiceError, SetupError, TaskError, Unreachable
 from draftloop.runs.job import (
     Attempt,
-    Job,
     Layer,
     Limits,
+    SandboxJob,
     SandboxReport,
     Script,
     attempt_from_json,
@@ -39,8 +39,8 @@ _STOP_S = 20
 # What a job may take besides its own time: its place in the queue, collecting, cleaning.
 _PATIENCE_S = 600
 _FOLDER = "sandbox-"
-_REFUSED_S = 60.0  # so long a machine that cannot contain code is not asked again
-_ENDING_S = 3.0  # in which a sandbox that met a fault proves itself again, or ends
+_REFUSED_S = 60.0  # how long a refusal of this machine is reused
+_ENDING_S = 3.0  # in which a sandbox after a fault proves its containment again, or ends
 _HELLO = "print('hello')"
 _log = structlog.get_logger("backend")
 
@@ -84,7 +84,7 @@ class SandboxProcess:
             command.append("--browser")
         for layer in without:
             command += ["--without", layer]
-        # Nothing of our own environment: every job inherits the memory of the process that starts here.
+        # No variable of our own environment: every job inherits the memory of the process that starts here.
         environment = {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "PYTHONPATH": str(import_path()),
@@ -145,7 +145,7 @@ class SandboxProcess:
             return False
         return True
 
-    def run(self, job: Job, outputs: str, *, cancelled: threading.Event | None = None) -> Attempt:
+    def run(self, job: SandboxJob, outputs: str, *, cancelled: threading.Event | None = None) -> Attempt:
         """Run a job and wait for its end.
 
         Args:
@@ -230,7 +230,7 @@ class LastingSandbox:
     """A sandbox that is started when it is first needed, and anew after it ended. Safe between threads."""
 
     def __init__(self, start: Callable[[], SandboxProcess]) -> None:
-        """Remember how to start it.
+        """Prepare; the sandbox starts at the first job.
 
         Args:
             start: Starts one in a folder of its own, which is removed when it has ended.
@@ -251,7 +251,7 @@ class LastingSandbox:
         """
         return self._running().report
 
-    def run(self, job: Job, outputs: str, *, cancelled: threading.Event | None = None) -> Attempt:
+    def run(self, job: SandboxJob, outputs: str, *, cancelled: threading.Event | None = None) -> Attempt:
         """Run a job, as `SandboxProcess.run` does; once more, where the sandbox ended over it.
 
         Raises:
@@ -270,7 +270,7 @@ class LastingSandbox:
         return attempt
 
     def _run(
-        self, process: SandboxProcess, job: Job, outputs: str, cancelled: threading.Event | None
+        self, process: SandboxProcess, job: SandboxJob, outputs: str, cancelled: threading.Event | None
     ) -> Attempt:
         try:
             return process.run(job, outputs, cancelled=cancelled)
@@ -284,7 +284,7 @@ class LastingSandbox:
             raise
 
     def check(self) -> None:
-        """Return at once where the last run met no fault of the sandbox; else have it tried and started anew.
+        """Return at once after a run without a fault of the sandbox; else test it and start it anew.
 
         It is not a fault that nobody needed it yet, or that this machine cannot contain code: `report` tells.
 
@@ -307,7 +307,7 @@ class LastingSandbox:
 
     def _recover(self) -> None:
         with suppress(SetupError, TaskError, ServiceError), tempfile.TemporaryDirectory() as outputs:
-            self.run(Job((Script(_HELLO),)), outputs)
+            self.run(SandboxJob((Script(_HELLO),)), outputs)
 
     def close(self) -> None:
         """End the sandbox and every job in it; a later call starts it again."""
@@ -345,7 +345,7 @@ def _end(process: SandboxProcess) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a sandbox's folder, or leave it with a warning: what code left never stops a start."""
+    """Remove a sandbox's folder, or leave it with a warning: files that code left never stop a start."""
     try:
         why = remove_or_set_aside(folder)
     except OSError as error:
@@ -375,13 +375,13 @@ def fresh_folder(base: Path) -> Path:
 
 
 def own_prefix() -> str:
-    """Give what this process's folders are called at first; `fresh_folder` removes them when it is gone."""
+    """Return the prefix of this process's folders; `fresh_folder` removes those of dead processes."""
     pid = str(os.getpid())
     return f"{_FOLDER}{pid}-{_started(pid)}-"
 
 
 def _started(pid: str) -> str:
-    """Say when a process started, which tells it from a later one of its number, as containers have them."""
+    """Return when a process started: in containers a later one often has the same number."""
     try:
         text = Path("/proc", pid, "stat").read_text(errors="replace")
     except OSError:

@@ -1,12 +1,12 @@
 """Files that Label Studio itself serves: what annotators see in a task, from its origin, behind its login.
 
-Knows how an upload is made and found again. Does not know how a request is sent, tried again or
-refused: it is handed the sender of `labelstudio`.
+Knows how an upload is made and looked up. Does not know how a request is sent, tried again or
+refused: the caller passes the sender of `labelstudio`.
 
 Uploads belong to a project and go with it, so ours have one of their own that holds nothing else. Label
 Studio's Community edition lists it among all others, the newest first: it archives and hides none (`is_draft`
 and `is_published` change nothing there). So it is grey, says what it is, and is made before the projects that
-need it. An upload's name is the SHA-256 of its content: what is there already is found by it, without a
+need it. An upload's name is the SHA-256 of its content: an upload that exists is looked up by it, without a
 ledger.
 
 Source:
@@ -49,7 +49,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Send(Protocol):
-    """Sends a request to Label Studio and gives its answer's JSON; `LabelStudio.send`."""
+    """Sends a request to Label Studio and returns its answer's JSON; `LabelStudio.send`."""
 
     def __call__(
         self,
@@ -69,7 +69,7 @@ class Uploads:
     """Uploads of one Label Studio. Safe to call from several threads."""
 
     def __init__(self, send: Send, url: str) -> None:
-        """Remember how to send; nothing is sent yet.
+        """Prepare; nothing is sent yet.
 
         Args:
             send: Sends a request.
@@ -82,7 +82,7 @@ class Uploads:
         self._known: dict[str, str] | None = None  # address by name
 
     def upload(self, sha256: str, kind: Kind, content: bytes) -> str:
-        """Have Label Studio serve a file; one that it has already is not sent again.
+        """Upload a file, unless Label Studio has it; return its address.
 
         Args:
             sha256: SHA-256 of the content.
@@ -104,7 +104,7 @@ class Uploads:
         with self._lock:
             try:
                 if self._known is None:
-                    self._known = self._found()
+                    self._known = self._list_uploads()
                 if name not in self._known:
                     self._known[name] = self._upload(name, kind, content)
                 return self._known[name]
@@ -114,14 +114,14 @@ class Uploads:
                 raise
 
     def prepare(self) -> int:
-        """Make the project that holds uploads, or find it; return its number.
+        """Return the id of the project that holds uploads; make it where there is none.
 
         Raises:
             SetupError: Label Studio refuses it, or the token may not do this.
             ServiceError: Label Studio stays away.
         """
         with self._lock:
-            self._known = self._found()
+            self._known = self._list_uploads()
             return self._project
 
     def _upload(self, name: str, kind: Kind, content: bytes) -> str:
@@ -141,11 +141,11 @@ class Uploads:
         ids = answer.get("file_upload_ids") or []
         if len(ids) != 1:
             raise ServiceError("Label Studio did not say where it put an upload.")
-        found = self._send("an upload", "GET", f"api/import/file-upload/{ids[0]}")
-        return self._address(found["file"])
+        upload = self._send("an upload", "GET", f"api/import/file-upload/{ids[0]}")
+        return self._address(upload["file"])
 
-    def _found(self) -> dict[str, str]:
-        """Find the project, or make it, and what it holds; of equal uploads the first."""
+    def _list_uploads(self) -> dict[str, str]:
+        """List addresses of uploads by name, the first of equal ones; make a missing project."""
         projects = self._projects()
         if not projects:
             body = json.dumps({"title": TITLE, "label_config": "<View/>", **_LOOK})
@@ -160,21 +160,21 @@ class Uploads:
         path = f"api/projects/{self._project}/file-uploads"
         uploads = self._send("the uploads", "GET", path, params={"all": "true"})
         return {
-            found[1]: self._address(upload["file"])
+            match[1]: self._address(upload["file"])
             for upload in sorted(uploads, key=lambda upload: -upload["id"])
-            if (found := _UPLOADED.fullmatch(upload["file"].rpartition("/")[2]))
+            if (match := _UPLOADED.fullmatch(upload["file"].rpartition("/")[2]))
         }
 
     def _projects(self) -> dict[int, str]:
         """Return the description of each project for files of runs, by number."""
-        found = {}
+        descriptions = {}
         for title in _TITLES:
             params = {"title": title, "page_size": 100, "include": "id,title,description"}
             listed = self._send("the list of projects", "GET", "api/projects/", params=params)
             for project in listed["results"]:
                 if project["title"] == title:
-                    found[int(project["id"])] = project.get("description") or ""
-        return found
+                    descriptions[int(project["id"])] = project.get("description") or ""
+        return descriptions
 
     def _address(self, file: str) -> str:
         return f"{self._prefix}/data/{quote(file)}"

@@ -1,23 +1,23 @@
-"""A run of generated code, as both sides of the sandbox see it: what is asked for, and what came of it.
+"""A job for the sandbox and its result, as both sides exchange them.
 
 Knows the limits and how to say them in words. Does not know how code is contained: `sandbox/` does that
 in a process and an environment of its own, `execution/sandbox.py` talks to it. Code that
 fails is a value here, never an exception.
 
-    Job       scripts that run one after another in one fresh folder, with inputs, within limits
-    Attempt   what came of it: every script's output, the files it left, what was cut or refused
+    SandboxJob   scripts that run one after another in one fresh folder, with inputs, within limits
+    Attempt      its result: every script's output, the files it left, what was cut or refused
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 from draftloop.errors import SetupError, TaskError
 
 Language = Literal["python", "javascript", "shell"]
-Outcome = Literal["ok", "failed", "timeout", "killed"]
+RunOutcome = Literal["ok", "failed", "timeout", "killed"]
 Layer = Literal["namespaces", "pool-uid", "landlock", "seccomp", "rlimits"]
-Profile = Literal["plain", "browser"]
+SandboxProfile = Literal["plain", "browser"]
 
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 INPUT_FOLDER = "input"
@@ -45,7 +45,7 @@ class Limits:
                 )
 
     def describe(self) -> str:
-        """Say the limits in words, for a model's prompt and for a human."""
+        """Return the limits in words, for a model's prompt and for a human."""
         return (
             f"A run may take {seconds(self.wall_s)} and {seconds(self.cpu_s)} of processor time, "
             f"use {size(self.memory_bytes)} of memory and {self.processes} processes, "
@@ -66,7 +66,7 @@ class Script:
 
 
 @dataclass(frozen=True)
-class Job:
+class SandboxJob:
     """Scripts to run one after another in one fresh folder; the first that fails ends the job.
 
     `inputs` maps the name under `input/` to the absolute path of the file, which must lie under one of
@@ -78,7 +78,7 @@ class Job:
     inputs: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     cold: bool = False
-    profile: Profile = "plain"
+    profile: SandboxProfile = "plain"
 
     def __post_init__(self) -> None:
         if not self.scripts:
@@ -97,7 +97,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Step:
-    """What came of one script. `exit_status` is negative where a signal ended it, as in `subprocess`."""
+    """The result of one script. `exit_status` is negative where a signal ended it, as in `subprocess`."""
 
     script: Script
     exit_status: int
@@ -119,7 +119,7 @@ class OutputFile:
 
 @dataclass(frozen=True)
 class Refused:
-    """Something that the code left and that is not handed on, and why."""
+    """A file that the code left and that is not collected, and why."""
 
     path: str
     reason: str
@@ -127,13 +127,13 @@ class Refused:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What came of a job: as many steps as scripts were started, in order.
+    """The result of a job: one step for each script that was started, in order.
 
     `reason` says in words why it did not end well, empty where it did. `files` are sorted by path;
     `notes` say in words what was cut or left out.
     """
 
-    outcome: Outcome
+    outcome: RunOutcome
     reason: str
     steps: tuple[Step, ...]
     wall_s: float
@@ -169,7 +169,7 @@ class Package:
 
 @dataclass(frozen=True)
 class SandboxReport:
-    """What a running sandbox says of itself, found out at its start.
+    """What a running sandbox says of itself, measured at its start.
 
     `layers` are those in force; `covers` and `gaps` say in words what that means.
     """
@@ -181,39 +181,16 @@ class SandboxReport:
     packages: tuple[Package, ...]
     covers: tuple[str, ...]
     gaps: tuple[str, ...]
-    profiles: tuple[Profile, ...] = ("plain",)
-
-
-class Sandbox(Protocol):
-    """Something that runs jobs. Safe to call from several threads."""
-
-    @property
-    def report(self) -> SandboxReport:
-        """What is in force and what is installed."""
-        ...
-
-    def run(self, job: Job, outputs: str) -> Attempt:
-        """Run a job and wait for its end.
-
-        Args:
-            job: What to run.
-            outputs: Absolute path of an existing folder, which receives the files of the attempt.
-        Returns:
-            What came of it, failing code included.
-        Raises:
-            TaskError: The job cannot be started: an input is missing, or may not be read.
-            ServiceError: The sandbox did not do its part.
-        """
-        ...
+    profiles: tuple[SandboxProfile, ...] = ("plain",)
 
 
 def seconds(duration_s: float) -> str:
-    """Say a duration: "1.5 s"."""
+    """Format a duration: "1.5 s"."""
     return f"{duration_s:g} s" if duration_s < 10 else f"{duration_s:.0f} s"
 
 
 def size(size_bytes: float) -> str:
-    """Say a size: "1.5 GB", in powers of 1024."""
+    """Format a size: "1.5 GB", in powers of 1024."""
     for unit in ("bytes", "KB", "MB"):
         if size_bytes < 1024:
             return f"{size_bytes:.3g} {unit}"
@@ -221,14 +198,14 @@ def size(size_bytes: float) -> str:
     return f"{size_bytes:.3g} GB"
 
 
-def job_to_json(job: Job) -> dict[str, Any]:
-    """Give a job as JSON."""
+def job_to_json(job: SandboxJob) -> dict[str, Any]:
+    """Return a job as JSON."""
     return {**asdict(job), "inputs": dict(job.inputs)}
 
 
-def job_from_json(given: Mapping[str, Any]) -> Job:
-    """Read what `job_to_json` gave."""
-    return Job(
+def job_from_json(given: Mapping[str, Any]) -> SandboxJob:
+    """Read what `job_to_json` returned."""
+    return SandboxJob(
         scripts=tuple(Script(**script) for script in given["scripts"]),
         inputs=dict(given["inputs"]),
         limits=Limits(**given["limits"]),
@@ -238,12 +215,12 @@ def job_from_json(given: Mapping[str, Any]) -> Job:
 
 
 def attempt_to_json(attempt: Attempt) -> dict[str, Any]:
-    """Give an attempt as JSON."""
+    """Return an attempt as JSON."""
     return asdict(attempt)
 
 
 def attempt_from_json(given: Mapping[str, Any]) -> Attempt:
-    """Read what `attempt_to_json` gave."""
+    """Read what `attempt_to_json` returned."""
     return Attempt(
         **{
             **given,
@@ -256,12 +233,12 @@ def attempt_from_json(given: Mapping[str, Any]) -> Attempt:
 
 
 def report_to_json(report: SandboxReport) -> dict[str, Any]:
-    """Give a report as JSON."""
+    """Return a report as JSON."""
     return asdict(report)
 
 
 def report_from_json(given: Mapping[str, Any]) -> SandboxReport:
-    """Read what `report_to_json` gave."""
+    """Read what `report_to_json` returned."""
     return SandboxReport(
         layers=tuple(given["layers"]),
         landlock_abi=given["landlock_abi"],

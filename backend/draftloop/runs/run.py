@@ -1,9 +1,9 @@
-"""A run: the whole story of the code of one task, from the first draft to the attempt that counts.
+"""A run: all attempts at the code of one task, from the first draft to the attempt that counts.
 
 Knows which code with which inputs a run belongs to. Does not know how code is executed (`execution`),
 where files are kept or what a page shows of it.
 
-A run is found by its key, the hash of the final script and its inputs: whoever submits code, however
+A run is stored under its key, the hash of the final script and its inputs: whoever submits code, however
 edited, carries the run of exactly that code or none.
 """
 
@@ -63,7 +63,7 @@ class InputFile:
 class Run:
     """The attempts at one task's code, in order; the last one is that of the final script.
 
-    `origin` tells who had the final script run: the draft's loop, a human in the page, or a gate.
+    `origin` is who had the final script run: the draft's loop, a human in the page, or a gate.
     `at` is the time of its end, ISO 8601 in UTC; `version` that of the draft, empty for a human's code.
     """
 
@@ -91,11 +91,11 @@ class Run:
         return self.last.outcome == "ok"
 
 
-# Puts what a run left where annotators get at it; returns the entries of task data that show it.
+# Makes a run's files available to annotators; returns the entries of task data that show it.
 Publish = Callable[[Run], Mapping[str, Any]]
 
 
-def settled(script: Script) -> Script:
+def normalize_script(script: Script) -> Script:
     """Return a script as it is run: without line feeds at its end, and with one form of line ends.
 
     A page's text box changes both. For a shell a carriage return is a character like any other. Blanks at
@@ -116,13 +116,13 @@ def settled(script: Script) -> Script:
 def run_key(scripts: Sequence[Script], inputs: Sequence[InputFile]) -> str:
     """Name the run of scripts on inputs: SHA-256 in hex of code, languages, and names and hashes of inputs.
 
-    Scripts have one key only where `settled` makes them equal: then the same bytes are run.
+    Scripts have one key only where `normalize_script` makes them equal: then the same bytes are run.
     """
-    told = {
-        "scripts": [[script.language, settled(script).code] for script in scripts],
+    content = {
+        "scripts": [[script.language, normalize_script(script).code] for script in scripts],
         "inputs": sorted([file.name, file.sha256] for file in inputs),
     }
-    words = json.dumps(told, sort_keys=True, ensure_ascii=False)
+    words = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(words.encode(errors="surrogatepass")).hexdigest()
 
 
@@ -194,12 +194,12 @@ def missing_outputs(attempt: Attempt, outputs: Sequence[str]) -> tuple[str, ...]
 
 
 def run_to_json(run: Run) -> dict[str, Any]:
-    """Give a run as JSON."""
+    """Return a run as JSON."""
     return asdict(run)
 
 
 def run_from_json(given: Mapping[str, Any]) -> Run:
-    """Read what `run_to_json` gave; stack traces of runs that an earlier version kept are shortened."""
+    """Read what `run_to_json` returned; stack traces of runs that an earlier version kept are shortened."""
     return Run(
         **{
             **given,

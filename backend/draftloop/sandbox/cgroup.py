@@ -1,4 +1,4 @@
-"""A limit of memory that the kernel keeps for the whole sandbox, where it may make a control group.
+"""A control group that limits the memory of the whole sandbox, where one can be made.
 
 As root on a machine of its own, mostly; a container shows none that can be written to. The limits of each job
 are measured (`processes`, `holdings`), several times a second. This one is exact and holds for all jobs
@@ -18,14 +18,14 @@ _PREFIX = "draftloop-sandbox-"
 
 
 @dataclass(frozen=True)
-class Group:
+class ControlGroup:
     """The sandbox's group: `path` where it is, `events` the open file that counts processes ended in it."""
 
     path: Path
     events: int
 
     def enter(self) -> None:
-        """Put this process into it; its children are born there."""
+        """Move this process into the group; children that it forks are in it too."""
         (self.path / "cgroup.procs").write_text("0")
 
     def count_ended(self) -> int:
@@ -39,7 +39,7 @@ class Group:
             self.path.rmdir()
 
 
-def make_group(limit_bytes: int) -> Group | None:
+def make_group(limit_bytes: int) -> ControlGroup | None:
     """Make the sandbox's group and set its limit; remove those of sandboxes that were killed.
 
     Returns:
@@ -50,16 +50,16 @@ def make_group(limit_bytes: int) -> Group | None:
         try:
             for old in parent.glob(f"{_PREFIX}*"):
                 if not Path("/proc", old.name.removeprefix(_PREFIX)).exists():
-                    Group(old, -1).remove()
+                    ControlGroup(old, -1).remove()
             path.mkdir()
             (path / ("memory.max" if unified else "memory.limit_in_bytes")).write_text(str(limit_bytes))
             for swap, most in (("memory.swap.max", 0), ("memory.memsw.limit_in_bytes", limit_bytes)):
                 if (path / swap).exists():
                     (path / swap).write_text(str(most))
             events = path / ("memory.events" if unified else "memory.oom_control")
-            return Group(path, os.open(events, os.O_RDONLY | os.O_CLOEXEC))
+            return ControlGroup(path, os.open(events, os.O_RDONLY | os.O_CLOEXEC))
         except OSError:
-            Group(path, -1).remove()
+            ControlGroup(path, -1).remove()
     return None
 
 

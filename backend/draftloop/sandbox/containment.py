@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from draftloop.runs.job import MIB, Layer, Limits, Profile
+from draftloop.runs.job import MIB, Layer, Limits, SandboxProfile
 from draftloop.sandbox import kernel, processes, seccomp
 
-# What every program needs and no secret lies in. What does not exist is passed over.
+# What every program needs, without secrets; missing paths are skipped.
 SYSTEM = (
     "/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/alternatives", "/etc/fonts",
     "/etc/localtime",
     "/etc/timezone", "/etc/mime.types", "/etc/ssl/openssl.cnf", "/var/cache/fontconfig",
 )  # fmt: skip
-# What the profile "browser" reads besides; /proc shows the sandbox's own processes alone.
+# What the profile "browser" reads in addition; /proc shows only the sandbox's own processes.
 BROWSER_PROGRAMS = str(Path(__file__).resolve().with_name("browser"))
 _BROWSER = ("/proc", BROWSER_PROGRAMS)
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
@@ -38,7 +38,7 @@ RUNNER = str(Path(__file__).resolve().with_name("runner.py"))
 
 
 def python_paths() -> tuple[str, ...]:
-    """Give the folders of this Python and its environment."""
+    """Return the folders of this Python and its environment."""
     library = sysconfig.get_path("stdlib")
     paths = {sys.prefix, sys.base_prefix, str(Path(library).parents[1]), os.path.realpath(sys.executable)}
     return tuple(sorted(path for path in paths if path not in {"/", "/usr", "/usr/local"}))
@@ -59,14 +59,14 @@ class Containment:
 
     layers: frozenset[Layer]
     landlock_abi: int
-    seccomp: Mapping[Profile, bytes]
+    seccomp: Mapping[SandboxProfile, bytes]
 
     def apply(
         self,
         *,
         uid: int | None,
         limits: Limits,
-        profile: Profile,
+        profile: SandboxProfile,
         read: Sequence[str],
         write: Sequence[str],
     ) -> None:
@@ -104,9 +104,9 @@ class Containment:
             seccomp.install(self.seccomp[profile])
 
 
-def rlimits(limits: Limits, profile: Profile = "plain") -> dict[int, int]:
-    """Give the limits that the kernel keeps for each process, but for the number of processes."""
-    found = {
+def rlimits(limits: Limits, profile: SandboxProfile = "plain") -> dict[int, int]:
+    """Return the limits that the kernel keeps for each process, without the number of processes."""
+    kept = {
         resource.RLIMIT_CPU: limits.cpu_s,
         resource.RLIMIT_DATA: limits.memory_bytes,
         resource.RLIMIT_AS: limits.memory_bytes + _ADDRESS_SPACE_BYTES,
@@ -118,12 +118,12 @@ def rlimits(limits: Limits, profile: Profile = "plain") -> dict[int, int]:
         resource.RLIMIT_SIGPENDING: _SIGNALS,
     }
     if profile == "browser":  # it reserves terabytes of address space
-        del found[resource.RLIMIT_AS]
-        found[resource.RLIMIT_NOFILE] = _BROWSER_OPEN_FILES
-    return found
+        del kept[resource.RLIMIT_AS]
+        kept[resource.RLIMIT_NOFILE] = _BROWSER_OPEN_FILES
+    return kept
 
 
-def _limit(limits: Limits, uid: int | None, profile: Profile) -> None:
+def _limit(limits: Limits, uid: int | None, profile: SandboxProfile) -> None:
     for kind, wanted in rlimits(limits, profile).items():
         hard = resource.getrlimit(kind)[1]
         value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)

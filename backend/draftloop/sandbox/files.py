@@ -39,7 +39,7 @@ def usage(folder: str, most_files: int) -> Usage:
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     stack: list[tuple[int, Any]] = []  # open folder, its entries (os.scandir has no public type)
     try:
-        stack.append(_opened(os.open(folder, flags)))
+        stack.append(_open_listing(os.open(folder, flags)))
         while stack:
             here, entries = stack[-1]
             entry = next(entries, None)
@@ -55,11 +55,9 @@ def usage(folder: str, most_files: int) -> Usage:
                 if stat.S_ISDIR(status.st_mode):
                     if len(stack) == _DEEPEST_MEASURED:
                         return Usage(disk_bytes, files, hidden=True)
-                    stack.append(_opened(os.open(entry.name, flags, dir_fd=here)))
-            except (FileNotFoundError, NotADirectoryError):  # gone, or something else by now
-                continue
+                    stack.append(_open_listing(os.open(entry.name, flags, dir_fd=here)))
             except OSError as error:
-                if error.errno == errno.ELOOP:
+                if _was_replaced(error):
                     continue
                 return Usage(disk_bytes, files, hidden=True)  # closed to its own user
     except FileNotFoundError:
@@ -70,7 +68,12 @@ def usage(folder: str, most_files: int) -> Usage:
     return Usage(disk_bytes, files)
 
 
-def _opened(folder: int) -> tuple[int, Any]:
+def _was_replaced(error: OSError) -> bool:
+    """Return whether an entry is gone, or is no folder any more."""
+    return isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.ELOOP
+
+
+def _open_listing(folder: int) -> tuple[int, Any]:
     return folder, os.scandir(folder)
 
 
@@ -94,12 +97,12 @@ def collect(work: str, outputs: str, limits: Limits) -> tuple[list[OutputFile], 
     total_bytes = 0
     root = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        for path, found in _walk(root, "", refused):
-            if isinstance(found, str):
-                refused.append(Refused(path, found))
+        for path, opened in _walk(root, "", refused):
+            if isinstance(opened, str):
+                refused.append(Refused(path, opened))
                 continue
             try:
-                length = os.fstat(found).st_size
+                length = os.fstat(opened).st_size
                 if length > limits.file_bytes:
                     refused.append(Refused(path, f"It has {size(length)}, more than one file may have."))
                 elif total_bytes + length > limits.disk_bytes:
@@ -108,9 +111,9 @@ def collect(work: str, outputs: str, limits: Limits) -> tuple[list[OutputFile], 
                     refused.append(Refused(path, f"There are over {limits.files} files."))
                 else:
                     total_bytes += length
-                    files.append(_copy(found, path, outputs, length))
+                    files.append(_copy(opened, path, outputs, length))
             finally:
-                os.close(found)
+                os.close(opened)
     finally:
         os.close(root)
     notes = []
@@ -121,7 +124,7 @@ def collect(work: str, outputs: str, limits: Limits) -> tuple[list[OutputFile], 
 
 
 def _walk(folder: int, prefix: str, refused: list[Refused]) -> Iterator[tuple[str, int | str]]:
-    """Give every file as its path and an open descriptor, or as the reason why it is refused."""
+    """Yield the path of every file, with an open descriptor or the reason why it is refused."""
     for name in sorted(os.listdir(folder)):
         path = prefix + name
         if name in _LEFT_OUT or path == INPUT_FOLDER:

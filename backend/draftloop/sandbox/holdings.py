@@ -1,4 +1,4 @@
-"""What a job holds beside the memory and the files that can be counted: measured in /proc, from outside.
+"""Memory and disk of a job that belong to no visible process or file: measured in /proc, from outside.
 
 Memory and disk that no process shows as its own: files that were unlinked while they are open, buffers of
 sockets, record locks, page tables and the kernel's own records of mappings. Each has a limit; a job over it
@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from draftloop.sandbox import kernel
-from draftloop.sandbox.processes import Process
+from draftloop.sandbox.processes import ProcessStatus
 
 MOST_SOCKETS = 256  # each buffers 208 KB at most, net.core.wmem_default
 MOST_LOCKS = 10_000  # of ranges of files: 216 bytes each
@@ -54,7 +54,7 @@ def measure(pids: Collection[int], uid: int | None) -> Holdings:
     return Holdings(**answer) if answer is not None else Holdings(hidden=True)
 
 
-def memory(processes: Collection[Process], limit_bytes: int, uid: int | None) -> int:
+def memory(processes: Collection[ProcessStatus], limit_bytes: int, uid: int | None) -> int:
     """Measure the memory of processes: resident, and where that is over the limit, shared pages once.
 
     Args:
@@ -69,7 +69,7 @@ def memory(processes: Collection[Process], limit_bytes: int, uid: int | None) ->
     return resident_bytes if seen is None else int(seen)
 
 
-def _proportional_bytes(process: Process) -> int:
+def _proportional_bytes(process: ProcessStatus) -> int:
     try:
         rollup = _read(f"/proc/{process.pid}/smaps_rollup")
         return int(rollup.split(b"\nPss:")[1].split(None, 1)[0]) * 1024
@@ -78,7 +78,7 @@ def _proportional_bytes(process: Process) -> int:
 
 
 def _seen_by(uid: int | None, look: Callable[[], Any]) -> Any:
-    """Return what a look at a user's processes gives, None where that user's processes keep it from us.
+    """Measure a user's processes as that user; None where they prevent it.
 
     Without the capability SYS_PTRACE nobody else may look, so a child becomes that user for as long as it
     takes. Code can stop or end it there, where the kernel lets it: then nothing is known.
@@ -161,7 +161,7 @@ def _mapped_without_name(mapped: bytes) -> dict[tuple[int, int], int]:
 
 
 def _has_memory(pid: int) -> bool:
-    """Return whether a process has memory of its own; one that is ending has none, and shows us nothing."""
+    """Return whether a process has memory of its own; an ending one has none, and cannot be read."""
     try:
         return b"VmSize:" in _read(f"/proc/{pid}/status")
     except OSError:

@@ -40,10 +40,10 @@ def main() -> None:
     from interpreter import OpenInterpreter  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
 
     sys.addaudithook(_refuse)
-    _put(wire_out, {"ready": True})
+    _send_line(wire_out, {"ready": True})
     for line in sys.stdin:
         begin = json.loads(line)["begin"]
-        _put(wire_out, {"end": _converse(OpenInterpreter, begin, wire_out)})
+        _send_line(wire_out, {"end": _converse(OpenInterpreter, begin, wire_out)})
 
 
 def _refuse(event: str, _: object) -> None:
@@ -51,39 +51,56 @@ def _refuse(event: str, _: object) -> None:
         raise PermissionError(f"The conversation loop may not use {event}.")
 
 
-def _converse(library: Any, begin: dict[str, Any], wire_out: Any) -> list[dict[str, Any]]:
-    scripts: dict[str, str] = {}
+class _Conversation:
+    """One conversation: the scripts behind the library's tickets, and the wire to the backend."""
 
-    def told(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [
-            {**one, "content": scripts[one["content"]]} if one["type"] == "code" else one for one in messages
-        ]
+    def __init__(self, wire_out: Any) -> None:
+        self._wire_out = wire_out
+        self.scripts: dict[str, str] = {}
 
-    def call(words: dict[str, Any]) -> dict[str, Any]:
-        _put(wire_out, words)
+    def call(self, words: dict[str, Any]) -> dict[str, Any]:
+        """Send a line and wait for its answer."""
+        _send_line(self._wire_out, words)
         line = sys.stdin.readline()
         if not line:
             raise SystemExit(0)  # nobody waits any more
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    class Asks:
-        """Stands where the library calls its model."""
+    def with_scripts(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return messages with scripts in place of their tickets."""
+        return [
+            {**one, "content": self.scripts[one["content"]]} if one["type"] == "code" else one
+            for one in messages
+        ]
 
-        supports_vision = False
-        supports_functions = False
 
-        def run(self, messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-            answer = call({"ask": told(messages)})
-            if answer["say"]:
-                yield {"type": "message", "content": answer["say"]}
-            if answer["script"] is not None:
-                ticket = f"{_SCRIPT} {len(scripts) + 1}"
-                scripts[ticket] = answer["script"]
-                yield {"type": "code", "format": _SCRIPT, "content": ticket}
+class _Model:
+    """Stands where the library calls its model."""
 
-    class Script:
-        """Stands where the library runs code."""
+    supports_vision = False
+    supports_functions = False
+
+    def __init__(self, conversation: _Conversation) -> None:
+        self._conversation = conversation
+
+    def run(self, messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Ask the backend; yield its text, and a ticket for its script."""
+        conversation = self._conversation
+        answer = conversation.call({"ask": conversation.with_scripts(messages)})
+        if answer["say"]:
+            yield {"type": "message", "content": answer["say"]}
+        if answer["script"] is not None:
+            ticket = f"{_SCRIPT} {len(conversation.scripts) + 1}"
+            conversation.scripts[ticket] = answer["script"]
+            yield {"type": "code", "format": _SCRIPT, "content": ticket}
+
+
+def _language(conversation: _Conversation) -> type:
+    """Make the class that stands where the library runs code."""
+
+    class BackendLanguage:
+        """Has the backend run the script of a ticket."""
 
         name = _SCRIPT
         file_extension = "txt"
@@ -92,7 +109,8 @@ def _converse(library: Any, begin: dict[str, Any], wire_out: Any) -> list[dict[s
             del computer
 
         def run(self, code: str) -> Iterator[dict[str, Any]]:
-            yield {"type": "console", "format": "output", "content": call({"run": scripts[code]})["output"]}
+            output = conversation.call({"run": conversation.scripts[code]})["output"]
+            yield {"type": "console", "format": "output", "content": output}
 
         def stop(self) -> None:
             pass
@@ -100,8 +118,13 @@ def _converse(library: Any, begin: dict[str, Any], wire_out: Any) -> list[dict[s
         def terminate(self) -> None:
             pass
 
+    return BackendLanguage
+
+
+def _converse(library: Any, begin: dict[str, Any], wire_out: Any) -> list[dict[str, Any]]:
+    conversation = _Conversation(wire_out)
     talk = library(
-        llm=Asks(),
+        llm=_Model(conversation),
         auto_run=True,
         offline=True,
         loop=False,
@@ -114,14 +137,14 @@ def _converse(library: Any, begin: dict[str, Any], wire_out: Any) -> list[dict[s
     # Rendered by the library as a template that can run Python: it gets none of the task's words.
     talk.system_message = "system"
     talk.custom_instructions = ""
-    talk.computer.languages = [Script]
+    talk.computer.languages = [_language(conversation)]
     talk.messages = list(begin["messages"][:-1])
     for _ in talk.chat(begin["messages"][-1], display=False, stream=True):
         pass
-    return told(talk.messages)
+    return conversation.with_scripts(talk.messages)
 
 
-def _put(wire_out: Any, words: dict[str, Any]) -> None:
+def _send_line(wire_out: Any, words: dict[str, Any]) -> None:
     wire_out.write(json.dumps(words, ensure_ascii=False) + "\n")
     wire_out.flush()
 

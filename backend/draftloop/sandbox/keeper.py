@@ -15,7 +15,6 @@ followed. The keeper mounts nothing: each script has mounts of its own (`view`),
 import json
 import os
 import resource
-import selectors
 import shutil
 import signal
 import socket
@@ -24,51 +23,45 @@ import sys
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from draftloop.errors import DraftloopError, TaskError
 from draftloop.runs.job import (
     INPUT_FOLDER,
     Attempt,
-    Job,
     Language,
-    Limits,
-    Outcome,
     OutputFile,
-    Profile,
     Refused,
+    SandboxJob,
+    SandboxProfile,
     Script,
     Step,
     attempt_to_json,
     job_from_json,
-    seconds,
     size,
 )
 from draftloop.runs.tracebacks import shorten
-from draftloop.sandbox import files, holdings, kernel, processes, runner, view
-from draftloop.sandbox.cgroup import Group
+from draftloop.sandbox import files, kernel, processes, runner, view
+from draftloop.sandbox.cgroup import ControlGroup
 from draftloop.sandbox.containment import BROWSER_PROGRAMS, RUNNER, Containment, package_folders
+from draftloop.sandbox.printed import PrintedText, hide_paths
+from draftloop.sandbox.watcher import CHUNK_BYTES, Ending, Watcher, judge_exit
 from draftloop.support.trees import remove_tree
 
 SUFFIXES: dict[Language, str] = {"python": ".py", "javascript": ".js", "shell": ".sh"}
-_POLL_S = 0.05
-_LOOK_EVERY = 4  # polls between two looks at what processes hold
-_OUTPUT_FACTOR = 16  # a script that prints this many times what is kept is ended
-_DISK_RESERVE_BYTES = 512 << 20  # jobs end before the disk is full
 _REQUEST_BYTES, _REQUEST_S = 64 << 20, 60
 _TAKING_S = 600  # for the client to take the files
-_CHUNK_BYTES = 1 << 16
-_INPUT = b"\0"  # begins what a child says of an input that it cannot read
+_INPUT = b"\0"  # begins a child's message about an input that it cannot read
 
 
-# How a keeper ends: nothing is left and nothing went wrong; the sandbox met a fault of its own; a process
-# or a file may be left.
+# Exit statuses: nothing is left and nothing went wrong; a fault of the sandbox itself; a process or a file
+# may be left.
 CLEAN, FAILED, UNCLEAN = 0, 3, 4
 
 
 @dataclass(frozen=True)
-class Place:
+class SandboxPlace:
     """Where a sandbox keeps its jobs, what they may read, and how they are contained."""
 
     folder: str
@@ -77,7 +70,7 @@ class Place:
     configuration: str  # of matplotlib
     containment: Containment
     browser: bool  # jobs may ask for the profile
-    group: Group | None = None  # the sandbox's control group
+    group: ControlGroup | None = None  # the sandbox's control group
 
     @property
     def mounts(self) -> bool:
@@ -85,53 +78,7 @@ class Place:
         return "namespaces" in self.containment.layers
 
 
-@dataclass(frozen=True)
-class _End:
-    """Why the keeper ended a job."""
-
-    outcome: Outcome
-    reason: str
-
-
-@dataclass
-class _Text:
-    """The head and the tail of a stream, each half of what is kept."""
-
-    keep: int
-    head: bytearray = field(default_factory=bytearray)
-    tail: bytearray = field(default_factory=bytearray)
-    total: int = 0
-
-    def add(self, chunk: bytes) -> None:
-        self.total += len(chunk)
-        room = self.keep // 2 - len(self.head)
-        if room > 0:
-            self.head += chunk[:room]
-            chunk = chunk[room:]
-        self.tail += chunk
-        if len(self.tail) > 2 * self.keep:
-            del self.tail[: -self.keep]
-
-    def text(self, hidden: tuple[str, ...]) -> tuple[str, int]:
-        """Give the text with its folder's path hidden and the cut marked, and how many bytes were cut."""
-        room = self.keep - self.keep // 2
-        tail = bytes(self.tail[-room:]) if len(self.tail) > room else bytes(self.tail)
-        cut = self.total - len(self.head) - len(tail)
-        parts = [bytes(self.head).decode(errors="replace"), tail.decode(errors="replace")]
-        if not cut:
-            parts = [(bytes(self.head) + tail).decode(errors="replace")]
-        joined = f"\n[... {cut} bytes cut, {size(self.keep)} are kept ...]\n".join(parts)
-        return _hide(joined, hidden).replace("\0", "\N{REPLACEMENT CHARACTER}"), cut
-
-
-def _hide(text: str, paths: tuple[str, ...]) -> str:
-    """Return a text in which folders are the current one: what it says is the same on every machine."""
-    for path in paths:
-        text = text.replace(path, "" if path.endswith("/") else ".")
-    return text
-
-
-def keep(connection: socket.socket, place: Place, uid: int | None) -> int:
+def keep(connection: socket.socket, place: SandboxPlace, uid: int | None) -> int:
     """Take one job from a connection, answer it there, and leave nothing behind.
 
     Args:
@@ -153,14 +100,16 @@ def keep(connection: socket.socket, place: Place, uid: int | None) -> int:
                     f"The job is not a line of JSON of at most {size(_REQUEST_BYTES)}.",
                     hint="Are its scripts too long?",
                 )
-            run = _Run(place, uid, folder, connection)
+            run = _JobRun(place, uid, folder, connection)
             attempt = run.attempt(job_from_json(json.loads(request)))
             answer = {"attempt": attempt_to_json(attempt), "outputs": f"{folder}/out"}
         except TaskError as error:
             answer = {"error": "task", "message": error.message, "hint": error.hint}
         except DraftloopError as error:
             answer = {"error": "service", "message": error.message, "hint": error.hint}
-        except Exception as error:  # whatever it is, the client gets an answer and the server looks into it
+        except (
+            Exception
+        ) as error:  # the client gets an answer in any case, and the server proves its containment again
             traceback.print_exc()
             status = FAILED
             words = f"The sandbox failed: {type(error).__name__}: {error}"
@@ -182,36 +131,30 @@ def _read_line(connection: socket.socket) -> bytes:
     try:
         while not received.endswith(b"\n"):
             connection.settimeout(max(0.001, ends - time.monotonic()))
-            chunk = connection.recv(_CHUNK_BYTES)
+            chunk = connection.recv(CHUNK_BYTES)
             if not chunk:
                 return b""
             total_bytes += len(chunk)
             if total_bytes > _REQUEST_BYTES:
-                received.clear()  # the rest is read all the same, so that the client reads our answer
+                received.clear()  # the rest is read too, or the client would not read our answer
             received += chunk
     except OSError:
         return b""
     return bytes(received) if total_bytes <= _REQUEST_BYTES else b""
 
 
-class _Run:
+class _JobRun:
     """One job while it runs."""
 
-    def __init__(self, place: Place, uid: int | None, folder: str, connection: socket.socket) -> None:
+    def __init__(self, place: SandboxPlace, uid: int | None, folder: str, connection: socket.socket) -> None:
         self._place = place
         self._uid = uid
         self._folder = folder
         self._work, self._tmp = f"{folder}/work", f"{folder}/tmp"
-        self._connection = connection
-        self._began = time.monotonic()
-        self._peak_bytes = 0
-        self._notes: list[str] = []
-        self._inputs: dict[str, view.InputFile] = {}
-        self._polls = 0
-        self._held = holdings.Holdings()
-        self._ended_before = place.group.count_ended() if place.group else 0
+        self._inputs: dict[str, view.CheckedFile] = {}
+        self._watcher = Watcher(connection, (self._work, self._tmp), uid, place.group)
 
-    def attempt(self, job: Job) -> Attempt:
+    def attempt(self, job: SandboxJob) -> Attempt:
         """Run the job's scripts and collect their files."""
         if job.profile == "browser" and not self._place.browser:
             raise TaskError(
@@ -219,40 +162,42 @@ class _Run:
                 hint="An admin switches it on, where the machine has namespaces: see docs/sandbox.md.",
             )
         self._make_folder(job)
-        self._began = time.monotonic()
+        self._watcher.began = time.monotonic()
         steps: list[Step] = []
-        end = _End("ok", "")
+        end = Ending("ok", "")
         for number, script in enumerate(job.scripts, start=1):
             name = _name(job, number)
             step, stopped = self._step(job, script, f"{self._folder}/{name}")
             steps.append(step)
-            end = stopped or _judge(step, name, job.limits)
+            end = stopped or judge_exit(step, name, job.limits)
             if end.outcome != "ok":
                 break
-        wall_s = time.monotonic() - self._began
+        wall_s = time.monotonic() - self._watcher.began
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        found: list[OutputFile] = []
+        collected: list[OutputFile] = []
         refused: list[Refused] = []
         if not files.usage(self._work, 20 * job.limits.files + 1000).hidden:
-            found, refused, notes = files.collect(self._work, f"{self._folder}/out", job.limits)
-            self._notes += notes
+            collected, refused, notes = files.collect(self._work, f"{self._folder}/out", job.limits)
+            self._watcher.notes += notes
         else:
-            self._notes.append("No file was collected: a folder nests too deep or is closed to its own user.")
+            self._watcher.notes.append(
+                "No file was collected: a folder nests too deep or is closed to its own user."
+            )
         return Attempt(
             outcome=end.outcome,
             reason=end.reason,
             steps=tuple(steps),
             wall_s=round(wall_s, 3),
             cpu_s=round(used.ru_utime + used.ru_stime, 3),
-            peak_memory_bytes=max(self._peak_bytes, used.ru_maxrss * 1024),
-            files=tuple(found),
+            peak_memory_bytes=max(self._watcher.peak_bytes, used.ru_maxrss * 1024),
+            files=tuple(collected),
             refused=tuple(refused),
-            notes=tuple(self._notes),
+            notes=tuple(self._watcher.notes),
         )
 
     # ------------------------------------------------------------ the folder
 
-    def _make_folder(self, job: Job) -> None:
+    def _make_folder(self, job: SandboxJob) -> None:
         os.mkdir(self._folder, 0o711)
         for path in (self._work, self._tmp):
             os.mkdir(path, 0o700)
@@ -273,7 +218,7 @@ class _Run:
         for number, script in enumerate(job.scripts, start=1):
             Path(self._folder, _name(job, number)).write_text(script.code, encoding="utf-8", errors="replace")
 
-    def _checked_input(self, name: str, path: str) -> view.InputFile:
+    def _checked_input(self, name: str, path: str) -> view.CheckedFile:
         real = os.path.realpath(path)
         if not any(Path(real).is_relative_to(root) for root in self._place.inputs):
             raise TaskError(
@@ -288,11 +233,11 @@ class _Run:
             raise TaskError(f"Input {name!r} at {path} cannot be read: {error.strerror}.") from error
         if not stat.S_ISREG(kind.st_mode):
             raise TaskError(f"Input {name!r} at {path} is not a regular file.")
-        return view.InputFile(real, kind.st_dev, kind.st_ino)
+        return view.CheckedFile(real, kind.st_dev, kind.st_ino)
 
     # ------------------------------------------------------------ one script
 
-    def _step(self, job: Job, script: Script, path: str) -> tuple[Step, _End | None]:
+    def _step(self, job: SandboxJob, script: Script, path: str) -> tuple[Step, Ending | None]:
         began = time.monotonic()
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
@@ -302,25 +247,31 @@ class _Run:
             self._become(job, script, path, (out_write, err_write, setup_write))
         for fd in (out_write, err_write, setup_write):
             os.close(fd)
-        texts = {out_read: _Text(job.limits.output_bytes), err_read: _Text(job.limits.output_bytes)}
+        texts = {
+            out_read: PrintedText(job.limits.output_bytes),
+            err_read: PrintedText(job.limits.output_bytes),
+        }
         try:
             with open(setup_read, "rb") as setup:
                 trouble = setup.read()
             if trouble:
                 os.waitpid(child, 0)
                 raise _trouble(trouble)
-            end, status = self._watch(job.limits, child, texts)
+            end, status = self._watcher.watch(job.limits, child, texts)
         finally:
             for fd in texts:
                 os.close(fd)
         own = (f"{self._work}/", self._work, f"{self._folder}/")
         stdout, stdout_cut = texts[out_read].text(own)
         stderr, stderr_cut = texts[err_read].text(own)
-        stdout, stderr = _hide(shorten(stdout), package_folders()), _hide(shorten(stderr), package_folders())
+        stdout, stderr = (
+            hide_paths(shorten(stdout), package_folders()),
+            hide_paths(shorten(stderr), package_folders()),
+        )
         wall_s = round(time.monotonic() - began, 3)
         return Step(script, status, stdout, stderr, wall_s, stdout_cut, stderr_cut), end
 
-    def _become(self, job: Job, script: Script, path: str, pipes: tuple[int, int, int]) -> None:
+    def _become(self, job: SandboxJob, script: Script, path: str, pipes: tuple[int, int, int]) -> None:
         """Turn this child into the contained code; it never returns."""
         out, err, setup = pipes
         try:
@@ -371,8 +322,8 @@ class _Run:
         finally:
             os._exit(1)
 
-    def _show(self, job: Job) -> None:
-        """Give this child the view of the job, where it can have mounts of its own."""
+    def _show(self, job: SandboxJob) -> None:
+        """Mount the view of the job in this child, where it can have mounts of its own."""
         if self._place.mounts:
             view.enter_job_view(
                 view.JobView(
@@ -386,7 +337,7 @@ class _Run:
                 )
             )
 
-    def _environment(self, profile: Profile) -> dict[str, str]:
+    def _environment(self, profile: SandboxProfile) -> dict[str, str]:
         browser = f"{BROWSER_PROGRAMS}:" if profile == "browser" else ""
         one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         return {
@@ -404,118 +355,6 @@ class _Run:
             **one_thread,
         }
 
-    # ------------------------------------------------------------ watching
-
-    def _watch(self, limits: Limits, child: int, texts: dict[int, _Text]) -> tuple[_End | None, int]:
-        """Read what the child prints and hold it to its limits until it ends or is ended.
-
-        Returns:
-            Why it was ended, None where it ended by itself; its exit status.
-        """
-        end = self._follow(limits, child, texts)
-        if end is not None:
-            os.kill(child, signal.SIGKILL)
-        elif left := len(processes.descendants(os.getpid())):
-            # The child itself is dead but not yet waited for, so it is not counted.
-            self._notes.append(f"{left} processes outlived their script and were ended.")
-        _, status = os.waitpid(child, 0)
-        if not processes.end(self._uid):
-            raise OSError("a process could not be ended")
-        self._held = holdings.Holdings()
-        for fd, text in texts.items():
-            with suppress(BlockingIOError):
-                while chunk := os.read(fd, _CHUNK_BYTES):
-                    text.add(chunk)
-        code = os.waitstatus_to_exitcode(status)
-        return end or self._ended_by_kernel(code) or self._over_files(limits), code
-
-    def _ended_by_kernel(self, exit_status: int) -> _End | None:
-        group = self._place.group
-        if exit_status != -signal.SIGKILL or group is None or group.count_ended() == self._ended_before:
-            return None
-        return _End("killed", "Stopped by the kernel: the memory of all jobs together was used up.")
-
-    def _follow(self, limits: Limits, child: int, texts: dict[int, _Text]) -> _End | None:
-        """Watch until the child ends (None) or has to be ended."""
-        ended = os.pidfd_open(child)
-        try:
-            with selectors.DefaultSelector() as selector:
-                for fd in (*texts, ended, self._connection.fileno()):
-                    selector.register(fd, selectors.EVENT_READ)
-                for fd in texts:
-                    os.set_blocking(fd, False)
-                next_poll = time.monotonic() + _POLL_S / 2
-                while True:
-                    ready = {key.fd for key, _ in selector.select(max(0.0, next_poll - time.monotonic()))}
-                    for fd in texts.keys() & ready:
-                        if end := self._take(selector, fd, texts[fd]):
-                            return end
-                    if ended in ready:
-                        return None
-                    if self._connection.fileno() in ready:
-                        return _End("killed", "Cancelled.")
-                    if time.monotonic() >= next_poll:
-                        if end := self._over(limits):
-                            return end
-                        next_poll = time.monotonic() + _POLL_S
-        finally:
-            os.close(ended)
-
-    def _take(self, selector: selectors.BaseSelector, fd: int, text: _Text) -> _End | None:
-        try:
-            chunk = os.read(fd, _CHUNK_BYTES)
-        except BlockingIOError:
-            return None
-        if not chunk:
-            selector.unregister(fd)
-        text.add(chunk)
-        if text.total > _OUTPUT_FACTOR * text.keep:
-            return _End(
-                "killed", f"Stopped: it printed over {size(text.total)}, of which {size(text.keep)} are kept."
-            )
-        return None
-
-    def _over(self, limits: Limits) -> _End | None:
-        wall_s = time.monotonic() - self._began
-        if wall_s > limits.wall_s:
-            return _End("timeout", f"Stopped after {seconds(limits.wall_s)}, the limit of a run.")
-        found = processes.descendants(os.getpid())
-        if self._polls % _LOOK_EVERY == 0:
-            self._held = holdings.measure([process.pid for process in found], self._uid)
-            if end := _over_holdings(self._held):
-                return end
-        self._polls += 1
-        memory_bytes = holdings.memory(found, limits.memory_bytes, self._uid) + self._held.kernel_bytes
-        self._peak_bytes = max(self._peak_bytes, memory_bytes)
-        if memory_bytes > limits.memory_bytes:
-            used, allowed = size(memory_bytes), size(limits.memory_bytes)
-            return _End("killed", f"Stopped at {used} of memory; the limit is {allowed}.")
-        spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu_s = sum(process.cpu_s for process in found) + spent.ru_utime + spent.ru_stime
-        if cpu_s > limits.cpu_s + 1:
-            return _End("timeout", f"Stopped after {seconds(limits.cpu_s)} of processor time, the limit.")
-        threads = sum(process.threads for process in found)
-        if threads > limits.processes:
-            return _End("killed", f"Stopped with {threads} processes; the limit is {limits.processes}.")
-        return self._over_files(limits)
-
-    def _over_files(self, limits: Limits) -> _End | None:
-        disk_bytes, count = self._held.unlinked_bytes, 0
-        for folder in (self._work, self._tmp):
-            found = files.usage(folder, limits.files + 100)
-            disk_bytes, count = disk_bytes + found.disk_bytes, count + found.files
-            if found.hidden:
-                return _End("killed", "Stopped: a folder nests too deep or is closed to its own user.")
-        if count > limits.files + 100:  # a hundred for what libraries and inputs need
-            return _End("killed", f"Stopped with over {limits.files} files, the limit.")
-        if disk_bytes > limits.disk_bytes:
-            used, allowed = size(disk_bytes), size(limits.disk_bytes)
-            return _End("killed", f"Stopped with {used} written to disk; the limit is {allowed}.")
-        free = os.statvfs(self._work)
-        if free.f_bavail * free.f_frsize < _DISK_RESERVE_BYTES:
-            return _End("killed", "Stopped: the sandbox's disk is nearly full.")
-        return None
-
 
 def _renumber(standard: tuple[int, int, int], setup: int) -> int:
     """Make these descriptors 0, 1, 2, the other one 3, and close everything else."""
@@ -526,32 +365,9 @@ def _renumber(standard: tuple[int, int, int], setup: int) -> int:
     return 3
 
 
-def _name(job: Job, number: int) -> str:
+def _name(job: SandboxJob, number: int) -> str:
     # What follows a script does not change its name: tracebacks and warnings hold it.
     return f"script{number if number > 1 else ''}{SUFFIXES[job.scripts[number - 1].language]}"
-
-
-def _judge(step: Step, name: str, limits: Limits) -> _End:
-    status = step.exit_status
-    if status == 0:
-        return _End("ok", "")
-    if status == -signal.SIGXCPU:
-        return _End("timeout", f"Stopped after {seconds(limits.cpu_s)} of processor time, the limit.")
-    if status == -signal.SIGXFSZ:
-        return _End("killed", f"Stopped: a file may have {size(limits.file_bytes)} at most.")
-    if status == -signal.SIGKILL and step.wall_s >= limits.cpu_s:
-        return _End("timeout", f"Stopped after {seconds(limits.cpu_s)} of processor time, the limit.")
-    if status < 0:
-        return _End("killed", f"{name} was ended by {_signal_name(-status)}.")
-    return _End("failed", f"{name} ended with exit status {status}.")
-
-
-def _signal_name(number: int) -> str:
-    """Return a signal's name; those between SIGRTMIN and SIGRTMAX have none but their distance."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"SIGRTMIN+{number - signal.SIGRTMIN}" if number > signal.SIGRTMIN else f"signal {number}"
 
 
 def _trouble(said: bytes) -> Exception:
@@ -560,17 +376,3 @@ def _trouble(said: bytes) -> Exception:
     if said.startswith(_INPUT):
         return TaskError(words, hint="Give others the right to read it.")
     return OSError(words)
-
-
-def _over_holdings(held: holdings.Holdings) -> _End | None:
-    if held.hidden:
-        return _End("killed", "Stopped: one of its processes does not let the sandbox see what it holds.")
-    if held.shared:
-        return _End("killed", "Stopped: it maps /dev/zero as shared memory; map a file instead.")
-    if held.sockets > holdings.MOST_SOCKETS:
-        return _End("killed", f"Stopped with {held.sockets} sockets; the limit is {holdings.MOST_SOCKETS}.")
-    if held.locks > holdings.MOST_LOCKS:
-        return _End(
-            "killed", f"Stopped with too many locks of parts of files; the limit is {holdings.MOST_LOCKS}."
-        )
-    return None

@@ -1,4 +1,4 @@
-"""What the sandbox asks of the Linux kernel, through ctypes: Landlock, capabilities, namespaces, mounts.
+"""Calls of the Linux kernel, through ctypes: Landlock, capabilities, namespaces, mounts.
 
 Knows system calls and constants. Does not know jobs. Every function raises OSError where the kernel says no.
 """
@@ -42,7 +42,7 @@ def prctl_pointer(option: int, argument: int, pointer: object) -> None:
 
 
 def become_user(uid: int) -> None:
-    """Make this process another user's, for good: its user, its group, and no other group."""
+    """Change this process's user and group for good, without other groups."""
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
@@ -53,13 +53,13 @@ class _CapabilityHeader(ctypes.Structure):
 
 
 def drop_capabilities() -> None:
-    """Give up every capability of this process, for good once no_new_privs is set."""
+    """Drop every capability of this process, for good once no_new_privs is set."""
     header, empty = _CapabilityHeader(_CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
     _checked(_LIBC.capset(ctypes.byref(header), ctypes.byref(empty)), "capset")
 
 
 def has_capabilities(*wanted: int) -> bool:
-    """Say whether this process holds these capabilities."""
+    """Check whether this process holds these capabilities."""
     status = Path("/proc/self/status").read_text()
     effective = int(status.split("CapEff:")[1].split()[0], 16)
     return all(effective >> number & 1 for number in wanted)
@@ -84,7 +84,7 @@ class _PathBeneath(ctypes.Structure):
 
 
 def landlock_abi() -> int:
-    """Give the version of Landlock that this kernel enforces; 0 where it does not."""
+    """Return the version of Landlock that this kernel enforces; 0 where it does not."""
     try:
         return _call(_CREATE_RULESET, "landlock", None, ctypes.c_size_t(0), ctypes.c_uint32(1))
     except OSError:
@@ -174,7 +174,7 @@ def unshare(*, user: bool) -> None:
 
 
 def unshare_mounts(*, network: bool) -> None:
-    """Give this process mounts of its own, which end with its last descendant.
+    """Start a mount namespace for this process, which ends with its last descendant.
 
     Args:
         network: Give it a network and System V objects of its own too.
@@ -185,7 +185,7 @@ def unshare_mounts(*, network: bool) -> None:
 
 
 def make_mounts_private() -> None:
-    """Keep what is mounted from now on out of the namespace that this one was copied from."""
+    """Stop mounts from propagating to the namespace that this one was copied from."""
     mount("none", "/", None, _MS_REC | _MS_PRIVATE)
 
 
@@ -207,7 +207,7 @@ def mount_proc(target: str) -> None:
 
 
 def bind(source: str, target: str, *, read_only: bool, devices: bool = False) -> None:
-    """Let `source` and all below it be seen at `target`, which must exist."""
+    """Bind `source` and all below it to `target`, which must exist."""
     mount(source, target, None, _MS_BIND | _MS_REC)
     flags = ATTR_NOSUID | (0 if devices else ATTR_NODEV) | (ATTR_RDONLY if read_only else 0)
     restrict_mount(target, flags, recursive=True)
@@ -256,7 +256,7 @@ def _set_attributes(folder: int, path: bytes, where: int, set_: int, clear: int,
 
 
 def unmount(target: str) -> None:
-    """Take a mount away, at once for newcomers and later for those who use it; no link is followed."""
+    """Detach a mount, which those who use it keep; no link is followed."""
     flags = ctypes.c_int(_MNT_DETACH | _UMOUNT_NOFOLLOW)
     _checked(_LIBC.umount2(target.encode(), flags), f"umount {target}")
 

@@ -1,4 +1,4 @@
-"""The proof of containment: code that tries what is forbidden, run exactly as a job is.
+"""The proof of containment: code that tries what is forbidden, run as a job.
 
 What it finds possible is named, and then the sandbox runs no code at all.
 """
@@ -8,7 +8,7 @@ import resource
 from collections.abc import Mapping
 from dataclasses import replace
 
-from draftloop.runs.job import MIB, Attempt, Job, Limits, Profile, Script
+from draftloop.runs.job import MIB, Attempt, Limits, SandboxJob, SandboxProfile, Script
 from draftloop.sandbox import seccomp
 from draftloop.sandbox.containment import rlimits
 
@@ -104,7 +104,9 @@ print(json.dumps(possible))
 _FAMILIES = {"unix": 1, "TCP or UDP": 2, "IPv6": 10, "netlink": 16, "packet": 17, "vsock": 40}
 
 
-def job(*, secret: str, program: str, jobs: str, uid: int, own_user: bool, profile: Profile) -> Job:
+def job(
+    *, secret: str, program: str, jobs: str, uid: int, own_user: bool, profile: SandboxProfile
+) -> SandboxJob:
     """Make the job that tries what is forbidden.
 
     Args:
@@ -131,11 +133,11 @@ def job(*, secret: str, program: str, jobs: str, uid: int, own_user: bool, profi
         "memory_bytes": LIMITS.memory_bytes,
     }
     code = _CODE.replace("GIVEN", repr(json.dumps(given)))
-    return Job((Script(code),), limits=LIMITS, profile=profile)
+    return SandboxJob((Script(code),), limits=LIMITS, profile=profile)
 
 
 def judge(attempt: Attempt) -> list[str]:
-    """Name what was possible and should not be; empty where the containment holds."""
+    """Return what was possible and must not be; empty where the containment holds."""
     if attempt.outcome != "ok" or "written" not in {file.path for file in attempt.files}:
         return [f"run to its end ({attempt.reason} {attempt.stderr[-500:]})".replace("\n", " ")]
     possible: list[str] = json.loads(attempt.stdout)

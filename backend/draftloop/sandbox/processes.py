@@ -1,4 +1,4 @@
-"""The processes of a job, found in /proc and ended for certain.
+"""The processes of a job, read from /proc and ended for certain.
 
 Every job has a keeper, which is a child subreaper: whatever the code starts stays among its descendants.
 """
@@ -21,7 +21,7 @@ _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.001, 0.1
 
 
 @dataclass(frozen=True)
-class Process:
+class ProcessStatus:
     """One process as /proc shows it. `cpu_s` includes the children that it has waited for."""
 
     pid: int
@@ -32,9 +32,9 @@ class Process:
     resident_bytes: int
 
 
-def _all() -> Iterator[Process]:
+def _all() -> Iterator[ProcessStatus]:
     names = os.listdir("/proc")
-    if str(os.getpid()) not in names:  # else nothing would seem to be left, whatever runs
+    if str(os.getpid()) not in names:  # else no process would be seen, whatever runs
         raise OSError("/proc does not show this process: processes can be neither seen nor ended")
     for name in names:
         if not name.isdigit():
@@ -46,7 +46,7 @@ def _all() -> Iterator[Process]:
         # man proc: the state comes after the name, which may hold anything.
         row = text[text.rindex(")") + 2 :].split()
         ticks = sum(int(column) for column in row[11:15])
-        yield Process(
+        yield ProcessStatus(
             int(name),
             int(row[1]),
             row[0] in "ZX",
@@ -56,18 +56,18 @@ def _all() -> Iterator[Process]:
         )
 
 
-def descendants(root: int) -> list[Process]:
+def descendants(root: int) -> list[ProcessStatus]:
     """Return the living processes below `root`, in no order."""
     return [process for process in _below(root) if not process.dead]
 
 
-def _below(root: int, spared: Collection[int] = ()) -> Iterator[Process]:
-    """Give the processes below `root`, the dead too, but for those that are spared and what is below them.
+def _below(root: int, spared: Collection[int] = ()) -> Iterator[ProcessStatus]:
+    """Yield the processes below `root`, dead ones too, without spared ones and those below them.
 
     As long as nobody waits for the dead, this misses nothing: whatever lives when the look begins is listed,
     as dead at the worst, and so its child may be what is not listed.
     """
-    children: dict[int, list[Process]] = {}
+    children: dict[int, list[ProcessStatus]] = {}
     for process in _all():
         children.setdefault(process.parent, []).append(process)
     queue = [root]
@@ -125,12 +125,12 @@ def end(uid: int | None, spared: Collection[int] = ()) -> bool:
     """
     deadline, signal_, pause_s = time.monotonic() + _KILL_TIME_S, signal.SIGSTOP, _FIRST_PAUSE_S
     while time.monotonic() < deadline:
-        found = list(_below(os.getpid(), spared))
-        if not found:
+        below = list(_below(os.getpid(), spared))
+        if not below:
             return True
         if uid is not None:
             kill_user(uid)
-        living = [process.pid for process in found if not process.dead]
+        living = [process.pid for process in below if not process.dead]
         for pid in living:
             with suppress(OSError):
                 os.kill(pid, signal_)
@@ -138,7 +138,7 @@ def end(uid: int | None, spared: Collection[int] = ()) -> bool:
             time.sleep(pause_s)
         signal_ = signal.SIGKILL  # first stop all, so that none forks while the others are killed
         if not living:
-            for process in found:
+            for process in below:
                 with suppress(ChildProcessError):  # of a parent that has ended since
                     os.waitpid(process.pid, os.WNOHANG)
             pause_s = min(2 * pause_s, _LAST_PAUSE_S)

@@ -66,7 +66,7 @@ def forked(environment: Mapping[str, str]) -> None:
     sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
     vars(sys).update(__stdout__=sys.stdout, __stderr__=sys.stderr)
     if tempfile := sys.modules.get("tempfile"):
-        vars(tempfile).update(tempdir=None)  # found anew, by TMPDIR
+        vars(tempfile).update(tempdir=None)  # looked up again, by TMPDIR
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()  # else every fork draws the same numbers
 

@@ -1,4 +1,4 @@
-"""The sandbox's server: finds out what the machine can contain, proves it, then runs jobs.
+"""The sandbox's server: measures how the machine can contain code, proves it, then runs jobs.
 
 One process with the packages imported, which forks a keeper for each connection to its socket. It says what
 it is in one line of JSON on standard output, and ends when its standard input does. Above it stands a guard,
@@ -11,283 +11,75 @@ status 1. Whoever started it starts it anew.
     python -m draftloop.sandbox --folder FOLDER [--inputs FOLDER ...] [--jobs N] [--browser] [--without LAYER]
 """
 
-import argparse
-import fcntl
 import json
 import os
 import selectors
 import signal
 import socket
 import sys
-import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, get_args
 
 from draftloop.errors import SetupError
 from draftloop.runs.job import (
     LANGUAGES,
     Attempt,
-    Job,
     Language,
     Layer,
-    Limits,
     Package,
-    Profile,
+    SandboxJob,
+    SandboxProfile,
     SandboxReport,
     attempt_from_json,
     job_to_json,
     report_to_json,
 )
-from draftloop.sandbox import cgroup, keeper, kernel, probe, processes, seccomp, view, warm
-from draftloop.sandbox.containment import DEVICES, SYSTEM, Containment, python_paths
+from draftloop.sandbox import cgroup, keeper, kernel, probe, processes, seccomp, warm
+from draftloop.sandbox.containment import Containment, python_paths
+from draftloop.sandbox.layers import describe_layers
+from draftloop.sandbox.options import LAYERS, ServerOptions, check_apart, read_options
+from draftloop.sandbox.startup import (
+    PACKAGE,
+    SOCKET,
+    enter_namespaces,
+    prepare_folder,
+    send_line,
+    stand_guard,
+)
+from draftloop.sandbox.users import check_open_to_others, take_users
 from draftloop.support.trees import remove_or_set_aside, remove_tree
 
-SOCKET = "socket"
-# Between Debian's ranges for people and systemd's for services; a block for each sandbox of the machine.
-_FIRST_UID, _UIDS, _BLOCKS = 60720, 32, 14
-_OWN_MEMORY_BYTES = 1 << 30  # of the sandbox itself, its keepers and what is cached of files
-_LEFT_OVER_S = 2.0  # for ending what a killed sandbox left
 _RETRY_S = 10.0  # between two tries to end what a job left
-_PACKAGE = Path(__file__).parents[1]
-# Where it is imported from may be a link.
-_CODE = tuple(dict.fromkeys((str(_PACKAGE), str(_PACKAGE.resolve()))))
-_LAYERS: tuple[Layer, ...] = get_args(Layer)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line says."""
-
-    folder: str
-    inputs: tuple[str, ...]
-    jobs: int
-    browser: bool
-    without: frozenset[Layer]
-    memory_bytes: int  # of all jobs and the sandbox together; 0 is no limit
+_PROGRAMS: dict[Language, str] = {"python": "Python", "javascript": "Node.js", "shell": "Bash"}
 
 
 def main() -> None:
     """Run the server until its standard input ends."""
-    options = _options()
+    options = read_options(__doc__)
     os.umask(0o022)
     try:
-        _check_apart(options.folder, options.inputs)
-        group = _stand_guard(options)
-        folder = _prepare_folder(options.folder)
-        uids, lock = _pool(options)
+        check_apart(options.folder, options.inputs)
+        group = stand_guard(options.memory_bytes)
+        folder = prepare_folder(options.folder)
+        uids, lock = take_users(left_out="pool-uid" in options.without)
         with lock:
             always: set[Layer] = {"rlimits", "landlock", "seccomp"}
             layers = always - options.without
             if uids:
                 layers.add("pool-uid")
-            if "namespaces" not in options.without and _enter_namespaces(folder, options.inputs):
+            if "namespaces" not in options.without and enter_namespaces(folder, options.inputs):
                 layers.add("namespaces")
             _Server(options, folder, frozenset(layers), uids, group).serve()
     except SetupError as error:
-        _say({"refused": error.message, "hint": error.hint})
+        send_line({"refused": error.message, "hint": error.hint})
         sys.exit(1)
     except OSError as error:
         traceback.print_exc()
-        _say({"refused": f"The sandbox could not start: {error}.", "hint": "Its log says where."})
+        send_line({"refused": f"The sandbox could not start: {error}.", "hint": "Its log says where."})
         sys.exit(1)
-
-
-def _options() -> Options:
-    parser = argparse.ArgumentParser(prog="python -m draftloop.sandbox", description=__doc__)
-    parser.add_argument("--folder", required=True, help="where jobs run and the socket is; made if missing")
-    parser.add_argument("--inputs", action="append", default=[], help="a folder whose files jobs may read")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="jobs at once")
-    parser.add_argument(
-        "--job-memory",
-        type=int,
-        default=Limits().memory_bytes >> 20,
-        help="MB that one job may have at most; the kernel limits all together, where it can; 0: no limit",
-    )
-    parser.add_argument("--browser", action="store_true", help="let jobs ask for the profile browser")
-    parser.add_argument("--without", action="append", default=[], choices=_LAYERS, help="leave a layer out")
-    given = parser.parse_args()
-    without: frozenset[Layer] = frozenset(given.without)
-    jobs = min(max(1, given.jobs), _UIDS)
-    return Options(
-        folder=os.path.realpath(given.folder),
-        inputs=_input_roots(given.inputs),
-        jobs=jobs,
-        browser=given.browser,
-        without=without,
-        memory_bytes=(given.job_memory * jobs << 20) + _OWN_MEMORY_BYTES if given.job_memory else 0,
-    )
-
-
-def _input_roots(paths: Sequence[str]) -> tuple[str, ...]:
-    """Return the input folders that exist, without links and without those that lie in another one."""
-    roots = sorted({os.path.realpath(path) for path in paths if os.path.isdir(path)})
-    return tuple(
-        root
-        for root in roots
-        if not any(root != other and Path(root).is_relative_to(other) for other in roots)
-    )
-
-
-def _check_apart(folder: str, inputs: Sequence[str]) -> None:
-    for root in inputs:
-        if Path(folder).is_relative_to(root) or Path(root).is_relative_to(folder):
-            raise SetupError(
-                f"The sandbox's folder {folder} and the input folder {root} lie in each other.",
-                hint="Set SANDBOX_FOLDER or INPUT_ROOT to another folder.",
-            )
-
-
-def _stand_guard(options: Options) -> cgroup.Group | None:
-    """Go on in a child. This process waits for its end, ends what it left, and ends as it did.
-
-    Code that outlives its keeper and the server becomes a child of this process, which no job can reach.
-
-    Returns:
-        The control group of the sandbox, which the guard removes; None where it may not make one.
-    """
-    group = cgroup.make_group(options.memory_bytes) if options.memory_bytes else None
-    child = os.fork()
-    if child == 0:
-        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-        try:
-            if group is not None:
-                group.enter()
-        except OSError as error:  # the report says that the kernel sets no limit
-            print(f"no control group: {error}", file=sys.stderr, flush=True)
-            return None
-        return group
-    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
-    status = _wait(child)
-    processes.end(None)
-    if group is not None:
-        group.remove()
-    os._exit(status)
-
-
-def _say(words: dict[str, Any]) -> None:
-    print(json.dumps(words), flush=True)
-
-
-def _prepare_folder(path: str) -> Path:
-    """Make the sandbox's folder empty; others may pass through it, and see nothing."""
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("jobs", "matplotlib", "root"):
-            if os.path.lexists(folder / name) and (why := remove_or_set_aside(folder / name)):
-                print(f"{why}; remove it by hand", file=sys.stderr, flush=True)
-            (folder / name).mkdir(mode=0o711)
-        folder.chmod(0o711)
-        (folder / "matplotlib").chmod(0o755)
-        (folder / SOCKET).unlink(missing_ok=True)
-    except OSError as error:
-        raise SetupError(f"The sandbox's folder {path} cannot be used: {error.strerror}.") from error
-    return folder
-
-
-def _pool(options: Options) -> tuple[list[int], IO[str]]:
-    """Take users that no other sandbox of this machine has; none where this is not root."""
-    if os.geteuid() != 0:
-        return [], Path(os.devnull).open()
-    missing = [name for name, one in kernel.OTHER_USERS.items() if not kernel.has_capabilities(one)]
-    if missing or "pool-uid" in options.without:
-        reason = f"it lacks the capabilities {', '.join(missing)}" if missing else "the layer was left out"
-        raise SetupError(
-            "The sandbox is root, which has no limit on processes, and cannot give runs to other users: "
-            f"{reason}.",
-            hint=f"Run it as a plain user, or as root with {', '.join(kernel.OTHER_USERS)}.",
-        )
-    for block in range(_BLOCKS):
-        first = _FIRST_UID + block * _UIDS
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-        path = f"{tempfile.gettempdir()}/draftloop-sandbox-{first}.lock"
-        lock = open(os.open(path, flags, 0o600), "r+")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            continue
-        if uids := _free_uids(range(first, first + _UIDS)):
-            return uids, lock
-        lock.close()
-    raise SetupError(
-        f"No users are left to run jobs as: {_BLOCKS} sandboxes run on this machine, or processes of earlier "
-        "ones cannot be ended.",
-        hint=f"Look for processes of the users {_FIRST_UID} to {_FIRST_UID + _BLOCKS * _UIDS - 1}.",
-    )
-
-
-def _free_uids(uids: Sequence[int]) -> list[int]:
-    """Return the users that run nothing, after ending what a killed sandbox left of theirs."""
-    deadline = time.monotonic() + _LEFT_OVER_S
-    while (left_over := processes.of_users(uids)) and time.monotonic() < deadline:
-        for pid in left_over:
-            with suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
-    busy = set(processes.threads_of_users())
-    if left := sorted(busy & set(uids)):
-        print(f"users {left} run processes of others; no job gets them", file=sys.stderr, flush=True)
-    return [uid for uid in uids if uid not in busy]
-
-
-def _check_open_to_others(*paths: str | Path) -> None:
-    for path in map(Path, paths):
-        for one in (path, *path.parents):
-            if not one.stat().st_mode & 0o001:
-                raise SetupError(
-                    f"Jobs run as users of their own, and {one} on the way to {path} is closed to them.",
-                    hint=f"chmod o+x {one}, or another folder.",
-                )
-
-
-def _enter_namespaces(folder: Path, inputs: Sequence[str]) -> bool:
-    """Go on as process 1 of namespaces of its own, which show only what jobs need.
-
-    Returns:
-        False where the machine has none for us. Where it has, this returns in a child alone; its parent waits
-        and ends as it does.
-    """
-    read, write = os.pipe()
-    child = os.fork()  # a failure half-way leaves a process that nobody can use
-    if child == 0:
-        os.close(read)
-        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-        try:
-            kernel.unshare(user=not kernel.has_capabilities(kernel.CAP_SYS_ADMIN))
-            inner = os.fork()
-            if inner == 0:
-                kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-                paths = (*SYSTEM, *python_paths(), *_CODE, *inputs)
-                view.enter_sandbox_view(
-                    str(folder / "root"), read=paths, write=(str(folder),), devices=DEVICES
-                )
-                os.write(write, b"1")
-                os.close(write)
-                return True
-            os.close(write)
-            os._exit(_wait(inner))
-        except BaseException as error:
-            print(f"no namespaces: {error}", file=sys.stderr, flush=True)
-        os._exit(1)
-    os.close(write)
-    with open(read, "rb") as entered:
-        if not entered.read():
-            os.waitpid(child, 0)
-            return False
-    os._exit(_wait(child))
-
-
-def _wait(child: int) -> int:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os.kill(child, signal.SIGKILL))
-    os.closerange(0, 2)  # the child alone holds them
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF
 
 
 class _Broken(Exception):
@@ -295,15 +87,15 @@ class _Broken(Exception):
 
 
 class _Server:
-    """The server once it knows its layers."""
+    """The server, once the layers are known: forks keepers and cleans up after them."""
 
     def __init__(
         self,
-        options: Options,
+        options: ServerOptions,
         folder: Path,
         layers: frozenset[Layer],
         uids: list[int],
-        group: cgroup.Group | None,
+        group: cgroup.ControlGroup | None,
     ) -> None:
         self._options = options
         self._folder = folder
@@ -327,11 +119,11 @@ class _Server:
                 hint="Start without it, or where namespaces can be had: docs/sandbox.md.",
             )
         if uids:
-            _check_open_to_others(folder, *python_paths())
+            check_open_to_others(folder, *python_paths())
         signals = bool(uids) or self._landlock_abi >= 6
         try:
             old = self._landlock_abi < 3
-            filters: dict[Profile, bytes] = {
+            filters: dict[SandboxProfile, bytes] = {
                 profile: seccomp.make_filter(
                     signals=signals,
                     guard_truncate=old,
@@ -345,7 +137,7 @@ class _Server:
                 f"System calls cannot be filtered: {error}.", hint="Install Debian's libseccomp2."
             ) from error
         self._containment = Containment(layers, self._landlock_abi, filters)
-        self._place = keeper.Place(
+        self._place = keeper.SandboxPlace(
             folder=str(folder),
             jobs=str(folder / "jobs"),
             inputs=options.inputs,
@@ -373,7 +165,7 @@ class _Server:
             os.umask(0o022)
             listening.listen(128)
             listening.setblocking(False)
-            _say({"report": report_to_json(report), "socket": str(self._folder / SOCKET)})
+            send_line({"report": report_to_json(report), "socket": str(self._folder / SOCKET)})
             self._selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
             try:
                 self._loop(listening)
@@ -441,7 +233,7 @@ class _Server:
         return fd
 
     def _finish_keeper(self, fd: int) -> int:
-        """Take note of a keeper's end, and clean up after one that could not; return its exit status."""
+        """Reap a keeper, clean up after one that could not, and return its exit status."""
         pid, uid = self._keepers.pop(fd)
         os.close(fd)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -457,7 +249,7 @@ class _Server:
             self._uids.append(uid)
 
     def _retry_cleaning(self) -> None:
-        """Try again to end and remove what jobs left; without it their users cannot run others.
+        """Try again to end and remove what jobs left; until then their users are not used.
 
         Raises:
             _Broken: No user is free and none is about to be.
@@ -472,7 +264,7 @@ class _Server:
             raise _Broken("jobs left processes or files behind, of every user that jobs may have")
 
     def _clean_after(self, pid: int, uid: int | None) -> bool:
-        """End what the job of a dead keeper left, whose processes have become this one's children.
+        """End the processes of a dead keeper's job, which are children of this process now; remove its files.
 
         Returns:
             Whether nothing is left.
@@ -501,7 +293,7 @@ class _Server:
 
     # ------------------------------------------------------------ the proof
 
-    def _run(self, job: Job) -> Attempt:
+    def _run(self, job: SandboxJob) -> Attempt:
         ours, theirs = socket.socketpair()
         with ours:
             fd = self._fork_keeper(theirs, ours)
@@ -521,7 +313,7 @@ class _Server:
         for profile in self._profiles():
             job = probe.job(
                 secret=str(secret),
-                program=f"{_PACKAGE.resolve()}/errors.py",
+                program=f"{PACKAGE.resolve()}/errors.py",
                 jobs=self._place.jobs,
                 uid=os.geteuid(),
                 own_user=self._own_users,
@@ -536,28 +328,28 @@ class _Server:
             )
 
     def _programs(self) -> dict[Language, Package]:
-        found: dict[Language, Package] = {}
+        programs: dict[Language, Package] = {}
         for language in LANGUAGES:
-            attempt = self._run(Job((probe.HELLO[language],), limits=probe.LIMITS, cold=True))
+            attempt = self._run(SandboxJob((probe.HELLO[language],), limits=probe.LIMITS, cold=True))
             if attempt.outcome == "ok":
-                found[language] = Package(_PROGRAMS[language], attempt.stdout.strip())
+                programs[language] = Package(_PROGRAMS[language], attempt.stdout.strip())
             elif language == "python":
                 raise SetupError(f"Python does not run in the sandbox: {attempt.reason} {attempt.stderr}")
             else:
                 print(f"no {language}: {attempt.reason} {attempt.stderr}", file=sys.stderr, flush=True)
-        return found
+        return programs
 
-    def _profiles(self) -> tuple[Profile, ...]:
+    def _profiles(self) -> tuple[SandboxProfile, ...]:
         return ("plain", "browser") if self._options.browser else ("plain",)
 
     def _tools(self) -> Iterator[Package]:
-        """Name the other programs that code may start: ffmpeg, and Chromium in its profile."""
-        attempt = self._run(Job((probe.FFMPEG,), limits=probe.LIMITS))
+        """Yield the other programs that code may start: ffmpeg, and Chromium in its profile."""
+        attempt = self._run(SandboxJob((probe.FFMPEG,), limits=probe.LIMITS))
         if version := attempt.stdout.strip():
             yield Package("ffmpeg", version)
         if not self._options.browser:
             return
-        attempt = self._run(Job((probe.CHROMIUM,), limits=probe.LIMITS, profile="browser"))
+        attempt = self._run(SandboxJob((probe.CHROMIUM,), limits=probe.LIMITS, profile="browser"))
         if attempt.outcome != "ok":
             raise SetupError(
                 f"Chromium does not run in the sandbox: {attempt.reason} {attempt.stderr[-500:]}",
@@ -567,12 +359,14 @@ class _Server:
 
     def _report(self, programs: dict[Language, Package], family: str) -> SandboxReport:
         layers = self._containment.layers
-        covers, gaps = _in_words(layers, self._landlock_abi, family, grouped=self._place.group is not None)
+        covers, gaps = describe_layers(
+            layers, self._landlock_abi, family, grouped=self._place.group is not None
+        )
         if self._options.browser:
             words = "open unix sockets, read the sandbox's /proc, and reserve any address space."
             gaps += (f'Jobs of the profile "browser" {words}',)
         return SandboxReport(
-            layers=tuple(layer for layer in _LAYERS if layer in layers),
+            layers=tuple(layer for layer in LAYERS if layer in layers),
             landlock_abi=self._landlock_abi,
             languages=tuple(programs),
             programs=(*programs.values(), *self._tools()),
@@ -581,39 +375,3 @@ class _Server:
             gaps=gaps,
             profiles=self._profiles(),
         )
-
-
-_PROGRAMS: dict[Language, str] = {"python": "Python", "javascript": "Node.js", "shell": "Bash"}
-
-
-def _in_words(
-    layers: frozenset[Layer], abi: int, family: str, *, grouped: bool
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    covers = [
-        "Code reads the system's programs, its inputs and its own folder, and writes to its own folder."
-    ]
-    covers.append("Code opens no socket.")
-    gaps = ["The memory and the disk of a whole run are measured 5 to 20 times a second."]
-    if grouped:
-        covers.append("The kernel limits the memory of all runs together (cgroup).")
-    else:
-        gaps.append("The memory of all runs together is not limited by the kernel (no cgroup can be made).")
-    if "pool-uid" in layers:
-        covers.append("Each run has a user of its own.")
-    else:
-        gaps.append("All runs have the sandbox's own user; Landlock, seccomp and mounts keep them apart.")
-        if abi < 6:
-            gaps.append("Code cannot signal its own children (Landlock before ABI 6).")
-    if "namespaces" in layers:
-        covers.append("Runs see neither the machine's processes nor its network nor any other file.")
-        covers.append("All but a run's own folder is mounted read-only, its inputs too.")
-    else:
-        gaps.append("Runs can see that files and processes exist, and sizes and times, not what is in them.")
-        gaps.append("Inputs are symbolic links: use find -L, tar -h, gzip -c.")
-        if "pool-uid" not in layers:
-            gaps.append(
-                "chmod, chown and utime report success and do nothing: run a script as `bash script`."
-            )
-    if not family:
-        gaps.append("There is no Chinese font: install Debian's fonts-noto-cjk.")
-    return tuple(covers), tuple(gaps)

@@ -1,4 +1,4 @@
-"""What the sandbox and its jobs see of the machine's files, made with mounts.
+"""Mounts: the files of the machine that the sandbox and its jobs see.
 
 Two views, each in a mount namespace of its own, where the machine has namespaces:
 
@@ -21,7 +21,7 @@ _INPUT_FILE = kernel.ATTR_RDONLY | kernel.ATTR_NOSUID | kernel.ATTR_NODEV
 
 
 @dataclass(frozen=True)
-class InputFile:
+class CheckedFile:
     """A file that a job may read: where it is, and which file that was when it was checked."""
 
     path: str
@@ -42,7 +42,7 @@ class JobView:
     job: str
     writable: Sequence[str]
     input_folder: str
-    inputs: Mapping[str, InputFile]
+    inputs: Mapping[str, CheckedFile]
     input_roots: Sequence[str]
     network: bool  # a network namespace of its own
 
@@ -83,7 +83,7 @@ def enter_sandbox_view(
 
 
 def enter_job_view(view: JobView) -> None:
-    """Give this process the view of a job; it must leave its current folder afterwards.
+    """Switch this process to the view of a job; it must leave its current folder afterwards.
 
     Raises:
         OSError: A mount cannot be made, or an input is another file than the one that was checked.
@@ -109,7 +109,7 @@ def enter_job_view(view: JobView) -> None:
     kernel.restrict_mount(view.input_folder, kernel.ATTR_RDONLY, recursive=False)
 
 
-def _open_input(file: InputFile) -> int:
+def _open_input(file: CheckedFile) -> int:
     opened = kernel.clone_mount(file.path)
     status = os.fstat(opened)
     if (status.st_dev, status.st_ino) != (file.device, file.inode):

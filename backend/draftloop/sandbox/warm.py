@@ -1,4 +1,4 @@
-"""What the warm Python has ready before the code comes: packages imported, fonts found, a chart drawn.
+"""Warm-up of the Python that jobs are forked from: packages imported, fonts listed, a chart drawn.
 
 Chinese labels work by name and by accident: the CJK face that is installed also answers to the names that
 scripts written elsewhere ask for, and stands behind every other font.
@@ -61,7 +61,7 @@ def prepare_fonts(folder: Path) -> str:
 
 
 def warm_up(configuration: Path) -> str:
-    """Import the packages and draw a chart; what is missing is passed over.
+    """Import the packages and draw a chart; skip missing ones.
 
     Returns:
         The CJK font family that charts use, empty if there is none.
@@ -96,10 +96,10 @@ def _draw() -> None:
 
 def installed() -> tuple[Package, ...]:
     """List the packages of this environment, sorted by name."""
-    found = {package.metadata["Name"]: package.version for package in distributions()}
-    return tuple(Package(name, found[name]) for name in sorted(found, key=str.lower))
+    versions = {package.metadata["Name"]: package.version for package in distributions()}
+    return tuple(Package(name, versions[name]) for name in sorted(versions, key=str.lower))
 
 
 def single_threaded() -> bool:
-    """Say whether this process has one thread, as a process that is forked should."""
+    """Check that this process has one thread, as a process that is forked should."""
     return len(os.listdir("/proc/self/task")) == 1

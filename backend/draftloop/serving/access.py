@@ -4,7 +4,7 @@ Knows headers and addresses. Does not know HTTP's framing, nor what a request do
 opens everything (Label Studio's calls and admins), `viewer` the pages of runs, `webhook` the webhooks alone,
 because Label Studio shows every member the headers of webhooks. A viewer is also who is logged in to Label
 Studio: its cookie reaches every port of its host, and Label Studio says whether it is good. Without any login
-the backend answers its own machine only, unless it is told to answer everybody.
+the backend answers its own machine only, unless a setting opens it to everybody.
 
 Source:
     RFC 7617 (Basic), RFC 6750 (Bearer), https://www.w3.org/TR/fetch-metadata/; requests 2.34.2, auth.py: a
@@ -37,13 +37,13 @@ _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _WINDOW_S = 60.0
 _ADDRESSES = 1024  # that are remembered, of each kind
-_SESSION_S = 60.0  # so long a session that was good counts
+_SESSION_S = 60.0  # how long the answer about a session is reused
 _QUESTIONS, _QUESTION_S = 8, 1.0  # to Label Studio at once, and how long one waits for its turn
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a request says of where it comes from; headers are empty where they are missing."""
+class RequestOrigin:
+    """Where a request comes from, by its headers; missing ones are empty."""
 
     method: str
     address: str
@@ -66,7 +66,7 @@ class Refusal:
 
 
 class Access:
-    """Says who asks, and whether they may. Safe to call from several threads."""
+    """Checks who asks, and whether they may. Safe to call from several threads."""
 
     def __init__(self, logins: Logins, is_member: Callable[[str], bool] | None = None) -> None:
         """Prepare.
@@ -111,7 +111,7 @@ class Access:
         role = self._role(authorization, address)
         return role == "main" or (role == "webhook" and f"/{path.lstrip('/')}" == "/webhook")
 
-    def check(self, asked: Asked, allowed: frozenset[Role]) -> Role | Refusal:
+    def check(self, asked: RequestOrigin, allowed: frozenset[Role]) -> Role | Refusal:
         """Return in which role a request is answered, or why it is not.
 
         Args:
@@ -120,7 +120,7 @@ class Access:
         """
         return self._check_host(asked) or self._check_site(asked) or self._check_login(asked, allowed)
 
-    def _check_host(self, asked: Asked) -> Refusal | None:
+    def _check_host(self, asked: RequestOrigin) -> Refusal | None:
         """Refuse other machines where there is no login, and names that are not the backend's.
 
         A page whose name was pointed at this address (DNS rebinding) sends its own name. The browser sends
@@ -136,13 +136,13 @@ class Access:
         if name in self._hosts or (self._proofs and not logins.hosts):
             return None
         if logins.is_open and not logins.hosts and (_is_address(name) or (name and "." not in name)):
-            return None  # no page of the internet is called so
+            return None  # no page of the internet has such a name
         return Refusal(
             421, "The backend is not called by that name here.", "Add it to BACKEND_ALLOWED_HOSTS."
         )
 
-    def _check_site(self, asked: Asked) -> Refusal | None:
-        """Refuse what a page of elsewhere has a browser send, with the password that it remembers."""
+    def _check_site(self, asked: RequestOrigin) -> Refusal | None:
+        """Refuse what a page of another site has a browser send, with the password that it remembers."""
         if asked.method in _READING:
             return None
         ours = asked.origin.partition("://")[2].lower() in {asked.host.lower(), self._public} - {""}
@@ -152,7 +152,7 @@ class Access:
             )
         return None
 
-    def _check_login(self, asked: Asked, allowed: frozenset[Role]) -> Role | Refusal:
+    def _check_login(self, asked: RequestOrigin, allowed: frozenset[Role]) -> Role | Refusal:
         if not self._proofs:
             return "main"
         role = self._role(asked.authorization, asked.address)
@@ -191,8 +191,8 @@ class Access:
                 return None
         digest = _digest(scheme.lower().encode("latin-1", "replace"), given)
         # All of them, so that the time says nothing.
-        found = [role for role, proof in self._proofs if hmac.compare_digest(proof, digest)]
-        return found[0] if found else None
+        roles = [role for role, proof in self._proofs if hmac.compare_digest(proof, digest)]
+        return roles[0] if roles else None
 
 
 class _Sessions:
@@ -254,7 +254,7 @@ class _Brake:
             return address not in self._proven and self._count(address) >= self._limit
 
     def wrong(self, address: str) -> bool:
-        """Take note of a wrong login; returns whether there were too many before."""
+        """Count a wrong login; return whether there were too many before."""
         address = _network(address)
         with self._lock:
             count = self._count(address)
@@ -269,7 +269,7 @@ class _Brake:
         return count >= self._limit
 
     def right(self, address: str) -> None:
-        """Take note of a right main login."""
+        """Record a right main login."""
         address = _network(address)
         with self._lock:
             self._proven[address] = None
@@ -321,7 +321,7 @@ def _is_local(address: str) -> bool:
 
 
 def _network(address: str) -> str:
-    """Return what one client has of addresses: in IPv6 a whole /64."""
+    """Return the addresses of one client: in IPv6 a whole /64."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

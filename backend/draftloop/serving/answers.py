@@ -33,7 +33,7 @@ from draftloop.serving.draft_log import DraftLog
 from draftloop.serving.late import LATE_LEASE_S, LateWriter, TakeOver
 from draftloop.serving.metrics import Metrics
 from draftloop.serving.page_requests import PageRequests
-from draftloop.serving.seams import Assignment, Board, Deadline, DraftMaker, FindCase, Memory, Pace
+from draftloop.serving.seams import Assignment, Board, Deadline, DraftLedger, DraftMaker, FindCase, Pace
 from draftloop.serving.task_pages import TaskPages
 
 _log = structlog.get_logger("backend")
@@ -54,7 +54,7 @@ class Answers:
     def __init__(
         self,
         drafter: DraftMaker,
-        memory: Memory,
+        memory: DraftLedger,
         find_case: FindCase,
         board: Board | None = None,
         *,

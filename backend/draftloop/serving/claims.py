@@ -8,7 +8,7 @@ from collections.abc import Collection
 import structlog
 
 from draftloop.errors import DraftloopError
-from draftloop.serving.seams import Assignment, Memory
+from draftloop.serving.seams import Assignment, DraftLedger
 
 _log = structlog.get_logger("backend")
 
@@ -16,7 +16,7 @@ _log = structlog.get_logger("backend")
 class Claims:
     """Claims tasks in a ledger, whose failure costs the sharing of work, not the drafts."""
 
-    def __init__(self, memory: Memory, lease_s: float) -> None:
+    def __init__(self, memory: DraftLedger, lease_s: float) -> None:
         """Prepare.
 
         Args:
@@ -36,7 +36,7 @@ class Claims:
             return _unshared(assignment, tasks, error)
 
     def take(self, assignment: Assignment, tasks: Collection[int]) -> set[int]:
-        """Take those of somebody else's tasks that were given up meanwhile."""
+        """Claim those of somebody else's tasks that were released meanwhile."""
         try:
             return self._memory.claim(assignment.project, tasks, assignment.version.name, self._lease_s)
         except DraftloopError as error:
@@ -50,7 +50,7 @@ class Claims:
             _log.error("claims not extended", tasks=len(tasks), error=str(error))
 
     def give_back(self, tasks: Collection[int], version: str) -> None:
-        """Give claims back."""
+        """Release claims."""
         try:
             self._memory.release(tasks, version)
         except DraftloopError as error:

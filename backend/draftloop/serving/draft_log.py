@@ -1,6 +1,6 @@
 """What came of tasks, recorded: counted, logged, kept in the ledger.
 
-Knows which numbers and names of a draft are told. Never tells the task's text or the model's.
+Logs numbers and names of a draft, never the task's text or the model's.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from draftloop.drafting.drafts import Draft
 from draftloop.errors import DraftloopError
 from draftloop.prompting.prompt import Case
 from draftloop.serving.metrics import Metrics
-from draftloop.serving.seams import Memory
+from draftloop.serving.seams import DraftLedger
 
 _log = structlog.get_logger("backend")
 
@@ -19,7 +19,7 @@ _log = structlog.get_logger("backend")
 class DraftLog:
     """Records drafts."""
 
-    def __init__(self, memory: Memory, metrics: Metrics) -> None:
+    def __init__(self, memory: DraftLedger, metrics: Metrics) -> None:
         self._memory = memory
         self._metrics = metrics
 

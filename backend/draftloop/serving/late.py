@@ -1,7 +1,7 @@
-"""Late work: drafts that were promised and are finished behind the answer.
+"""Late work: drafts that are finished and stored after their call was answered.
 
-Knows when they are written, and by whom where their process is gone. Does not know how a draft is made.
-Nothing is stored twice: what is written is read first, and claimed until then.
+Knows when they are written, and which process takes over from one that died. Does not know how a draft is
+made. Nothing is stored twice: a task is claimed until its draft is written, and read before.
 """
 
 import queue
@@ -20,7 +20,7 @@ from draftloop.labelling.labelling import Task
 from draftloop.prompting.prompt import parse_extra_params
 from draftloop.serving.claims import Claims
 from draftloop.serving.draft_log import DraftLog
-from draftloop.serving.seams import Assignment, Board, DraftMaker, FindCase, Memory
+from draftloop.serving.seams import Assignment, Board, DraftLedger, DraftMaker, FindCase
 from draftloop.serving.task_pages import TaskPages
 
 _log = structlog.get_logger("backend")
@@ -73,12 +73,12 @@ class LateWriter:
     def follow(self, assignment: Assignment, task: Task, future: Future[Draft]) -> None:
         """Write a claimed task's draft when it is ready."""
 
-        def put(future: Future[Draft]) -> None:
+        def enqueue(future: Future[Draft]) -> None:
             if not future.cancelled():  # by the end of the process: the next one takes it over
                 draft = self._drafter.result(future, task, assignment.version.name)
                 self._ready.put(_LateDraft(assignment, task, draft))
 
-        future.add_done_callback(put)
+        future.add_done_callback(enqueue)
 
     def _write_for_ever(self) -> None:
         """Write what became ready; what Label Studio cannot take now is tried again."""
@@ -102,7 +102,7 @@ class LateWriter:
         return gathered
 
     def _unwritten(self, batch: Sequence[_LateDraft]) -> Sequence[_LateDraft]:
-        """Write a batch; return what is worth trying again. A mistake of ours costs only its own task."""
+        """Write a batch; return what is worth trying again. An internal error costs only its own task."""
         try:
             return [] if self._write(batch) else batch
         except Exception as error:  # noqa: BLE001  whatever it is, the late answers of others are still to write
@@ -157,7 +157,7 @@ class TakeOver:
     def __init__(
         self,
         drafter: DraftMaker,
-        memory: Memory,
+        memory: DraftLedger,
         find_case: FindCase,
         board: Board,
         claims: Claims,

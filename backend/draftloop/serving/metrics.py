@@ -80,7 +80,7 @@ class Metrics:
         )
 
     def page(self) -> bytes:
-        """Give all metrics in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return prometheus.generate_latest(self._registry)
 
     def metered(self, model: Model) -> Model:

@@ -11,13 +11,13 @@ import structlog
 from draftloop.drafting.drafts import Draft
 from draftloop.errors import DraftloopError
 from draftloop.execution.coding import run_reasons
-from draftloop.execution.runner import told
+from draftloop.execution.runner import describe_attempt
 from draftloop.labelling.labelling import Task, Value
 from draftloop.labelling.rules import Reason
 from draftloop.prompting.prompt import Case, Refinement
 from draftloop.runs.run import missing_outputs, outputs_of
 from draftloop.serving.draft_log import DraftLog
-from draftloop.serving.seams import Deadline, DraftMaker, Memory
+from draftloop.serving.seams import Deadline, DraftLedger, DraftMaker
 from draftloop.serving.task_pages import TaskPages
 
 _log = structlog.get_logger("backend")
@@ -31,7 +31,7 @@ class PageRequests:
     def __init__(
         self,
         drafter: DraftMaker,
-        memory: Memory,
+        memory: DraftLedger,
         log: DraftLog,
         pages: TaskPages,
         *,
@@ -59,9 +59,8 @@ class PageRequests:
     def refine(self, project: int, case: Case, task: Task, refinement: Refinement) -> Draft:
         """Draft a task anew as its annotator asks, within the deadline.
 
-        The annotator waits and takes or leaves it: it is no prediction of the task, so nothing is claimed,
-        and what it breaks is not told in the page, which shows the reasons of the stored draft. What came of
-        its code is shown.
+        The annotator waits, then takes or leaves it. It is no prediction of the task: nothing is claimed,
+        and the page goes on to show the reasons of the stored draft. The run of its code is shown.
         """
         version = self._drafter.version(case)
         try:
@@ -99,7 +98,7 @@ class PageRequests:
             task: The task.
             value: What the page holds.
         Returns:
-            What came of it in words; empty where code is not run here, or there is none.
+            The result in words; empty where code is not run here, or there is none.
         """
         try:
             case = case.for_task(task)
@@ -122,4 +121,4 @@ class PageRequests:
             ms=round(run.last.wall_s * 1000),
         )
         self._pages.show_reasons(case, task, reasons, run)
-        return told(run.last, missing)
+        return describe_attempt(run.last, missing)

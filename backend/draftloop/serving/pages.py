@@ -1,6 +1,6 @@
 """What browsers open of runs: `/runs/<key>`, the page of a run, and `/a/<sha256>`, a file.
 
-Knows headers. Does not know who may ask: `protocol` checks the login. Everything here was written by
+Knows headers. Does not know who may ask: `web` checks the login. Everything here was written by
 untrusted code: a file is sent as no more than its bytes prove it to be, and in an origin of its own. HTML is
 never an answer to an address that a tab is opened with: that is a page of ours, with the file in a frame.
 Script runs in a frame, and only where the browser says that a human clicked for it in a page of ours; a
@@ -56,7 +56,7 @@ _UNASKED = (
 )
 
 
-class Artifacts(Protocol):
+class ArtifactReader(Protocol):
     """Where runs and their files are kept."""
 
     def open(self, sha256: str) -> BinaryIO:
@@ -64,11 +64,11 @@ class Artifacts(Protocol):
         ...
 
     def size(self, sha256: str) -> int:
-        """Give a file's size in bytes; TaskError where there is none."""
+        """Return a file's size in bytes; TaskError where there is none."""
         ...
 
     def run(self, key: str) -> Run | None:
-        """Give the run of a key."""
+        """Return the run of a key."""
         ...
 
     def address(self, sha256: str, media_type: str, name: str, seconds: int) -> str | None:
@@ -79,13 +79,13 @@ class Artifacts(Protocol):
 class Pages:
     """The two pages, on a Flask application."""
 
-    def __init__(self, artifacts: Artifacts) -> None:
+    def __init__(self, artifacts: ArtifactReader) -> None:
         self._artifacts = artifacts
 
     def add_to(self, app: Flask) -> None:
         """Add the routes."""
-        app.add_url_rule("/runs/<key>", "run", _answered(self._run))
-        app.add_url_rule("/a/<sha256>", "file", _answered(self._file))
+        app.add_url_rule("/runs/<key>", "run", _with_error_answers(self._run))
+        app.add_url_rule("/a/<sha256>", "file", _with_error_answers(self._file))
 
     def _run(self, key: str) -> Response:
         run = self._artifacts.run(key)
@@ -160,8 +160,8 @@ def _page(text: str, policy: str = _PAGE_POLICY) -> Response:
 def _asked_for_script() -> tuple[str, str]:
     """Read which file's script is asked for, and a notice where it is not known that a human did."""
     asked = request.args.get("script", "")
-    told = {name: request.headers.get(f"Sec-Fetch-{name}") for name in ("Site", "Mode", "Dest", "User")}
-    clicked = told == {"Site": "same-origin", "Mode": "navigate", "Dest": "document", "User": "?1"}
+    fetch = {name: request.headers.get(f"Sec-Fetch-{name}") for name in ("Site", "Mode", "Dest", "User")}
+    clicked = fetch == {"Site": "same-origin", "Mode": "navigate", "Dest": "document", "User": "?1"}
     if asked and (not clicked or _is_speculative()):
         return "", _UNASKED
     return asked, ""
@@ -169,8 +169,8 @@ def _asked_for_script() -> tuple[str, str]:
 
 def _is_our_frame() -> bool:
     """Check that the request fills a frame of a page of ours: what is in frames has no origin to name."""
-    told = [request.headers.get(f"Sec-Fetch-{name}") for name in ("Site", "Mode", "Dest")]
-    return told == ["same-origin", "navigate", "iframe"] and not _is_speculative()
+    fetch = [request.headers.get(f"Sec-Fetch-{name}") for name in ("Site", "Mode", "Dest")]
+    return fetch == ["same-origin", "navigate", "iframe"] and not _is_speculative()
 
 
 def _is_speculative() -> bool:
@@ -182,8 +182,8 @@ def _chunks(stream: BinaryIO) -> Iterator[bytes]:
         yield chunk
 
 
-def _answered(view: Callable[..., Response]) -> Callable[..., Response]:
-    """Say in a sentence what is missing, and nothing of where the store is."""
+def _with_error_answers(view: Callable[..., Response]) -> Callable[..., Response]:
+    """Answer with a sentence on what is missing, without the store's address."""
 
     @wraps(view)
     def answer(**given: str) -> Response:

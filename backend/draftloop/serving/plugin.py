@@ -163,8 +163,8 @@ def _attach(theirs: Flask, flow: PerProcess) -> None:
     inner: Wsgi = theirs.wsgi_app
 
     def current() -> PerProcess:
-        found: PerProcess = theirs.extensions[_ATTACHED]
-        return found
+        attached: PerProcess = theirs.extensions[_ATTACHED]
+        return attached
 
     def answer_drafting() -> Response | None:
         if request.path not in _DRAFTING or request.method != "POST":

@@ -1,9 +1,8 @@
 """Whether drafts can be made now, and which flag or setting has to change where they cannot.
 
 Knows what a server must do for drafts, and how each usual mistake shows in its answers. Does not know HTTP
-(`edge.vllm`) nor how readiness is asked for (`protocol`). All of it takes twenty small requests and less
-than ten seconds. While nothing is wrong it is done once a minute, and between only what shows that a server
-answers.
+(`model.vllm`) nor the route `/ready` (`web`). All checks take twenty small requests and under ten seconds.
+While nothing is wrong they run once a minute; in between only the check that a server answers.
 
 Source:
     vLLM 0.32, measured: refusals and their words, `reasoning`, `/tokenize`, `vllm:cache_config_info`
@@ -25,15 +24,15 @@ from draftloop.prompting.prompt import Message
 Prompts = Mapping[str, Sequence[Message]]
 
 _READY_S = 5.0  # how long an answer of the readiness probe is good for
-_ALL_AGAIN_S = 60.0  # how long nothing but a server's answering is looked at
+_ALL_AGAIN_S = 60.0  # how long the results of all checks are reused
 _BUDGET_S = 9.0  # for one server
 _ADDRESS_ASKED = (
     8  # connections: of two servers behind one address that draws lots, one is missed in 1 of 128
 )
-_BINDING_ASKED = 2  # connections more: replicas may have been started with other flags
+_BINDING_ASKED = 2  # further connections: replicas may have been started with other flags
 _CACHE_ASKED = 3  # times after the first: a balancer may lead to a server that has not seen the prompt
 
-# Nobody answers a greeting with this unless a schema binds him.
+# Only schema-constrained decoding answers a greeting with this.
 _ANSWER = '{"probe":"violet-otter-7"}'
 _SCHEMA = {
     "type": "object",
@@ -50,7 +49,7 @@ _CHOICE_SCHEMA = {
         "probe": {"enum": [f"{animal}-otter-{n}" for animal in ("violet", "vivid") for n in "123"]}
     },
 }
-_UNLIKELY = 0.05  # of a logarithm: what is said at temperature 0 must not be this much less likely
+_UNLIKELY = 0.05  # of a logarithm: the answer at temperature 0 must not be this much less likely
 _FILLER = "One line of a text that is long enough to fill several blocks of a prefix cache. "
 _FILLED_CHARS = 3_000
 _ROOM = "a text to draft " * 15  # that a shared prompt has to leave beside it
@@ -69,54 +68,54 @@ class ModelCheck:
 
         Args:
             model: The server.
-            prompts: Gives what the prompts of each case have in common, by the case's name.
+            prompts: Returns the common beginning of each case's prompts, by the case's name.
         """
         self.model = model
         self._prompts = prompts
-        self._all_until = 0.0
+        self._checked_until = 0.0
         self._warnings: tuple[str, ...] = ()
 
     def check(self) -> tuple[str, ...]:
         """Check that the server serves the model and binds its answers as drafts need it.
 
         Returns:
-            What an admin should mend though drafts are made.
+            Warnings: what an admin should correct, though drafts are made.
         Raises:
             ServiceError: The server does not answer, or not in time.
             SetupError: It does not serve this model, refuses the key, or was started in a wrong way.
         """
-        now, until = time.monotonic(), self._all_until
-        asking = _Asking(self.model, now + _BUDGET_S)
-        self._all_until = 0.0  # whatever is wrong, all of it is looked at again next time
-        asking.served(_ADDRESS_ASKED if now >= until else 1)
-        asking.bound()
+        now, until = time.monotonic(), self._checked_until
+        probe = _ServerProbe(self.model, now + _BUDGET_S)
+        self._checked_until = 0.0  # after an error the next call runs every check again
+        probe.check_name(_ADDRESS_ASKED if now >= until else 1)
+        probe.check_binding()
         if now < until:
-            self._all_until = until
+            self._checked_until = until
             return self._warnings
         try:
             for _ in range(_BINDING_ASKED):
-                asking.bound()
-            asking.pinned()
-            asking.unthinking()
-            asking.likeliest()
-            self._warnings = (*asking.spacious(self._prompts()), *asking.cached())
+                probe.check_binding()
+            probe.check_grammar_backend()
+            probe.check_no_thinking()
+            probe.check_greedy_decoding()
+            self._warnings = (*probe.check_context(self._prompts()), *probe.check_prefix_cache())
         except ServiceError:
-            if not asking.out_of_time:
+            if not probe.out_of_time:
                 raise
-            return (*self._warnings, _BUSY)  # it drafts, and the rest is asked next time
-        self._all_until = now + _ALL_AGAIN_S
+            return (*self._warnings, _BUSY)  # it drafts; the next call checks the rest
+        self._checked_until = now + _ALL_AGAIN_S
         return self._warnings
 
 
-class _Asking:
-    """The questions of one check; each raises what it finds wrong."""
+class _ServerProbe:
+    """The requests of one check; each method raises an error where something is wrong."""
 
     def __init__(self, model: VllmModel, until: float) -> None:
         self._model = model
         self._until = until
         self._prefix = model.settings
 
-    def served(self, times: int) -> None:
+    def check_name(self, times: int) -> None:
         """Check key, address and name, and that one model stands behind the address."""
         seen: dict[tuple[str, ...], None] = {}
         for _ in range(times):
@@ -129,7 +128,7 @@ class _Asking:
                     f"{self._model.url} answers with something that is no list of models.",
                     hint=f"Set {self._prefix}_URL to vLLM's address with /v1 at its end, and nothing after.",
                 )
-            # Adapters differ between replicas for a while: each is handed one when it is first asked for it.
+            # Adapters differ between replicas for a while: each loads one when it is first requested.
             own = [card for card in cards if isinstance(card, dict) and not card.get("parent")]
             # One model may lie in other folders on other machines.
             described = (
@@ -139,15 +138,15 @@ class _Asking:
             )
             seen[tuple(sorted(described))] = None
         if len(seen) > 1:
-            found = " or ".join(", ".join(models) or "nothing" for models in seen)
+            served = " or ".join(", ".join(models) or "nothing" for models in seen)
             raise SetupError(
-                f"Several servers behind {self._model.url} serve different models: {found}.",
+                f"Several servers behind {self._model.url} serve different models: {served}.",
                 hint="Start all of them with the same model, --served-model-name and --max-model-len, or set "
                 f"{self._prefix}_URL to one.",
             )
-        self._model.check_served(self._model.name, timeout_s=self._left())
+        self._model.check_served(self._model.name, timeout_s=self._left_s())
 
-    def bound(self) -> None:
+    def check_binding(self) -> None:
         """Check that a schema binds the answer, without blanks, and that its tokens have probabilities."""
         choice = self._constrained(_SCHEMA, _GREETING, fresh=True)
         text = choice["message"].get("content") or ""
@@ -174,7 +173,7 @@ class _Asking:
                 hint=f"Start vLLM with {_NEEDED}.",
             )
 
-    def pinned(self) -> None:
+    def check_grammar_backend(self) -> None:
         """Check the grammar backend: guidance refuses this schema, xgrammar takes it."""
         schema = _SCHEMA | {"dependentRequired": {"probe": ["probe"]}}
         reply = self._send("POST", "/chat/completions", self._body(_GREETING, 4, schema))
@@ -186,7 +185,7 @@ class _Asking:
         if reply.status not in (400, 422):
             raise self._model.refusal(reply, self._model.name)
 
-    def unthinking(self) -> None:
+    def check_no_thinking(self) -> None:
         """Check that the model does not think before it answers, though it is asked not to."""
         body = {
             "model": self._model.name,
@@ -204,7 +203,7 @@ class _Asking:
         if (message.get("content") or "").lstrip().startswith("<think>"):
             raise self._thinks()
 
-    def likeliest(self) -> None:
+    def check_greedy_decoding(self) -> None:
         """Check that a constrained answer is the likeliest one, where speculation is tempted to another."""
         choice = self._constrained(_CHOICE_SCHEMA, _TEMPTING)
         text = choice["message"].get("content") or ""
@@ -228,7 +227,7 @@ class _Asking:
             hint="Start vLLM without --speculative-config, or with a method that keeps constrained answers.",
         )
 
-    def spacious(self, prompts: Prompts) -> list[str]:
+    def check_context(self, prompts: Prompts) -> list[str]:
         """Check that the prompts' common parts fit into the context; returns a warning where some do not."""
         ordered = sorted(prompts.items(), key=lambda item: _bytes(item[1]), reverse=True)
         missing: list[str] = []
@@ -242,14 +241,14 @@ class _Asking:
         if not missing:
             return []
         tokens = self._model.context_tokens
-        found = f"The model's context of {tokens} tokens is shorter than the prompt that every task of "
+        words = f"The model's context of {tokens} tokens is shorter than the prompt that every task of "
         cases = ", ".join(f"'{name}'" for name in sorted(missing))
         hint = f"Start vLLM with a larger --max-model-len, or set {self._prefix}_PROFILE to compact."
         if len(missing) == len(ordered):
-            raise SetupError(f"{found}{cases} begins with.", hint=hint)
-        return [f"{found}{cases} begins with: no task of these is drafted. {hint}"]
+            raise SetupError(f"{words}{cases} begins with.", hint=hint)
+        return [f"{words}{cases} begins with: no task of these is drafted. {hint}"]
 
-    def cached(self) -> list[str]:
+    def check_prefix_cache(self) -> list[str]:
         """Check that a prompt's beginning is not computed again for each task."""
         filler = _FILLER * (
             min(_FILLED_CHARS, 2 * self._model.context_tokens or _FILLED_CHARS) // len(_FILLER)
@@ -263,7 +262,7 @@ class _Asking:
                 return []
         stated = _CACHING.search(self._metrics())
         if stated is None and not usage.get("prompt_tokens_details"):
-            return []  # it tells nothing: neither what it cached, nor its metrics
+            return []  # it shows neither what it cached nor its metrics
         if stated is not None and stated[1] == "True":
             return []
         what = "The model server computes what all prompts of a project have in common for each task anew."
@@ -276,7 +275,7 @@ class _Asking:
         """Whether nothing can be asked any more."""
         return time.monotonic() >= self._until
 
-    def _left(self) -> float:
+    def _left_s(self) -> float:
         left = self._until - time.monotonic()
         if left <= 0:
             raise ServiceError(
@@ -294,7 +293,7 @@ class _Asking:
         at_root: bool = False,
         fresh: bool = False,
     ) -> Reply:
-        return self._model.send(method, path, body, timeout_s=self._left(), at_root=at_root, fresh=fresh)
+        return self._model.send(method, path, body, timeout_s=self._left_s(), at_root=at_root, fresh=fresh)
 
     def _metrics(self) -> str:
         reply = self._send("GET", "/metrics", at_root=True)
@@ -372,7 +371,7 @@ def check_ready(
     ledger: Ledger | None,
     execution: Execution | None = None,
 ) -> tuple[str, ...]:
-    """Check that the models can draft, and hand a server that was restarted its adapters again.
+    """Check that the models can draft; load the adapters into a server that was restarted.
 
     A sandbox is checked where it ran code: one that never could is no fault, texts are drafted all the same.
 
@@ -381,7 +380,7 @@ def check_ready(
         ledger: Where promoted adapters are; None where nothing was promoted yet.
         execution: What runs code, if anything does.
     Returns:
-        What an admin should mend though drafts are made.
+        Warnings: what an admin should correct, though drafts are made.
     Raises:
         ServiceError: A server, the ledger or the sandbox does not answer.
         SetupError: One cannot draft, or does not take an adapter; the sandbox does not contain code any more.
@@ -396,7 +395,7 @@ def check_ready(
 
 
 class Readiness:
-    """Asks for readiness again after a few seconds, one caller at a time, however many ask."""
+    """Reuses the result of a check for a few seconds; one caller at a time repeats it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -404,8 +403,8 @@ class Readiness:
         self._trouble: DraftloopError | None = None
         self._warnings: tuple[str, ...] = ()
 
-    def asked(self, check: Callable[[], Sequence[str]]) -> tuple[DraftloopError | None, tuple[str, ...]]:
-        """Return what keeps drafts from being made, None where nothing does, and what should be mended."""
+    def state(self, check: Callable[[], Sequence[str]]) -> tuple[DraftloopError | None, tuple[str, ...]]:
+        """Return the error that keeps drafts from being made, None where there is none, and warnings."""
         with self._lock:
             if time.monotonic() >= self._until:
                 try:

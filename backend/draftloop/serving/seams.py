@@ -1,6 +1,6 @@
-"""What answers are made with: a drafter, the ledger and Label Studio, each as far as it is needed.
+"""Protocols of what answers are made with: a drafter, the ledger and Label Studio.
 
-Knows nothing of how any of them does its part; the parts of `answers` are handed these.
+Does not know how any of them works; the parts of `answers` take these protocols.
 """
 
 import time
@@ -68,7 +68,7 @@ class DraftMaker(Protocol):
         ...
 
 
-class Memory(Protocol):
+class DraftLedger(Protocol):
     """The ledger: who is drafting which task, and what needed a human; shared by all processes."""
 
     def claim(self, project: int, tasks: Collection[int], version: str, lease_s: float) -> set[int]:
@@ -80,7 +80,7 @@ class Memory(Protocol):
         ...
 
     def release(self, tasks: Collection[int], version: str) -> None:
-        """Give claims back."""
+        """Release claims."""
         ...
 
     def abandoned(self, lease_s: float) -> dict[int, list[tuple[int, str]]]:

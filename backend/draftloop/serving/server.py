@@ -50,7 +50,7 @@ _LINGER_S = 2.0  # a refused body is read and thrown away for so long, or the cl
 
 
 class Guard(Protocol):
-    """What the application says about its requests."""
+    """Decides about requests; implemented by the application."""
 
     def refusal_to_listen(self, address: str) -> str | None:
         """Return why the application must not be served at an address; None if it may."""
@@ -62,7 +62,7 @@ class Guard(Protocol):
 
 
 @dataclass(frozen=True)
-class Limits:
+class HttpLimits:
     """What a client may cost.
 
     body_bytes   of one request; more is refused with 413
@@ -87,7 +87,7 @@ class Serving:
     pools  threads of their own for paths that begin so; all others share those of gunicorn's `--threads`
     """
 
-    limits: Limits
+    limits: HttpLimits
     guard: Guard | None = None
     pools: tuple[tuple[str, int], ...] = ()
 
@@ -123,7 +123,7 @@ class _Parser(HTTPRequestParser):  # type: ignore[misc]
 
 
 class _Error(ErrorTask):  # type: ignore[misc]
-    """Answers what is no request, or too large a one, in words like the application's."""
+    """Answers malformed and too large requests with a JSON error like the application's."""
 
     def execute(self) -> None:
         error, limits = self.request.error, self.channel.adj.serving.limits
@@ -188,7 +188,7 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
 
     def service(self) -> None:
         request = self.requests[0]
-        # The end of a refused body cannot be found, so nothing after it is a request. What was read as one
+        # The end of a refused body is unknown, so nothing after it is a request. What was read as one
         # meanwhile is dropped with the answer, which closes.
         self._discarding = bool(request.error or request.discarding)
         super().service()
@@ -223,7 +223,7 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
             limit_s += (self._sent_bytes - self._sent_before) / _ANSWER_BYTES_PER_S
         return now - self._since > limit_s
 
-    def _state_now(self, limits: Limits) -> tuple[str, float]:
+    def _state_now(self, limits: HttpLimits) -> tuple[str, float]:
         if self._lingering:
             return "linger", _LINGER_S
         if self.total_outbufs_len:
@@ -237,7 +237,7 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
 
 
 class _Closing:
-    """Closes connections whose time is up, beside what waitress does."""
+    """Closes connections whose time is up, in addition to waitress's own rules."""
 
     channel_class = _Channel
     active_channels: dict[int, _Channel]
@@ -252,7 +252,7 @@ class _Closing:
         next(pools, self.task_dispatcher).add_task(channel)
 
     def maintenance(self, _: float) -> None:
-        """Close what is overdue; waitress calls this about once a second."""
+        """Close overdue connections; waitress calls this about once a second."""
         now = time.monotonic()
         # At once: `will_close` waits until the client reads, which is what it does not do.
         for channel in [*self.active_channels.values()]:
@@ -360,5 +360,5 @@ def _threads(count: int) -> ThreadedTaskDispatcher:
 
 def _serving(application: Any) -> Serving:
     extensions: Mapping[str, Any] = getattr(application, "extensions", {})
-    found = extensions.get(KEY)
-    return found if isinstance(found, Serving) else Serving(Limits())
+    serving = extensions.get(KEY)
+    return serving if isinstance(serving, Serving) else Serving(HttpLimits())

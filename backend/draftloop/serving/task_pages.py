@@ -1,4 +1,4 @@
-"""What the page of a task shows of its draft: why it needs a human, and what came of its code.
+"""What the page of a task shows of its draft: why it needs a human, and the run of its code.
 
 Knows the keys of task data that pages show. Does not know how a draft is made.
 """
@@ -38,7 +38,7 @@ class TaskPages:
         self._pool = ThreadPoolExecutor(_PATCHES, "patch")
 
     def show_drafts(self, case: Case, tasks: Sequence[Task], drafts: Sequence[Draft]) -> list[Future[None]]:
-        """Begin to show why drafts need a human, and what came of their code."""
+        """Begin to show why drafts need a human, and the runs of their code."""
         patches = []
         for task, draft in zip(tasks, drafts, strict=True):
             if self._board is None or draft.status == "failed":
@@ -51,7 +51,7 @@ class TaskPages:
         return patches
 
     def show_run(self, task: Task, run: Run) -> None:
-        """Show what came of code; what else the page shows stays."""
+        """Show a run; leave the other fields of the page."""
         self._patch(task, {}, run)
 
     def show_reasons(self, case: Case, task: Task, reasons: Sequence[Reason], run: Run | None) -> None:

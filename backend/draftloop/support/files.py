@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and the hashes of files.
+"""Atomic writes of files and folders, and the hashes of files.
 
 Knows names, bytes and hashes, not what is in a file. Imports the standard library alone, because the sandbox
 and the training import it. What is being written lies beside its place, as `.NAME.part`, and takes its name
@@ -103,7 +103,7 @@ def remove_unfinished(folder: Path) -> None:
 def disk_errors(
     place: Path | str, hint: str, *, access: Literal["read", "written"] = "written"
 ) -> Iterator[None]:
-    """Raise what the disk raises in the block as an error of ours.
+    """Convert errors of the disk in the block to ours.
 
     Args:
         place: What is read or written, as people know it.

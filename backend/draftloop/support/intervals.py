@@ -46,7 +46,7 @@ def binomial_interval(hits: float, count: float) -> Range:
 
 
 def upper_confidence_bound(hits: int, count: int) -> float:
-    """Return what a probability does not exceed with 95 % confidence, from independent trials; exact."""
+    """Return the upper 95 % confidence bound of a probability, from independent trials; exact."""
     return 1.0 if hits >= count else float(special.betaincinv(hits + 1, count - hits, CONFIDENCE))
 
 
@@ -65,8 +65,8 @@ def sample_interval(hits: int, looked_at: int, drawn: int, population: int) -> R
     if not drawn:
         return Range(0.0, 1.0)
     missed = looked_at - hits
-    low = population - _most(missed + drawn - looked_at, drawn, population)
-    return Range(low / population, _most(hits + drawn - looked_at, drawn, population) / population)
+    low = population - _upper_count(missed + drawn - looked_at, drawn, population)
+    return Range(low / population, _upper_count(hits + drawn - looked_at, drawn, population) / population)
 
 
 class GroupedShare:
@@ -109,12 +109,12 @@ class GroupedShare:
         if buckets < 2:
             return Range(0.0, 1.0)
         share, whole = self.share, self._weights.sum()
-        apart = self._hits[used] - share * self._weights[used]
-        variance = float((apart**2).sum()) * buckets / (buckets - 1) / whole**2
-        alone = share * (1 - share) / self.count  # what it would be if the units were independent
-        worth = min(1.0, alone / variance) if variance > 0 else 1.0
-        worth *= (_Z / student(buckets - 1)) ** 2
-        return binomial_interval(share * self.count * worth, self.count * worth)
+        deviations = self._hits[used] - share * self._weights[used]
+        variance = float((deviations**2).sum()) * buckets / (buckets - 1) / whole**2
+        independent = share * (1 - share) / self.count  # the variance if the units were independent
+        effective = min(1.0, independent / variance) if variance > 0 else 1.0
+        effective *= (_Z / student(buckets - 1)) ** 2
+        return binomial_interval(share * self.count * effective, self.count * effective)
 
 
 def student(degrees: int) -> float:
@@ -122,31 +122,31 @@ def student(degrees: int) -> float:
     return float(special.stdtrit(degrees, 1 - _TAIL))
 
 
-def _most(hits: int, drawn: int, population: int) -> int:
-    """Return how many of a population may have it at most, where so many of those drawn have it."""
+def _upper_count(hits: int, drawn: int, population: int) -> int:
+    """Return the upper limit of the hits in a population, from the hits among those drawn."""
     low, high = hits, population - drawn + hits
     while low < high:
         middle = (low + high + 1) // 2
-        if _at_most(hits, drawn, middle, population) > _TAIL:
+        if _hypergeometric_cdf(hits, drawn, middle, population) > _TAIL:
             low = middle
         else:
             high = middle - 1
     return low
 
 
-def _at_most(hits: int, drawn: int, having: int, population: int) -> float:
-    """Return the probability that a sample holds at most so many of those who have it: hypergeometric."""
+def _hypergeometric_cdf(hits: int, drawn: int, having: int, population: int) -> float:
+    """Return the probability that a sample holds at most so many hits: hypergeometric."""
     number = np.arange(max(0, drawn - population + having), hits + 1)
     logs = (
-        _ways(having, number)
-        + _ways(population - having, drawn - number)
-        - _ways(population, np.asarray(drawn))
+        _log_binomial(having, number)
+        + _log_binomial(population - having, drawn - number)
+        - _log_binomial(population, np.asarray(drawn))
     )
     return float(np.exp(logs).sum())
 
 
-def _ways(whole: int, part: Numbers) -> Numbers:
-    """Return the logarithm of the number of ways to choose a part of a whole."""
+def _log_binomial(whole: int, part: Numbers) -> Numbers:
+    """Return the logarithm of the binomial coefficient."""
     chosen: Numbers = (
         special.gammaln(whole + 1) - special.gammaln(part + 1) - special.gammaln(whole - part + 1)
     )

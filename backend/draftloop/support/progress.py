@@ -1,10 +1,10 @@
-"""How far long work is, for those who watch it."""
+"""Progress of long work."""
 
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """Shows how far long work is."""
+    """Shows the progress of long work."""
 
     def begin(self, doing: str, total: int | None = None, *, done: int = 0) -> None:
         """Show that a part of the work begins, which ends the one before it.

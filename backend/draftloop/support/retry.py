@@ -1,4 +1,4 @@
-"""How what failed is tried again: how often, how long, with which pauses.
+"""Retries: how often, how long, with which pauses.
 
 The only module that imports tenacity.
 """
@@ -30,7 +30,7 @@ OUTLAST_RESTART: wait_base = wait_exponential_jitter(multiplier=0.5, max=8)
 
 
 def is_service_error(error: BaseException) -> bool:
-    """Return whether an error is one that the same call may not meet again."""
+    """Return whether the same call may succeed after this error."""
     return isinstance(error, ServiceError)
 
 
@@ -42,7 +42,7 @@ def retrying(
     closed: threading.Event | None = None,
     pauses: wait_base = SPREAD,
 ) -> Retrying:
-    """Return what calls a function again while it fails; the last error is raised as it is.
+    """Return a caller that retries a function while it fails; the last error is raised as it is.
 
     Args:
         is_worth_retrying: Whether a call that raised this may go well the next time.

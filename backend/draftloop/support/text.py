@@ -1,4 +1,4 @@
-"""Texts: characters that no file can hold, and the runs of characters by which texts are compared.
+"""Texts: lone surrogates, which no file can hold, and shingles, by which texts are compared.
 
 Knows Unicode. Imports the standard library alone.
 """
@@ -7,7 +7,7 @@ from unicodedata import normalize
 
 
 def has_lone_surrogate(text: str) -> bool:
-    """Return whether a text holds half of a surrogate pair: no file, database or server takes it.
+    """Return whether a text holds a lone surrogate: no file, database or server takes it.
 
     Programs, models and escapes in JSON make such texts. Encoding finds one 7 times as fast as a regular
     expression in Chinese text, and 400 times in ASCII.

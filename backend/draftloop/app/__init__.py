@@ -1,19 +1,17 @@
-"""Composition root: settings -> edges -> flows -> WSGI. The one file that knows everything."""
+"""Composition root: makes every part from the settings, and the WSGI application from the parts."""
 
-import atexit
-import logging
-import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 from flask import Flask
 
-from draftloop.dataset.reruns import Reruns, Work
+from draftloop.app.execution import make_execution
+from draftloop.app.log import log_as_json
 from draftloop.drafting.cache import SqliteCache
 from draftloop.drafting.draft_cache import Cache
 from draftloop.drafting.drafter import Drafter
@@ -24,27 +22,24 @@ from draftloop.drafting.steps import Examples
 from draftloop.drafting.versions import AskOptions
 from draftloop.errors import DraftloopError, SetupError
 from draftloop.execution.artifacts import Artifacts
-from draftloop.execution.inputs import InputRoot
-from draftloop.execution.interpreter import Interpreter, Interpreters
 from draftloop.execution.publish import Publisher
-from draftloop.execution.runner import Execution, Runner, Store
-from draftloop.execution.sandbox import LastingSandbox, SandboxProcess, fresh_folder, installed_python
+from draftloop.execution.runner import Execution
 from draftloop.execution.uploads import Uploads
 from draftloop.flywheel.adapters import Adapters
 from draftloop.flywheel.jobs import Jobs, starter
-from draftloop.labelling.labelling import Task, compile_labelling
 from draftloop.labelstudio import LabelStudio, Sessions
 from draftloop.ledger.sqlite import Ledger
 from draftloop.model.vllm import VllmModel
 from draftloop.prompting.cases import Cases
 from draftloop.prompting.prompt import Model, Profile, preamble
-from draftloop.runs.job import MIB, Limits
+from draftloop.runs.job import MIB
 from draftloop.serving.answers import Answers
+from draftloop.serving.board import LabelStudioBoard
 from draftloop.serving.metrics import Metrics
-from draftloop.serving.protocol import Server
+from draftloop.serving.protocol import ProtocolServer
 from draftloop.serving.readiness import ModelCheck, Prompts, check_ready
+from draftloop.serving.web import WebApp
 from draftloop.settings import (
-    ExecutionSettings,
     LabelStudioSettings,
     ModelSettings,
     Settings,
@@ -68,20 +63,20 @@ def create_app(settings: Settings | None = None) -> Flask:
     Raises:
         SetupError: A setting or a case is wrong; nothing is served then.
     """
-    # It brings gunicorn: for those who serve.
+    # It imports gunicorn, which only the server needs.
     from draftloop.serving import server as serving  # noqa: PLC0415
 
     settings = settings or Settings()
-    server, ours = make_server(settings), settings.backend
-    limits = serving.Limits(
+    web_app, ours = make_web_app(settings), settings.backend
+    limits = serving.HttpLimits(
         body_bytes=ours.max_body_mb * MIB,
         header_s=ours.header_s,
         body_s=ours.body_s,
         answer_s=ours.answer_s,
         connections=ours.connections,
     )
-    app = server.wsgi()
-    app.extensions[serving.KEY] = serving.Serving(limits, server.access, _POOLS)
+    app = web_app.wsgi()
+    app.extensions[serving.KEY] = serving.Serving(limits, web_app.access, _POOLS)
     return app
 
 
@@ -112,13 +107,13 @@ def _per_process() -> "PerProcess":
     from draftloop.serving.plugin import PerProcess  # noqa: PLC0415
 
     settings = Settings(is_guest=True)
-    Cases(settings.store.cases_dir)  # what is wrong is said at the start, before anything is forked
-    # Made at a request: those that need no sandbox do not wait for one.
-    return PerProcess(partial(make_server, settings, warm_s=0), trusted=not settings.backend.logins().user)
+    Cases(settings.store.cases_dir)  # report what is wrong at the start, before anything is forked
+    # Without a wait for the sandbox: a request makes the flow, and most need no sandbox.
+    return PerProcess(partial(make_web_app, settings, warm_s=0), trusted=not settings.backend.logins().user)
 
 
-def make_server(settings: Settings, *, warm_s: float = _WARM_S) -> Server:
-    """Make what is served, and say in the log if its model cannot draft yet.
+def make_web_app(settings: Settings, *, warm_s: float = _WARM_S) -> WebApp:
+    """Make the web application; write to the log if its model cannot draft yet.
 
     Args:
         settings: All of them.
@@ -157,20 +152,22 @@ def make_server(settings: Settings, *, warm_s: float = _WARM_S) -> Server:
         publish=make_publisher(settings, artifacts, label_studio),
     )
     answers.start()
-    server = Server(
+    protocol = ProtocolServer(
         drafter=drafter,
         cases=cases,
-        memory=ledger,
+        ledger=ledger,
         answers=answers,
-        logins=logins,
-        probe=partial(check_ready, checks, ledger, execution),
         metrics=metrics,
         check_served=model.check_served,
         check_schema=model.check_schema,
+    )
+    members = Sessions(str(settings.label_studio.url)) if settings.backend.members_view else None
+    app = WebApp(
+        protocol,
+        logins,
+        probe=partial(check_ready, checks, ledger, execution),
         artifacts=artifacts,
-        is_member=Sessions(str(settings.label_studio.url)).is_member
-        if settings.backend.members_view
-        else None,
+        is_member=members.is_member if members else None,
         jobs=make_jobs(settings, ledger, label_studio),
         body_bytes=settings.backend.max_body_mb * MIB,
     )
@@ -178,35 +175,12 @@ def make_server(settings: Settings, *, warm_s: float = _WARM_S) -> Server:
     first = partial(check_ready, checks, ledger)
     Thread(target=warn_unless_ready, args=[first, model.name], daemon=True, name="probe").start()
     if execution is not None and any(cases.get(name).labelling.program for name in cases.names()):
-        # The version of a code case says what is installed in the sandbox, and Label Studio gives /setup 3 s:
-        # so it is started before anybody asks, unless that takes very long.
+        # The version of a code case names what is installed in the sandbox, and Label Studio waits 3 s for
+        # /setup: so the sandbox is started now.
         warming = Thread(target=execution.runner.describe, daemon=True, name="sandbox")
         warming.start()
         warming.join(warm_s)
-    return server
-
-
-class LabelStudioBoard:
-    """Label Studio as `Answers` wants it."""
-
-    def __init__(self, label_studio: LabelStudio) -> None:
-        self._label_studio = label_studio
-        self.has_prediction = label_studio.has_prediction
-        self.set_task_data = label_studio.set_task_data
-
-    def write(self, project: int, predictions: Sequence[Mapping[str, Any]]) -> None:
-        """Store predictions where a task has none of their version yet."""
-        found = self._label_studio.project(project)
-        unjudged = compile_labelling(found.label_config).unjudged
-        refused = self._label_studio.import_predictions(found, predictions, unjudged=unjudged)
-        if refused:
-            _log.error("Label Studio refused drafts", project=project, tasks=refused)
-
-    def read(self, project: int, tasks: Collection[int]) -> tuple[str, str | None, list[Task]]:
-        """Give the labelling config, the name of the case, and those of the tasks that still exist."""
-        found = self._label_studio.project(project)
-        rows = self._label_studio.tasks_by_id(found, tasks)
-        return found.label_config, found.case, [Task(row["id"], row["data"], project) for row in rows]
+    return app
 
 
 def make_cache(settings: StoreSettings) -> Cache | None:
@@ -223,14 +197,14 @@ def make_cache(settings: StoreSettings) -> Cache | None:
 
 
 def make_neighbours(settings: StoreSettings) -> Neighbours | None:
-    """Make the store in which similar tasks are found, if it is wanted.
+    """Make the store that is searched for similar tasks, None where it is switched off.
 
     Raises:
-        SetupError: It is wanted, and the cache is no SQLite file.
+        SetupError: It is switched on, and the cache is no SQLite file.
     """
     if settings.near_duplicates == "off":
         return None
-    # It brings numpy and scipy, a second and 60 MB: for those who want it.
+    # It imports numpy and scipy: a second and 60 MB.
     from draftloop.drafting.neighbours import SqliteNeighbours  # noqa: PLC0415
 
     reuse = settings.near_duplicates == "reuse"
@@ -238,129 +212,17 @@ def make_neighbours(settings: StoreSettings) -> Neighbours | None:
 
 
 def make_examples(settings: StoreSettings) -> Examples | None:
-    """Read the snapshot of corrections that prompts show, if one is wanted.
+    """Read the snapshot of corrections that prompts show, None where none is set.
 
     Raises:
-        SetupError: It is no snapshot, or not what it was.
+        SetupError: It is no snapshot, or was changed.
     """
     if not settings.examples:
         return None
-    # It brings numpy and the index: for those who want it.
+    # It imports numpy and the index.
     from draftloop.drafting.examples import Snapshot  # noqa: PLC0415
 
     return Snapshot(Path(settings.examples), shown=settings.examples_shown)
-
-
-def make_execution(settings: ExecutionSettings, store: Store) -> Execution | None:
-    """Make what runs code, None where it is switched off; sandbox and loop are started when they are needed.
-
-    Args:
-        settings: Whether, where and within which limits.
-        store: Keeps runs and their files.
-    """
-    if settings.execution == "off":
-        return None
-    jobs = _at_once(settings)
-    if misplaced := InputRoot(settings.input_root).misplaced():
-        _log.warning(
-            "input files that belong to no project are not read",
-            below=str(settings.input_root),
-            some=misplaced,
-            hint="Move them to projects/ID or to shared, below INPUT_ROOT; the tasks stay as they are.",
-        )
-
-    def start() -> SandboxProcess:
-        python = settings.sandbox_python or installed_python("sandbox")
-        folder = fresh_folder(settings.sandbox_folder)
-        inputs = [settings.input_root.absolute()] if settings.input_root.is_dir() else []
-        memory_bytes = settings.execution_memory_mb * MIB
-        return SandboxProcess(
-            python, folder, inputs=inputs, jobs=jobs, job_memory_bytes=memory_bytes, log=folder / "log"
-        )
-
-    sandbox = LastingSandbox(start)
-    loops = Interpreters(
-        lambda: Interpreter(settings.interpreter_python or installed_python("open-interpreter")), jobs
-    )
-    atexit.register(sandbox.close)
-    atexit.register(loops.close)
-    runner = Runner(
-        sandbox,
-        loops,
-        store,
-        inputs_root=settings.input_root,
-        limits=Limits(
-            wall_s=settings.execution_wall_s,
-            cpu_s=settings.execution_cpu_s,
-            memory_bytes=settings.execution_memory_mb * MIB,
-            file_bytes=settings.execution_disk_mb * MIB // 2,
-            disk_bytes=settings.execution_disk_mb * MIB,
-            output_bytes=settings.execution_output_kb << 10,
-        ),
-        turns=settings.execution_turns,
-        total_s=settings.execution_total_s,
-        folder=settings.sandbox_folder,
-    )
-    return Execution(runner, settings.execution)
-
-
-def make_reruns(settings: Settings, *, elsewhere: bool = False) -> Reruns:
-    """Make what runs submitted code again; the sandbox is started when there is some.
-
-    Args:
-        settings: Where runs are kept, and how code is run.
-        elsewhere: Have it run in other processes first. They share the store of artifacts and the folder of
-            inputs, and have the sandbox's Python at the same path.
-    Raises:
-        SetupError: The address of the artifacts is wrong.
-    """
-    url, execution = settings.store.artifacts_url, settings.execution
-    max_bytes = settings.store.artifacts_max_mb * MIB
-    there = RunsThere(url, execution, max_bytes) if elsewhere and execution.execution != "off" else None
-    return _reruns(url, execution, _at_once(execution), there, max_bytes)
-
-
-class RunsThere:
-    """Passes programs through their gates in the process that it is pickled to, one at a time.
-
-    What it needs is made there, once. What it finds is in the store: whoever asks next finds it there.
-    """
-
-    def __init__(self, artifacts_url: str, execution: ExecutionSettings, max_bytes: int = 0) -> None:
-        """Take what is the same everywhere: absolute paths."""
-        self._url = artifacts_url if "://" in artifacts_url else str(Path(artifacts_url).absolute())
-        paths = {
-            name: getattr(execution, name) for name in ("input_root", "sandbox_folder", "sandbox_python")
-        }
-        absolute = {name: path.absolute() for name, path in paths.items() if path is not None}
-        self._execution = execution.model_copy(update=absolute)
-        self._max_bytes = max_bytes
-        self._made: Reruns | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Leave behind what was made here; name the Python of here, where none was chosen."""
-        python = self._execution.sandbox_python or installed_python("sandbox")
-        execution = self._execution.model_copy(update={"sandbox_python": python})
-        return RunsThere, (self._url, execution, self._max_bytes)
-
-    def __call__(self, work: Work) -> int:
-        """Run what has to be run for a sample; gives how many programs that were."""
-        if self._made is None:
-            self._made = _reruns(self._url, self._execution, 1, max_bytes=self._max_bytes)
-        return self._made.fill(work)
-
-
-def _reruns(
-    artifacts_url: str,
-    execution: ExecutionSettings,
-    jobs: int,
-    there: RunsThere | None = None,
-    max_bytes: int = 0,
-) -> Reruns:
-    artifacts = Artifacts(artifacts_url, max_bytes=max_bytes)
-    execution = execution.model_copy(update={"execution_jobs": jobs})
-    made = make_execution(execution, artifacts)
-    return Reruns(artifacts, made.runner if made else None, jobs, there)
 
 
 def make_publisher(settings: Settings, artifacts: Artifacts, label_studio: LabelStudio | None) -> Publisher:
@@ -375,12 +237,8 @@ def make_publisher(settings: Settings, artifacts: Artifacts, label_studio: Label
     return Publisher(artifacts, uploads, str(settings.backend.public_url))
 
 
-def _at_once(settings: ExecutionSettings) -> int:
-    return settings.execution_jobs or os.cpu_count() or 1
-
-
 def make_adapters(settings: StoreSettings) -> Adapters:
-    """Give the registry of adapters; nothing is made yet."""
+    """Make the registry of adapters; no folder is made yet."""
     return Adapters(settings.adapters_dir)
 
 
@@ -388,7 +246,7 @@ def make_jobs(settings: Settings, ledger: Ledger, label_studio: LabelStudio | No
     """Make what starts training jobs.
 
     Raises:
-        SetupError: They are to start by themselves, and cannot go well.
+        SetupError: They start by themselves, and lack a model or a token.
     """
     if settings.flywheel.after:
         trained_model(settings)
@@ -402,10 +260,10 @@ def make_jobs(settings: Settings, ledger: Ledger, label_studio: LabelStudio | No
 
 
 def trained_model(settings: Settings) -> Path:
-    """Give the folder of the model that jobs train on.
+    """Return the folder of the model that jobs train on.
 
     Raises:
-        SetupError: It is not there, or jobs may not read Label Studio.
+        SetupError: There is no model, or no token for Label Studio.
     """
     base = settings.flywheel.base or MODELS / settings.model.name
     if not (base / "config.json").is_file():
@@ -423,7 +281,7 @@ def make_model(settings: ModelSettings, adapters: Adapters) -> VllmModel:
 
     Args:
         settings: Where and what it is.
-        adapters: Those that a server without them is handed.
+        adapters: Loaded into a server that lacks them.
     """
     return VllmModel(
         str(settings.url),
@@ -465,7 +323,7 @@ def make_larger(
     execution: Execution | None = None,
     examples: Examples | None = None,
 ) -> Larger | None:
-    """Say what the larger model drafts, where there is one.
+    """Make the cascade's larger step, None where there is no larger model.
 
     Raises:
         SetupError: The threshold is missing.
@@ -557,24 +415,3 @@ def warn_unless_ready(probe: Callable[[], Sequence[str]], model: str) -> None:
 def make_label_studio(settings: LabelStudioSettings) -> LabelStudio:
     """Make the client of the configured Label Studio."""
     return LabelStudio(str(settings.url), settings.api_key.get_secret_value())
-
-
-def _escape_surrogates(_: Any, __: str, line: str) -> str:
-    """Return a line of JSON that every stream takes: a lone surrogate becomes JSON's own escape of it."""
-    return line.encode(errors="backslashreplace").decode()
-
-
-def log_as_json(level: str) -> None:
-    """Write one JSON object per line, without task text, prompts or keys."""
-    processors: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-        structlog.processors.JSONRenderer(ensure_ascii=False),
-        _escape_surrogates,
-    ]
-    structlog.configure(
-        processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
-    )
