@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from draftloop.labelling.controls import Placed, Region
 from draftloop.labelling.labelling import Labelling, Task, Value, compile_labelling
-from draftloop.labelling.sources import HtmlPassage
+from draftloop.labelling.passages import HtmlPassage
 from tests.conftest import LabelStudioServer, gallery, logged_in
 from tests.documents import DOCUMENTS
 from tests.families import FAMILIES
@@ -206,7 +206,7 @@ def test_positions_in_html_are_those_of_the_page(desk: Desk) -> None:
 def check_positions(html: str, document: str, *, inline: bool) -> None:
     """Compare what stands at each position with the document that a browser has made."""
     passage = HtmlPassage.of(html, inline=inline)
-    for run in passage.anchored:
+    for run in passage.placed_runs:
         text = passage.text[run.at : run.at + run.length]
         there = document[run.place : run.place + run.length]
         assert len(there) == len(text), (html, inline, document)

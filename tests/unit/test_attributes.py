@@ -183,10 +183,10 @@ def test_data_is_filled_in_the_choices_of_a_task_and_in_no_other_options() -> No
     entries = [{"value": "for $who"}, {"value": "$5 off", "alias": "off"}, {"value": "x", "children": 5}]
     task = Task(1, {"text": "a", "o": entries, "who": "Ann"})
     choices = labelling('<Choices name="c" toName="text" value="$o"/>').for_task(task)
-    assert choices.controls[0].options == ("for Ann", "off", "x")
+    assert choices.controls[0].options.names == ("for Ann", "off", "x")
     for tag in ("Taxonomy", "Labels"):
         found = labelling(f'<{tag} name="c" toName="text" value="$o"/>').for_task(task)
-        assert found.controls[0].options == ("for $who", "off", "x")
+        assert found.controls[0].options.names == ("for $who", "off", "x")
     with pytest.raises(TaskError, match="Task 1"):
         labelling('<Choices name="c" toName="text" value="$o"/>').for_task(
             Task(1, {"text": "a", "o": [{"value": "$none"}]})
@@ -218,13 +218,13 @@ def test_a_label_that_results_name_by_its_variable_is_refused() -> None:
     found = labelling('<Labels name="s" toName="text"><Label value="$first" alias="A"/></Labels>')
     task = Task(1, {"text": "a", "first": "Ann"})
     assert found.inputs(task) == {"text": "a", "s": "- A: Ann"}
-    assert found.for_task(task).controls[0].options == ("A",)
+    assert found.for_task(task).controls[0].options.names == ("A",)
 
 
 def test_steps_of_a_taxonomy_are_words_as_they_stand() -> None:
     found = labelling('<Taxonomy name="t" toName="text"><Choice value="$100"/></Taxonomy>')
     assert not found.dynamic
-    assert found.controls[0].options == ("$100",)
+    assert found.controls[0].options.names == ("$100",)
 
 
 # ---------------------------------------------------------------------------------- names in any case
@@ -531,7 +531,7 @@ def test_attributes_are_read_in_any_case() -> None:
     found = Attributes("Choices", {"toname": "a", "PerRegion": "true", "choice": "single"})
     assert found["toName"] == found.get("TONAME") == "a"
     assert found.flag("perRegion")
-    assert not found.is_usual
+    assert not found.is_sdk_readable
     assert set(found) == {"toname", "perregion", "choice"}
 
 

@@ -11,8 +11,8 @@ from label_studio_sdk.label_interface.interface import LabelInterface
 
 from draftloop.errors import InvalidValue, SetupError, TaskError
 from draftloop.labelling.labelling import Labelling, Task, compile_labelling
+from draftloop.labelling.passages import HtmlPassage
 from draftloop.labelling.rules import Rules
-from draftloop.labelling.sources import HtmlPassage
 from tests.families import DIALOGUE, FAMILIES, HTML, ITEMS, OPTIONS, TEXT
 from tests.values import filled, values
 
@@ -134,7 +134,7 @@ def test_a_control_for_another_label_is_told_and_left_out() -> None:
 
 def test_a_region_that_hangs_on_no_span_is_refused() -> None:
     region = {"id": "x", "from_name": "note", "value": {"text": ["a"]}}
-    with pytest.raises(InvalidValue, match="'note' hangs on no span"):
+    with pytest.raises(InvalidValue, match="'note' belongs to no span"):
         LABELLINGS["per_region"].from_regions([region], TASKS["per_region"])
 
 

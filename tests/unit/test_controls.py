@@ -158,7 +158,7 @@ def test_what_a_control_cannot_show_is_told_and_left_out(value: dict[str, Any], 
         ({"from_name": "gone", "value": {}}, "which the config lacks"),
         ({"type": "relation"}, "relations"),
         ({"from_name": "one", "value": {"choices": ["c"]}}, "no choice 'c'"),
-        ({"from_name": "one", "value": {"choices": ["a", "B b"]}}, "holds one value, found 2"),
+        ({"from_name": "one", "value": {"choices": ["a", "B b"]}}, "holds one value, not 2"),
         (
             {"from_name": "spans", "value": {"start": 0, "end": 9, "labels": ["PER"]}},
             "outside its 2 characters",

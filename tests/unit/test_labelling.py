@@ -4,6 +4,7 @@ import pytest
 
 from draftloop.errors import InvalidValue, SetupError, TaskError
 from draftloop.labelling.labelling import Task, compile_labelling, hash_config
+from draftloop.labelling.open_page import overlay_regions
 
 CONFIG = """<View><HyperText name="why" value="$draft_status"/><Text name="text" value="$text"/>
 <TextArea name="name" toName="text" maxSubmissions="1"/>
@@ -146,16 +147,16 @@ def test_a_new_value_is_laid_over_what_a_page_holds() -> None:
     arrow = {"from": 0, "to": 1, "direction": "right", "labels": ["r"]}
     before = {"spans": [{**one, "kind": "x"}, two], "note": "n", "count": 3, "relations": [arrow]}
     after = {"spans": [{**one, "kind": "x"}, three], "note": "new", "relations": [arrow]}
-    relaid = labelling.relaid(before, after, task, "m")
-    assert [(region.get("from_name"), region["value"]) for region in relaid if "value" in region] == [
+    changed = overlay_regions(labelling, before, after, task, "m")
+    assert [(region.get("from_name"), region["value"]) for region in changed if "value" in region] == [
         ("spans", {"start": 8, "end": 13, "text": "three", "labels": ["A"]}),
         ("note", {"text": ["new"]}),
         ("count", {}),
     ]
-    assert relaid[0]["id"] == "spans-1-m"
+    assert changed[0]["id"] == "spans-1-m"
     # The arrow begins at a span that stays, whose id in the page we do not know.
-    assert not [region for region in relaid if region.get("type") == "relation"]
-    both = labelling.relaid({}, after, task, "m")
+    assert not [region for region in changed if region.get("type") == "relation"]
+    both = overlay_regions(labelling, {}, after, task, "m")
     ids = [region["id"] for region in both if region.get("from_name") == "spans"]
     (drawn,) = [region for region in both if region.get("type") == "relation"]
     assert [drawn["from_id"], drawn["to_id"]] == ids

@@ -303,7 +303,7 @@ def test_what_the_engine_refuses_is_left_to_the_check_after_decoding(
     schema: dict[str, Any], keyword: str
 ) -> None:
     labelling = compile_labelling(CONFIG, of_a({"maxLength": 9, **schema}))
-    (left_out,) = labelling.left_out
+    (left_out,) = labelling.schemas.unenforced
     assert str(left_out).startswith(f"`{keyword}` of 'a' is checked after")
     (told,) = Rules(labelling).messages
     assert told.startswith(f"a: {keyword} ")
@@ -359,7 +359,7 @@ def test_any_step_of_a_number_is_enforced(step: float) -> None:
 
 def test_numbers_beyond_the_engines_are_left_to_the_check_after_decoding() -> None:
     labelling = compile_labelling(CONFIG, {"properties": {"n": {"maximum": 1e300}}})
-    assert labelling.left_out
+    assert labelling.schemas.unenforced
     assert not schema_refusal(labelling.decoding_schema)
 
 

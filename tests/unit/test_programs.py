@@ -11,6 +11,7 @@ from draftloop.dataset.gates import Annotation, judge
 from draftloop.dataset.sample import Sample
 from draftloop.errors import InvalidValue, SetupError, TaskError
 from draftloop.labelling.labelling import Labelling, Program, Task, compile_labelling
+from draftloop.labelling.open_page import overlay_regions
 from draftloop.prompting.prompt import Case, render, told_runs
 from draftloop.runs.job import Attempt, OutputFile, Script, Step
 from draftloop.runs.run import missing_outputs, outputs_of
@@ -95,7 +96,7 @@ def test_what_humans_wrote_is_checked_and_never_demanded() -> None:
 
 
 def test_a_redraft_leaves_alone_what_the_human_filled() -> None:
-    regions = LABELLING.relaid(VALUE, {"code": "print(2)"}, TASK, "m")
+    regions = overlay_regions(LABELLING, VALUE, {"code": "print(2)"}, TASK, "m")
     assert [(region["from_name"], region["value"]) for region in regions] == [
         ("code", {"text": ["print(2)"]})
     ]

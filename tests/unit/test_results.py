@@ -219,7 +219,7 @@ def test_positions_may_be_texts_or_floats_as_the_page_takes_them() -> None:
         ("pick", {"text": "a"}, "holds 'text', not 'choices'"),
         ("pick", {"choices": [None]}, "None is not a text"),
         ("pick", {"choices": {"a": True}}, "is not a text"),
-        ("pick", {"choices": ["a", "1"]}, "holds one value, found 2"),
+        ("pick", {"choices": ["a", "1"]}, "holds one value, not"),
         ("pick", {"choices": "z"}, "has no choice 'z'"),
         ("stars", {"rating": True}, "True is not a number"),
         ("stars", {"rating": [3, 4]}, "holds one value"),
@@ -263,7 +263,7 @@ def test_a_region_that_does_not_fit_is_rejected_with_its_control_and_what_stands
         ("per_region", [region("spans", {"start": True, "end": 3, "labels": ["Person"]})], "outside"),
         ("per_region", [region("spans", {"start": 1, "end": 3, "labels": [None]})], "is not a text"),
         ("per_region", [region("spans", {"start": 1, "end": 3, "text": "张三"})], "labels [] are not"),
-        ("per_region", [region("gender", {"start": 1, "end": 3, "choices": ["male"]})], "hangs on no span"),
+        ("per_region", [region("gender", {"start": 1, "end": 3, "choices": ["male"]})], "belongs to no span"),
         ("per_item", [region("kind", {"choices": ["cover"]}, item_index=-1)], "item_index -1"),
         ("per_item", [region("kind", {"choices": ["cover"]}, item_index=[0])], "item_index [0]"),
         ("per_item", [region("kind", {"choices": ["cover"]}, item_index="x")], "item_index 'x'"),
@@ -310,7 +310,7 @@ def test_spans_that_cannot_be_told_apart_are_rejected() -> None:
     first, second = ({"start": 1, "end": 3, "labels": [name]} for name in ("Person", "Place"))
     hung = region("gender", {"start": 1, "end": 3, "choices": ["male"]})
     spans = [region("spans", first, id="a"), region("spans", second, id="b")]
-    with pytest.raises(InvalidValue, match="may hang on any of 2 spans"):
+    with pytest.raises(InvalidValue, match="may belong to any of 2 spans"):
         read("per_region", *spans, hung)
     elsewhere = region("spans", {"start": 5, "end": 7, "labels": ["Place"]}, id="a")
     with pytest.raises(InvalidValue, match="have the id 'a'"):

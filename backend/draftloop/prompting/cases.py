@@ -141,7 +141,7 @@ class Cases:
         _check_compiles(case)
         if own_config:
             _check_examples(case)
-            for keyword in labelling.left_out:
+            for keyword in labelling.schemas.unenforced:
                 _log.warning("schema not enforced while decoding", case=name, what=str(keyword))
             return case
         # Examples that no longer fit a config edited in Label Studio are left out, not an error.

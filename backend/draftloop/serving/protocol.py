@@ -28,6 +28,7 @@ from draftloop.execution.runner import told
 from draftloop.flywheel.jobs import Jobs
 from draftloop.labelling.controls import Region
 from draftloop.labelling.labelling import Task, Value
+from draftloop.labelling.open_page import console_regions, overlay_regions
 from draftloop.prompting.prompt import NO_OVERRIDES, Case, Overrides, Promoted, Refinement, parse_extra_params
 from draftloop.serving.access import Access, Asked, Refusal, Role
 from draftloop.serving.answers import Answers
@@ -382,9 +383,9 @@ class Server:
         if prediction and draft.value is not None:
             labelling = case.for_task(found).labelling
             mark = uuid.uuid4().hex[:6]
-            prediction["result"] = labelling.relaid(current or {}, draft.value, found, mark)
+            prediction["result"] = overlay_regions(labelling, current or {}, draft.value, found, mark)
             if draft.run is not None:
-                prediction["result"] += labelling.console(told(draft.run.last), mark)
+                prediction["result"] += console_regions(labelling, told(draft.run.last), mark)
         return prediction
 
     def _ran(self, project: int, case: Case, task: Task, current: Value | None) -> dict[str, Any]:
@@ -395,7 +396,7 @@ class Server:
         if current is None or case.labelling.script(current) is None:
             return {}
         words = self.answers.pages.rerun(project, case, task, current)
-        regions = case.labelling.console(words, uuid.uuid4().hex[:6]) if words else []
+        regions = console_regions(case.labelling, words, uuid.uuid4().hex[:6]) if words else []
         if not regions:
             return {}
         return {"result": regions, "score": 0.0, "model_version": self.drafter.version(case).name}
