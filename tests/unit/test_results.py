@@ -268,7 +268,7 @@ def test_a_region_that_does_not_fit_is_rejected_with_its_control_and_what_stands
         ("per_item", [region("kind", {"choices": ["cover"]}, item_index=[0])], "item_index [0]"),
         ("per_item", [region("kind", {"choices": ["cover"]}, item_index="x")], "item_index 'x'"),
         ("per_item", [region("kind", {"choices": ["cover"]}, item_index=7)], "about 2 things, not 8"),
-        ("buckets", [region("columns", {"ranker": {"wrong": ["a"]}})], "ranks good, bad; found"),
+        ("buckets", [region("columns", {"ranker": {"wrong": ["a"]}})], "ranks good, bad, not"),
         ("buckets", [region("columns", {"ranker": {"good": "a"}})], "is not a list of items"),
         ("buckets", [region("columns", {"ranker": {"good": ["zz"]}})], "has no item 'zz'"),
         ("buckets", [region("columns", {"ranker": ["a"]})], "ranks good, bad"),

@@ -84,8 +84,8 @@ def enforceable(schema: Schema) -> tuple[Schema, tuple[UnenforcedKeyword, ...]]:
     weaker = {
         **schema,
         "properties": {
-            name: _each_leaf(inner, name, lambda leaf, path: _weakened(leaf, path, dropped))
-            for name, inner in schema["properties"].items()
+            name: _each_leaf(subschema, name, lambda leaf, path: _weakened(leaf, path, dropped))
+            for name, subschema in schema["properties"].items()
         },
     }
     refusal = schema_refusal(weaker)
@@ -109,12 +109,12 @@ def _weakened(leaf: Schema, path: str, dropped: list[UnenforcedKeyword]) -> Sche
 def _each_leaf(schema: Schema, path: str, change: Callable[[Schema, str], Schema]) -> Schema:
     """Return a schema with a change made to each part that is no object, array or set of alternatives."""
     if "anyOf" in schema:
-        return {**schema, "anyOf": [_each_leaf(inner, path, change) for inner in schema["anyOf"]]}
+        return {**schema, "anyOf": [_each_leaf(subschema, path, change) for subschema in schema["anyOf"]]}
     if isinstance(schema.get("properties"), Mapping):
-        inner = {
+        properties = {
             name: _each_leaf(below, f"{path}.{name}", change) for name, below in schema["properties"].items()
         }
-        return {**schema, "properties": inner}
+        return {**schema, "properties": properties}
     if isinstance(schema.get("items"), Mapping):
         return {**schema, "items": _each_leaf(schema["items"], f"{path}.*", change)}
     return change(schema, path)

@@ -26,7 +26,7 @@ class Passage(Protocol):
 
     @property
     def text(self) -> str:
-        """The text in which quotes stand and are counted."""
+        """The text that quotes are substrings of."""
         ...
 
     def place(self, start: int, end: int) -> dict[str, Any] | None:

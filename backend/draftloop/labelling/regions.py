@@ -44,11 +44,11 @@ def too_deep(part: Json, limit: int = DEEPEST) -> bool:
     level = [part]
     for _ in range(limit):
         level = [
-            inner
+            child
             for outer in level
             if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
+            for child in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(child, dict | list)
         ]
         if not level:
             return False

@@ -156,8 +156,8 @@ def _validations(schema: Any, path: tuple[str, ...]) -> Iterator[_Validation]:
                 hint="Rules see only `self`.",
             )
         yield _Validation(path, program, rule, str(entry.get("message") or f"failed rule: {rule}"))
-    for below, inner in _below(schema):
-        yield from _validations(inner, (*path, below))
+    for below, subschema in _below(schema):
+        yield from _validations(subschema, (*path, below))
 
 
 def _grounded(schema: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -165,8 +165,8 @@ def _grounded(schema: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         return
     if schema.get("x-grounded") is True:
         yield path
-    for below, inner in _below(schema):
-        yield from _grounded(inner, (*path, below))
+    for below, subschema in _below(schema):
+        yield from _grounded(subschema, (*path, below))
 
 
 def _below(schema: Mapping[str, Any]) -> Iterator[tuple[str, Schema]]:

@@ -123,8 +123,11 @@ def _is_plain(overlay: Any) -> bool:
     """Return whether a tightened schema expresses all of schema.json."""
     if not isinstance(overlay, Mapping) or not overlay.keys() <= _PLAIN:
         return False
-    inner = [*overlay.get("properties", {}).values(), *([overlay["items"]] if "items" in overlay else [])]
-    return all(_is_plain(part) for part in inner)
+    subschemas = [
+        *overlay.get("properties", {}).values(),
+        *([overlay["items"]] if "items" in overlay else []),
+    ]
+    return all(_is_plain(part) for part in subschemas)
 
 
 def _decodable(schema: Any) -> Any:
@@ -136,15 +139,15 @@ def _decodable(schema: Any) -> Any:
         if key == "properties":
             required = schema.get("required", ())
             kept[key] = {
-                name: _decodable(inner)
+                name: _decodable(subschema)
                 if name in required
-                else {"anyOf": [_decodable(inner), {"type": "null"}]}
-                for name, inner in part.items()
+                else {"anyOf": [_decodable(subschema), {"type": "null"}]}
+                for name, subschema in part.items()
             }
         elif key == "items":
             kept[key] = _decodable(part)
         elif key in ("anyOf", "allOf"):
-            kept[key] = [_decodable(inner) for inner in part]
+            kept[key] = [_decodable(subschema) for subschema in part]
         elif key in _MOST:
             kept[key] = min(part, _MOST[key])
         elif key in _DECODABLE or (key == "format" and part in _DECODABLE_FORMATS):
@@ -162,11 +165,11 @@ def shape(schema: Any) -> Any:
         return schema
     kept: Schema = {key: schema[key] for key in ("type", "required", "enum") if key in schema}
     if "properties" in schema:
-        kept["properties"] = {name: shape(inner) for name, inner in schema["properties"].items()}
+        kept["properties"] = {name: shape(subschema) for name, subschema in schema["properties"].items()}
     if "items" in schema:
         kept["items"] = shape(schema["items"])
     if "anyOf" in schema:
-        kept["anyOf"] = [shape(inner) for inner in schema["anyOf"]]
+        kept["anyOf"] = [shape(subschema) for subschema in schema["anyOf"]]
     return kept
 
 
