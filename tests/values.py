@@ -14,7 +14,7 @@ from draftloop.labelling.passages import Passage, occurrences
 from draftloop.labelling.spans import Labels, Relations
 from draftloop.labelling.visibility import visible_value
 
-# Label Studio refuses nothing here, but half a character cannot be sent as JSON, and its editor drops
+# Label Studio refuses nothing here, but a lone surrogate cannot be sent as JSON, and its editor drops
 # newlines at the end.
 ANYTHING = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).map(
     lambda text: text.rstrip("\n") or "."
@@ -22,7 +22,7 @@ ANYTHING = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_siz
 
 
 def filled(labelling: Labelling, task: Task) -> Value:
-    """Give a value with something in every control that the page shows for it."""
+    """Return a value with something in every control that the page shows for it."""
     bound = labelling.for_task(task)
     sources = {source.name: source for source in bound.sources}
     value: Value = {}
@@ -44,7 +44,7 @@ def filled(labelling: Labelling, task: Task) -> Value:
 
 
 def _quotes(control: Labels, passage: Passage, places: tuple[int, ...]) -> list[dict[str, Any]]:
-    words = [found.span() for found in re.finditer(r"\w+", passage.text)]
+    words = [match.span() for match in re.finditer(r"\w+", passage.text)]
     quotes = []
     for index, place in enumerate(sorted({place % len(words) for place in places})):
         text = passage.text[slice(*words[place])]
@@ -113,7 +113,7 @@ def values(draw: st.DrawFn, labelling: Labelling, task: Task) -> Value:
 
 @st.composite
 def _some_quotes(draw: st.DrawFn, control: Labels, passage: Passage) -> list[dict[str, Any]]:
-    found: dict[tuple[int, int, tuple[str, ...]], dict[str, Any]] = {}
+    quotes: dict[tuple[int, int, tuple[str, ...]], dict[str, Any]] = {}
     for _ in range(draw(st.integers(0, 4)) if passage.text else 0):
         start = draw(st.integers(0, len(passage.text) - 1))
         end = min(len(passage.text), start + draw(st.integers(1, 8)))
@@ -133,8 +133,8 @@ def _some_quotes(draw: st.DrawFn, control: Labels, passage: Passage) -> list[dic
                 quote[other.name] = draw(_some(other))
             elif other.is_many:
                 quote[other.name] = []
-        found[start, end, tuple(labels)] = quote
-    return [found[key] for key in sorted(found, key=lambda key: (key[0], key[1], list(key[2])))]
+        quotes[start, end, tuple(labels)] = quote
+    return [quotes[key] for key in sorted(quotes, key=lambda key: (key[0], key[1], list(key[2])))]
 
 
 @st.composite

@@ -66,7 +66,7 @@ def test_a_pattern_says_more_than_a_quote() -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_a_grammar_lets_be_written_fits_the_schema(name: str) -> None:
+def test_texts_of_a_grammar_satisfy_the_schema(name: str) -> None:
     task = Task(1, FAMILIES[name].data)
     case = generic_case(compile_labelling(FAMILIES[name].config)).for_task(task)
     grammar = case.grammar(task)

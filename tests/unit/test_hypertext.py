@@ -59,9 +59,7 @@ def test_html_is_rewritten_as_the_page_does(document: dict[str, str]) -> None:
         ("<pre>\n  x\n\n    y\n</pre>end", "  x\n    y\nend", 11),
     ],
 )
-def test_positions_count_what_the_browser_holds_and_the_text_what_it_shows(
-    html: str, text: str, place: int
-) -> None:
+def test_positions_count_the_document_and_the_text_is_what_is_shown(html: str, text: str, place: int) -> None:
     for inline in (False, True):
         passage = HtmlPassage.of(html, inline=inline)
         assert passage.text == text

@@ -73,12 +73,12 @@ def test_whole_characters_may_be_written_as_escapes() -> None:
 
 
 @pytest.mark.parametrize("data", [{}, {"text": None}, {"text": {"a": 1}}, {"text": "half \ud83d"}])
-def test_a_task_whose_text_cannot_be_read_is_told(data: dict[str, object]) -> None:
+def test_a_task_with_an_unreadable_text_is_refused(data: dict[str, object]) -> None:
     with pytest.raises(TaskError, match="Task 5"):
         compile_labelling(CONFIG).inputs(Task(5, data))
 
 
-def test_a_nested_key_is_found() -> None:
+def test_a_nested_key_is_read() -> None:
     config = CONFIG.replace("$text", "$mail.body")
     assert compile_labelling(config).inputs(Task(1, {"mail": {"body": "a"}})) == {"mail.body": "a"}
 
@@ -105,7 +105,7 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]><View><Text name
 
 
 @pytest.mark.parametrize("xml", ["", "no xml", "<View>", BOMB, "<View>\x00</View>"])
-def test_what_is_not_safe_xml_is_refused(xml: str) -> None:
+def test_unsafe_xml_is_refused(xml: str) -> None:
     with pytest.raises(SetupError, match="not XML"):
         compile_labelling(xml)
 
@@ -140,7 +140,7 @@ def test_a_config_of_prompt_boxes_alone_has_nothing_to_fill() -> None:
         compile_labelling('<View><Text name="t" value="$t"/><TextArea name="prompt" toName="t"/></View>')
 
 
-def test_a_new_value_is_laid_over_what_a_page_holds() -> None:
+def test_an_open_page_changes_to_a_new_value() -> None:
     labelling = compile_labelling(PROMPTED)
     task = Task(1, {"text": "one two three"})
     one, two, three = ({"text": word, "nth": 0, "label": "A"} for word in ("one", "two", "three"))
