@@ -24,7 +24,7 @@ from typing import Any
 
 import httpx
 
-from draftloop.labelling.grammar import bound
+from draftloop.labelling.grammar import quoting_grammar
 from models.corpus import CASES, INSTRUCTIONS, Generated, generate
 from models.tiny_evaluation import DECODING_SCHEMAS, QUOTED, canonical, score
 
@@ -42,7 +42,7 @@ def _ask(client: httpx.Client, model: str, case: str, text: str, *, bind: bool) 
         "max_tokens": 1024,
         "chat_template_kwargs": {"enable_thinking": False},
     }
-    grammar = bound(DECODING_SCHEMAS[case], QUOTED[case], [text]) if bind else None
+    grammar = quoting_grammar(DECODING_SCHEMAS[case], QUOTED[case], [text]) if bind else None
     if grammar:
         body["structured_outputs"] = {"grammar": grammar}
     else:

@@ -75,8 +75,8 @@ class Control:
     """
 
     tag: ClassVar[str]
-    option_tag: ClassVar[str] = ""
-    many: ClassVar[bool] = False
+    option_tag = ""
+    many = False
     nothing: ClassVar[Mapping[str, Any] | None] = None
     name: str
     to_name: str

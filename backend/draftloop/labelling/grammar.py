@@ -19,7 +19,7 @@ Path = tuple[str, ...]  # "*" stands for every item of an array
 MOST_CHARS = 20_000
 
 
-def bound(schema: Schema, quoted: Sequence[Path], texts: Sequence[str]) -> str | None:
+def quoting_grammar(schema: Schema, quoted: Sequence[Path], texts: Sequence[str]) -> str | None:
     """Return the grammar of a schema's canonical serialization, in which quotes are substrings of texts.
 
     Args:
