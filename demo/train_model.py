@@ -26,7 +26,7 @@ import httpx
 
 from demo.corpus import CASES, INSTRUCTIONS, Generated, generate
 from demo.training.evaluation import DECODING_SCHEMAS, QUOTED, canonical, score
-from draftloop.labelling.grammar import bound
+from draftloop.labelling.grammar import quoting_grammar
 
 _IN_FLIGHT = 16
 
@@ -42,7 +42,7 @@ def _ask(client: httpx.Client, model: str, case: str, text: str, *, bind: bool) 
         "max_tokens": 1024,
         "chat_template_kwargs": {"enable_thinking": False},
     }
-    grammar = bound(DECODING_SCHEMAS[case], QUOTED[case], [text]) if bind else None
+    grammar = quoting_grammar(DECODING_SCHEMAS[case], QUOTED[case], [text]) if bind else None
     if grammar:
         body["structured_outputs"] = {"grammar": grammar}
     else:

@@ -6,7 +6,6 @@ from typing import Any
 from hypothesis import strategies as st
 
 from draftloop.labelling.labelling import Labelling, Task
-from draftloop.labelling.spans import Labels
 from tests.values import values
 
 _TEXTS = st.text(st.characters(), max_size=4) | st.sampled_from(
@@ -55,10 +54,9 @@ def results(draw: st.DrawFn, labelling: Labelling, task: Task) -> Any:
 
 
 def names_of(labelling: Labelling) -> list[str]:
-    """List the controls of a config, those that hang on spans included."""
-    hosts = (control for control in labelling.controls if isinstance(control, Labels))
-    inner = (inner.name for host in hosts for inner in host.inner)
-    return [*(control.name for control in labelling.controls), *labelling.prompts, *inner]
+    """Return the names of a config's controls and prompts."""
+    controls = (*labelling.controls, *labelling.per_region_controls)
+    return [*(control.name for control in controls), *labelling.prompts]
 
 
 def _region(labelling: Labelling) -> st.SearchStrategy[Any]:

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from draftloop.labelling.controls import Control, Number, TextArea
+from draftloop.labelling.controls import Control
+from draftloop.labelling.form_fields import Number, TextArea
 from draftloop.labelling.labelling import Labelling, compile_labelling
 from draftloop.labelling.spans import Labels, Relations
 
@@ -49,8 +50,8 @@ def _bounds(control: Control) -> dict[str, Any]:
         text = {"maxLength": 20}
         return {"items": text, "maxItems": 2} if control.is_many else text
     if isinstance(control, Labels):
-        hung = {inner.name: _bounds(inner) for inner in control.inner}
-        return {"maxItems": 3, "items": {"properties": {"text": {"maxLength": 12}, **hung}}}
+        per_region = {other.name: _bounds(other) for other in control.per_region_controls}
+        return {"maxItems": 3, "items": {"properties": {"text": {"maxLength": 12}, **per_region}}}
     if isinstance(control, Number) and control.schema()["type"] == "number":
         return {"multipleOf": 0.01}
     return {"maxItems": 3} if isinstance(control, Relations) else {}

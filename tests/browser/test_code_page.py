@@ -55,9 +55,9 @@ EDITED = CODE.replace('print("rows:", len(sales))', 'print("sum:", sales["金额
 
 
 def answer(body: Body) -> str:
-    """Answer with a wrong column first, with code that works once that was told."""
-    told = "was run" in body["messages"][-1]["content"]
-    return CASE.labelling.encode({"code": CODE if told else CODE.replace('y="金额"', 'y="价格"')})
+    """Answer with a wrong column first, with correct code once the prompt contains the output."""
+    knows_output = "was run" in body["messages"][-1]["content"]
+    return CASE.labelling.encode({"code": CODE if knows_output else CODE.replace('y="金额"', 'y="价格"')})
 
 
 @dataclass(frozen=True)
@@ -205,8 +205,8 @@ def test_code_is_seen_with_its_chart_edited_run_again_submitted_and_exported(
     assert value == {"code": EDITED, "verdict": "pass"}
 
     env = environment(label_studio, tmp_path, **drafting.settings)
-    status, _, told = run(env, "sync", "--project", project.id, "--out", tmp_path / "dataset")
-    assert status == 0, told
+    status, _, errors = run(env, "sync", "--project", project.id, "--out", tmp_path / "dataset")
+    assert status == 0, errors
     (sample,) = map(json.loads, (tmp_path / "dataset" / "samples.jsonl").read_bytes().splitlines())
     assert (sample["code"], sample["stdout"]) == (EDITED, "sum: 150\n")
     assert (sample["metadata"]["run"], sample["metadata"]["run_by"]) == (shown["data"][RUN_KEY], "human")

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from draftloop.labelling.controls import Placed, Region
 from draftloop.labelling.labelling import Labelling, Task, Value, compile_labelling
-from draftloop.labelling.sources import HtmlPassage
+from draftloop.labelling.passages import HtmlPassage
 from tests.conftest import LabelStudioServer, gallery, logged_in
 from tests.documents import DOCUMENTS
 from tests.families import FAMILIES
@@ -33,18 +33,18 @@ class Desk:
     def open(self, title: str, config: str, task: Task, placed: Placed | None = None) -> int:
         """Open a new task, with a prediction where there is one; give its id."""
         project = self.server.sdk.projects.create(title=title[:50], label_config=config)
-        found = self.server.sdk.tasks.create(data=dict(task.data), project=project.id)
+        created = self.server.sdk.tasks.create(data=dict(task.data), project=project.id)
         if placed is not None:
             # Bulk import refuses paths of nested choices; this call and the page take them.
             self.server.sdk.predictions.create(
-                task=found.id, result=placed.regions, score=0.5, model_version="v1"
+                task=created.id, result=placed.regions, score=0.5, model_version="v1"
             )
-        self.page.goto(f"/projects/{project.id}/data?task={found.id}")
+        self.page.goto(f"/projects/{project.id}/data?task={created.id}")
         expect(self.page.get_by_role("button", name="Submit")).to_be_enabled(timeout=60_000)
         for loading in self.page.locator("[class*=richtext__loading]").all():
             expect(loading).to_be_hidden(timeout=60_000)  # a document in a frame
-        assert found.id is not None
-        return int(found.id)
+        assert created.id is not None
+        return int(created.id)
 
     def submit(self, task_id: int) -> list[Region]:
         """Submit, and give the regions that Label Studio stored."""
@@ -139,7 +139,7 @@ SELECT = """(text) => {
         ("dialogue", "slots", [("北京", 2), ("𠮷田", 0)]),
     ],
 )
-def test_what_a_human_marks_beside_emoji_reads_back(
+def test_spans_marked_beside_emoji_read_back(
     desk: Desk, family: str, control: str, quotes: list[tuple[str, int]]
 ) -> None:
     config, data = FAMILIES[family]
@@ -158,7 +158,7 @@ def test_what_a_human_marks_beside_emoji_reads_back(
     assert [(quote["text"], quote["nth"]) for quote in value[control]] == quotes
 
 
-def test_stars_that_name_no_object_are_about_the_dialogue(desk: Desk) -> None:
+def test_a_rating_without_an_object_belongs_to_the_dialogue(desk: Desk) -> None:
     template, labelling, task = gallery("generative-ai/chatbot-assessment")
     task_id = desk.open("no toName", template.config, task)
     desk.page.locator(".ant-rate-star").nth(3).click()
@@ -206,7 +206,7 @@ def test_positions_in_html_are_those_of_the_page(desk: Desk) -> None:
 def check_positions(html: str, document: str, *, inline: bool) -> None:
     """Compare what stands at each position with the document that a browser has made."""
     passage = HtmlPassage.of(html, inline=inline)
-    for run in passage.anchored:
+    for run in passage.placed_runs:
         text = passage.text[run.at : run.at + run.length]
         there = document[run.place : run.place + run.length]
         assert len(there) == len(text), (html, inline, document)
@@ -230,7 +230,7 @@ PARSE = """async (html) => {
 }""".replace("COUNTED", COUNTED)
 
 
-def test_a_browser_parses_html_as_we_do(browser: Browser) -> None:
+def test_html_is_parsed_as_a_browser_parses_it(browser: Browser) -> None:
     """Also what no HyperText of the test above shows: documents made at random."""
     with browser.new_context(offline=True) as context:
         page = context.new_page()

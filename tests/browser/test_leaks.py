@@ -117,15 +117,15 @@ def listening() -> Iterator[Listening]:
     with socket.create_server((host, 0)) as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         port = tcp.getsockname()[1]
         udp.bind((host, port))
-        found = Listening(f"{host}:{port}")
+        listener = Listening(f"{host}:{port}")
         threads = [
-            threading.Thread(target=_note_packets, args=[udp, found.arrived], daemon=True),
-            threading.Thread(target=_note_connections, args=[tcp, found.arrived], daemon=True),
+            threading.Thread(target=_note_packets, args=[udp, listener.arrived], daemon=True),
+            threading.Thread(target=_note_connections, args=[tcp, listener.arrived], daemon=True),
         ]
         for thread in threads:
             thread.start()
         try:
-            yield found
+            yield listener
         finally:
             tcp.shutdown(socket.SHUT_RDWR)
             udp.sendto(b"", (host, port))
@@ -139,7 +139,7 @@ class Served:
     run: Run
 
     def address(self, name: str) -> str:
-        """Give the address of a file, as links have it."""
+        """Return the address of a file, as links contain it."""
         (file,) = [file for file in self.run.last.files if file.path == name]
         return f"{self.url}/a/{file.sha256}?name={name}"
 
@@ -176,14 +176,14 @@ def browsing(log: Path, *flags: str) -> Iterator[BrowserContext]:
 
 
 def looked_up(log: Path) -> set[str]:
-    """Read which of the names that nobody has were looked up."""
-    told = json.loads(log.read_text(encoding="utf-8"))
+    """Return which of the unregistered names were looked up."""
+    record = json.loads(log.read_text(encoding="utf-8"))
     kinds = {
         number
-        for name, number in told["constants"]["logEventTypes"].items()
+        for name, number in record["constants"]["logEventTypes"].items()
         if name.startswith("HOST_RESOLVER")
     }
-    words = [json.dumps(event.get("params")) for event in told["events"] if event["type"] in kinds]
+    words = [json.dumps(event.get("params")) for event in record["events"] if event["type"] in kinds]
     assert any("127.0.0.1" in word for word in words), "the log holds no look-ups"
     return {way for way in [*WAYS, *OTHERS] for word in words if f"{way}.leak.example" in word}
 
@@ -193,15 +193,15 @@ OTHERS = {"still.html": STILL, "foreign.svg": FOREIGN, "picture.svg": PICTURE}
 
 def contents_at(address: str) -> dict[str, str]:
     """Write every way once to an address and once to a name."""
-    found = {}
+    contents = {}
     for way, content in WAYS.items():
         page = f"<!DOCTYPE html><title>x</title><body>{RAN}{content}"
-        found[f"{way}.html"] = page.replace("AT", address)
-        found[f"{way}-name.html"] = page.replace("AT", f"{way}.leak.example:80")
+        contents[f"{way}.html"] = page.replace("AT", address)
+        contents[f"{way}-name.html"] = page.replace("AT", f"{way}.leak.example:80")
     for name, content in OTHERS.items():
-        found[name] = content.replace("AT", address)
-        found[f"name-{name}"] = content.replace("AT", f"{name}.leak.example:80")
-    return found
+        contents[name] = content.replace("AT", address)
+        contents[f"name-{name}"] = content.replace("AT", f"{name}.leak.example:80")
+    return contents
 
 
 def open_all(context: BrowserContext, there: Served) -> dict[str, Page]:
@@ -243,38 +243,38 @@ def run_scripts(tabs: dict[str, Page]) -> None:
             assert "ran" in [frame.title() for frame in tab.frames], name
 
 
-def test_nothing_leaves_before_a_click_and_nothing_after_it_in_this_chromium(tmp_path: Path) -> None:
+def test_nothing_leaves_before_or_after_a_click_in_this_chromium(tmp_path: Path) -> None:
     log = tmp_path / "net.json"
-    with listening() as found, served(tmp_path, contents_at(found.address)) as there:
+    with listening() as listener, served(tmp_path, contents_at(listener.address)) as there:
         with browsing(log) as context:
             tabs = open_all(context, there)
-            found.demand_nothing()
+            listener.demand_nothing()
             ended = {name: tab for name, tab in tabs.items() if name.startswith("webrtc-in-a-frame")}
             run_scripts({name: tab for name, tab in tabs.items() if name not in ended})
-            found.demand_nothing()
+            listener.demand_nothing()
             # Chromium 156 ends the process of this page, which others share.
             for tab in ended.values():
                 click(tab)
                 time.sleep(WAIT_MS / 1000)
-                found.demand_nothing()
+                listener.demand_nothing()
         assert looked_up(log) == set()
 
 
-def test_other_browsers_let_out_after_a_click_what_the_page_says(tmp_path: Path) -> None:
+def test_other_browsers_send_only_what_the_page_warns_of(tmp_path: Path) -> None:
     before, after = tmp_path / "before.json", tmp_path / "after.json"
     flag = "--disable-features=ConnectionAllowlists"
-    with listening() as found, served(tmp_path, contents_at(found.address)) as there:
+    with listening() as listener, served(tmp_path, contents_at(listener.address)) as there:
         with browsing(before, flag) as context:
             open_all(context, there)
-            found.demand_nothing()
+            listener.demand_nothing()
         assert looked_up(before) == set()
         with browsing(after, flag) as context:
             tabs = open_all(context, there)
-            found.demand_nothing()
+            listener.demand_nothing()
             words = tabs["webrtc.html"].locator("main").inner_text()
             run_scripts(tabs)
         # No request, but WebRTC and names, as the page says where it asks.
-        assert set(found.arrived) == {"udp", "tcp"}
+        assert set(listener.arrived) == {"udp", "tcp"}
         assert {"webrtc", "webrtc-in-a-frame"} <= looked_up(after)
         assert looked_up(after) <= {"webrtc", "webrtc-in-a-frame", *CONNECTED}
         assert "by WebRTC" in words

@@ -69,7 +69,7 @@ def studio(label_studio: LabelStudioServer) -> Iterator[LabelStudio]:
 
 @pytest.fixture
 def pictures() -> Path:
-    """Give the folder of screenshots; they are to be looked at."""
+    """Return the folder of screenshots, which people look at."""
     folder = ROOT / "build" / "screenshots"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -102,8 +102,8 @@ def write(control: Locator, words: str) -> None:
 
 def annotation(studio: LabelStudio, project: Project, task_id: int) -> dict[str, Any]:
     task = next(task for task in studio.tasks(project, full=True) if task["id"] == task_id)
-    found: dict[str, Any] = task["annotations"][0]
-    return found
+    annotation: dict[str, Any] = task["annotations"][0]
+    return annotation
 
 
 def drafted(
@@ -179,7 +179,7 @@ def test_a_complaint_drafted_by_the_backend_is_corrected_and_becomes_a_sample(
     expect(regions.first).to_be_visible(timeout=60_000)
     page.screenshot(path=pictures / "complaint.png")
     prediction = next(iter(studio.tasks(project, full=True)))["predictions"][0]
-    shown = [found.strip() for found in regions.all_inner_texts()]
+    shown = [text.strip() for text in regions.all_inner_texts()]
     assert shown == [region["value"]["text"][0] for region in prediction["result"]]
 
     # As an annotator would: every field is set right, drafted well or not.

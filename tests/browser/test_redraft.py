@@ -1,6 +1,6 @@
 """An annotator asks in words for another draft, in Label Studio's real page.
 
-The fake vLLM answers here: it does as it is told, which the embedded model has not learned.
+The fake vLLM answers here: it follows the instruction, which the embedded model has not learned.
 """
 
 import json
@@ -57,7 +57,7 @@ def redrafting(label_studio: LabelStudioServer, tmp_path: Path) -> Iterator[Redr
             yield Redrafting(server.url, fake)
 
 
-def test_words_in_the_prompt_box_change_the_fields_and_stay_out_of_the_dataset(
+def test_a_prompt_changes_the_fields_and_is_not_in_the_dataset(
     page: Page, label_studio: LabelStudioServer, redrafting: Redrafting, tmp_path: Path
 ) -> None:
     with LabelStudio(label_studio.url, label_studio.token) as studio:
@@ -117,7 +117,7 @@ SPANS = """
 """
 
 
-def test_a_redraft_empties_controls_adds_spans_and_takes_none_away(
+def test_a_redraft_empties_controls_and_adds_spans(
     page: Page, label_studio: LabelStudioServer, redrafting: Redrafting
 ) -> None:
     labelling = compile_labelling(SPANS)

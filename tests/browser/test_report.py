@@ -44,19 +44,19 @@ def predictions(number: int) -> list[dict[str, Any]]:
         return []
     second = number > TASKS // 2
     right = number % 7 < 3 + 3 * second
-    found = value(number) if right else value(number) | {"name": "投诉人"}
+    fields = value(number) if right else value(number) | {"name": "投诉人"}
     score = (0.55 if right else 0.2) + number % 4 / 10
     version = VERSIONS[second]
-    return [{"id": number, "result": regions(found), "score": score, "model_version": version}]
+    return [{"id": number, "result": regions(fields), "score": score, "model_version": version}]
 
 
 def annotations(number: int) -> list[dict[str, Any]]:
     """Of three annotators; some skip, some write what is not in the text, some tasks have two."""
-    found = value(number) | ({"name": "李四"} if number % 23 == 0 else {})
+    fields = value(number) | ({"name": "李四"} if number % 23 == 0 else {})
     return [
         {
             "id": 10 * number + place,
-            "result": regions(found | ({"question": data(number)["text"]} if place and number % 2 else {})),
+            "result": regions(fields | ({"question": data(number)["text"]} if place and number % 2 else {})),
             "was_cancelled": number % 37 == 0,
             "completed_by": 1 + (number + place) % 3,
             "created_at": "2026-01-01T00:00:00.000001Z",
@@ -112,9 +112,9 @@ def test_nothing_sticks_out_of_the_page(sheet: Page, report: Path, name: str, wi
     assert sheet.evaluate(STICKS_OUT) == []
     assert asked == [report.as_uri()]
     counts = json.loads((report.parent / "manifest.json").read_bytes())["counts"]
-    told = sheet.locator("body").inner_text()
+    text = sheet.locator("body").inner_text()
     for part in ("Look at first", "Gates", "Drafts and corrections", "Lengths", "Agreement", "Spot checks"):
-        assert part in told
-    assert f"{counts['annotations']} annotations of {counts['tasks']} tasks = {counts['samples']}" in told
+        assert part in text
+    assert f"{counts['annotations']} annotations of {counts['tasks']} tasks = {counts['samples']}" in text
     if media == "print":
         sheet.pdf(path=pictures / "report.pdf", format="A4", margin={"left": "1cm", "right": "1cm"})

@@ -54,7 +54,7 @@ class Desk:
     env: dict[str, str]
     out: Path
 
-    def told(self, verb: str, *arguments: object) -> str:
+    def run_verb(self, verb: str, *arguments: object) -> str:
         code, out, err = run(self.env, verb, "--out", self.out, *arguments)
         assert code == 0, err
         return out
@@ -115,7 +115,7 @@ def desk(label_studio: LabelStudioServer, tmp_path: Path) -> Iterator[Desk]:
         draft = {"code": CODE.replace("total.csv", "means.csv")}
         judged = {"code": CODE, "verdict": "pass", "comment": OWN_WORDS}
         made.submit(programs, "code_analysis", data, draft, judged)
-        made.told("sync", "--project", complaints.id, "--project", programs.id)
+        made.run_verb("sync", "--project", complaints.id, "--project", programs.id)
         yield made
 
 
@@ -133,7 +133,7 @@ def reviewer(label_studio: LabelStudioServer) -> LabelStudioServer:
 
 
 def judge(page: Page, verdict: str, comment: str = "") -> None:
-    """Give a verdict as a reviewer does, and submit it."""
+    """Pick a verdict as a reviewer does, and submit it."""
     page.get_by_text(re.compile(f"^{verdict}")).first.click()  # its key stands behind it
     if comment:
         page.get_by_placeholder("What is wrong?").fill(comment)
@@ -152,8 +152,8 @@ def submit(page: Page) -> None:
 def test_a_reviewer_judges_without_seeing_who_drafted_and_what_fails_goes_back_with_the_reason(
     browser: Browser, page: Page, label_studio: LabelStudioServer, desk: Desk, reviewer: LabelStudioServer
 ) -> None:
-    told = desk.told("spot_check", "--share", 1)
-    assert "6 samples wait for a second human; 6 of them came just now" in told
+    printed = desk.run_verb("spot_check", "--share", 1)
+    assert "6 samples wait for a second human; 6 of them came just now" in printed
     review = desk.studio.project(json.loads((desk.out / "manifest.json").read_bytes())["options"]["reviews"])
     tasks = list(desk.studio.tasks(review))
     by_answer = sorted(tasks, key=lambda task: "groupby" in task["data"]["answer"])
@@ -168,12 +168,12 @@ def test_a_reviewer_judges_without_seeing_who_drafted_and_what_fails_goes_back_w
             expect(second.get_by_role("button", name="Submit")).to_be_enabled(timeout=60_000)
             shown = second.locator(".lsf-main-view").inner_text()
             assert all(words in shown for words in seen), shown
-            found = api.get(f"/api/tasks/{task['id']}").raise_for_status().json()
-            assert found["predictions"] == found["annotations"] == []
-            assert found["data"].keys() == {"question", "answer", "annotation", "drawn", "seal"}
+            shown_task = api.get(f"/api/tasks/{task['id']}").raise_for_status().json()
+            assert shown_task["predictions"] == shown_task["annotations"] == []
+            assert shown_task["data"].keys() == {"question", "answer", "annotation", "drawn", "seal"}
             for secret in SECRETS:
                 assert secret not in shown
-                assert secret not in found["data"]["question"] + found["data"]["answer"]
+                assert secret not in shown_task["data"]["question"] + shown_task["data"]["answer"]
             judge(second, *(("pass",) if name == "code" else ("needs_fix", WRONG)))
             second.screenshot(path=PICTURES / f"review-{name}.png")
             submit(second)
@@ -182,21 +182,21 @@ def test_a_reviewer_judges_without_seeing_who_drafted_and_what_fails_goes_back_w
             said = [region | {"value": {"choices": [verdict]}}]
             api.post(f"/api/tasks/{task['id']}/annotations/", json={"result": said}).raise_for_status()
 
-    # 2 of 5 complaints are wrong: all of them are held, unless told otherwise.
-    desk.told("sync")
+    # 2 of 5 complaints are wrong: all of them are held by default.
+    desk.run_verb("sync")
     (passed,) = desk.lines("samples.jsonl")
     assert (passed["case"], passed["review"]["verdict"]) == ("code_analysis", "pass")
     held = {record["annotation"]: record["held"] for record in desk.lines("held.jsonl")}
     assert len(held) == len(texts)
     assert {one["gate"] for one in held.values()} == {"spot_checked"}
     assert sum("2 of 5 checks found it wrong" in one["reason"] for one in held.values()) == 3
-    desk.told("sync", "--max-error", 1)
+    desk.run_verb("sync", "--max-error", 1)
     assert len(desk.lines("samples.jsonl")) == 4
     held = {record["annotation"]: record for record in desk.lines("held.jsonl")}
     fix = held[texts[0]["data"]["annotation"]]
     assert fix["held"]["reason"].endswith(f"says needs_fix: {WRONG}")
 
-    assert "2 tasks are sent back (2 written just now)" in desk.told("requeue", "--gate", "spot_checked")
+    assert "2 tasks are sent back (2 written just now)" in desk.run_verb("requeue", "--gate", "spot_checked")
     views = desk.studio._get("tabs", "api/dm/views/", {"project": desk.complaints.id})
     (tab,) = (view["id"] for view in views if view["data"]["title"] == SENT_BACK_TAB)
     page.goto(f"/projects/{desk.complaints.id}/data?tab={tab}")

@@ -1,4 +1,4 @@
-"""Bad input at the wire protocol: told in a sentence, and at the cost of nobody else."""
+"""Bad input at the wire protocol is refused with one sentence; other tasks are not affected."""
 
 import base64
 import json
@@ -98,7 +98,7 @@ def predict(client: FlaskClient, texts: list[str], config: str = CONFIG) -> list
 def test_wrong_credentials_are_refused_alike_at_every_endpoint_and_say_nothing(
     anybody: FlaskClient, fake: FakeVllm, bad: str
 ) -> None:
-    told = set()
+    answers = set()
     paths = {str(rule) for rule in anybody.application.url_map.iter_rules()}
     assert {"/setup", "/predict", "/webhook", "/versions", "/jobs", "/metrics"} < paths
     for path in {*paths, "/nowhere"} - {*OPEN}:
@@ -110,8 +110,8 @@ def test_wrong_credentials_are_refused_alike_at_every_endpoint_and_say_nothing(
                     401,
                     'Basic realm="draftloop"',
                 )
-                told.add(answer.text)
-    (only,) = told
+                answers.add(answer.text)
+    (only,) = answers
     assert set(json.loads(only)) == {"error", "hint"}
     for secret in ("páss", "nobody", "ann", "sentiment", fake.name, fake.url):
         assert secret not in only

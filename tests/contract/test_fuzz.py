@@ -52,7 +52,7 @@ KNOWN = [
     ),
 ]
 
-any_text = st.text(st.characters(), max_size=12)  # half characters and NUL included
+any_text = st.text(st.characters(), max_size=12)  # lone surrogates and NUL included
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.integers(-(2**70), 2**70) | st.floats() | any_text,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(any_text, inner, max_size=3),
@@ -78,7 +78,7 @@ def mostly(right: st.SearchStrategy[Any], *rarer: st.SearchStrategy[Any], of: in
 
 @st.composite
 def damaged(draw: st.DrawFn, text: str) -> str:
-    """Give a text with a part of it cut out, doubled or replaced."""
+    """Draw a text with a part of it removed, doubled or replaced."""
     start = draw(st.integers(0, len(text)))
     stop = draw(st.integers(start, min(len(text), start + 20)))
     return text[:start] + draw(any_text | st.just(text[start:stop] * 2)) + text[stop:]
@@ -92,7 +92,7 @@ def damaged_bytes(draw: st.DrawFn, content: bytes) -> bytes:
 
 @st.composite
 def nested(draw: st.DrawFn) -> Any:
-    """Give lists in lists, up to depths at which parsers give up."""
+    """Draw nested lists, up to depths at which parsers fail."""
     value: Any = draw(st.booleans())
     for _ in range(draw(st.sampled_from([50, 200, 300]))):
         value = [value]
@@ -101,7 +101,7 @@ def nested(draw: st.DrawFn) -> Any:
 
 @st.composite
 def bodies(draw: st.DrawFn) -> bytes:
-    """Give the body of a call: right, almost right, or anything."""
+    """Draw the body of a call: valid, almost valid, or anything."""
     config, data = draw(st.sampled_from(KNOWN))
     xml = draw(mostly(st.just(config), damaged(config), json_values))
     datum = mostly(
@@ -267,9 +267,9 @@ def assert_plain(answer: TestResponse) -> None:
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} in an answer")
 
-    told = json.loads(answer.text, parse_constant=refuse)
+    reply = json.loads(answer.text, parse_constant=refuse)
     if answer.status_code >= 400:
-        assert told.get("error") or told == {"status": "not ready"}
+        assert reply.get("error") or reply == {"status": "not ready"}
 
 
 def assert_one_item_per_task(body: Any, results: list[Any]) -> None:
@@ -280,4 +280,4 @@ def assert_one_item_per_task(body: Any, results: list[Any]) -> None:
             assert isinstance(item["result"], list)
             assert math.isfinite(item["score"])
             assert 0 <= item["score"] <= 1
-            json.dumps(item, ensure_ascii=False).encode()  # no half character reaches a page
+            json.dumps(item, ensure_ascii=False).encode()  # no lone surrogate reaches a page

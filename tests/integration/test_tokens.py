@@ -11,7 +11,7 @@ import pytest
 from demo.corpus import CASES, generate
 from demo.corpus.code_failures import conversations
 from draftloop.cli import servers
-from draftloop.labelling.grammar import bound
+from draftloop.labelling.grammar import quoting_grammar
 from draftloop.labelling.labelling import Task, compile_labelling
 from draftloop.prompting.cases import Cases
 from draftloop.support.environments import MODELS, ROOT, find_environment
@@ -74,7 +74,7 @@ def test_the_decoder_allows_every_token_of_every_program(tmp_path: Path) -> None
 def test_an_array_of_quotes_has_as_many_as_the_schema_says(least: int, most: int, quotes: int) -> None:
     item = {"type": "string", "minLength": 2, "maxLength": 5}
     array = {"type": "array", "items": item, "minItems": least, "maxItems": most}
-    grammar = bound({"type": "object", "properties": {"a": array}}, [("a",)], ["快递丢了"])
+    grammar = quoting_grammar({"type": "object", "properties": {"a": array}}, [("a",)], ["快递丢了"])
     target = json.dumps({"a": ["丢了"] * quotes}, ensure_ascii=False, separators=(",", ":"))
     short = target.replace("丢了", "丢", 1)
     found = refused([{"grammar": grammar, "target": target}, {"grammar": grammar, "target": short}])

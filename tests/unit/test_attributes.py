@@ -63,9 +63,7 @@ def inputs(tags: str, data: dict[str, Any]) -> Mapping[str, str]:
         ("$from-$to", {"from": 1, "to": 2}, "1-2"),
     ],
 )
-def test_the_model_reads_the_words_and_the_data_that_the_page_shows(
-    value: str, data: dict[str, Any], text: str
-) -> None:
+def test_the_model_reads_the_text_and_data_of_the_page(value: str, data: dict[str, Any], text: str) -> None:
     for tag in ("Text", "Markdown"):
         assert list(inputs(f'<{tag} name="text" value="{value}"/>{CHOICE}', data).values()) == [text]
     content = f'<Text name="text" value="$other">\n {value} </Text>{CHOICE}'
@@ -75,7 +73,7 @@ def test_the_model_reads_the_words_and_the_data_that_the_page_shows(
 @pytest.mark.parametrize(
     "value", ["$第一列", "$customer-text", "$a列", "$customer-text-2", "$客户.text", "$名"]
 )
-def test_a_name_that_the_page_takes_for_words_is_refused(value: str) -> None:
+def test_a_variable_that_the_page_reads_as_text_is_refused(value: str) -> None:
     for config in (
         f'<Text name="text" value="{value}"/>{CHOICE}',
         f'{TEXT}<Header value="{value}"/>{CHOICE}',
@@ -86,7 +84,7 @@ def test_a_name_that_the_page_takes_for_words_is_refused(value: str) -> None:
         assert "ASCII" in refused.value.hint
 
 
-def test_a_task_that_lacks_all_that_an_object_shows_is_told() -> None:
+def test_a_task_without_any_key_of_an_object_is_refused() -> None:
     mixed = '<Text name="text" value="Title: $title / Body: $body"/>' + CHOICE
     with pytest.raises(TaskError, match="Task 1: key 'title' is missing"):
         inputs(mixed, {"other": "a"})
@@ -115,12 +113,12 @@ def test_headers_panels_and_default_texts_reach_the_model() -> None:
     assert inputs(config, {"text": "a", "answer": ""}) == {"text": "a"}  # the page leaves out what is missing
 
 
-def test_what_is_shown_twice_is_told_once_and_other_words_get_a_name_of_their_own() -> None:
+def test_a_key_shown_twice_is_one_input_and_other_text_gets_its_own_heading() -> None:
     config = f"""<Header value="$text"/>{TEXT}<Header value="Old: $x"/><Header value="New: $x"/>{CHOICE}"""
     assert inputs(config, {"text": "a", "x": "b"}) == {"text": "a", "x": "Old: b", "x_2": "New: b"}
 
 
-def test_what_the_backend_itself_shows_is_no_input() -> None:
+def test_keys_that_the_backend_writes_are_no_inputs() -> None:
     config = f'<Header value="Status: $draft_status"/><Header value="$run_status"/>{TEXT}{CHOICE}'
     assert inputs(config, {"text": "a", "draft_status": "s", "run_status": "r"}) == {"text": "a"}
     assert compile_labelling(f"<View>{config}</View>").shows_status
@@ -145,48 +143,48 @@ def test_a_table_of_rows_reads_as_the_page_shows_it() -> None:
 # ---------------------------------------------------------------------------------- options
 
 
-def test_options_that_show_task_data_are_those_of_the_task() -> None:
-    found = labelling(
+def test_options_may_contain_task_data() -> None:
+    compiled = labelling(
         """<Choices name="c" toName="text" choice="multiple"><Choice value="$first"/>
         <Choice value="Dr. $second"/><Choice alias="third" value="$first!"/><Choice value="none"/>
         </Choices>"""
     )
     task = Task(1, {"text": "a", "first": "Ann", "second": "Bob"})
     options = ["Ann", "Dr. Bob", "third", "none"]
-    assert found.for_task(task).decoding_schema["properties"]["c"]["items"]["enum"] == options
-    assert found.inputs(task)["c"] == "- Ann\n- Dr. Bob\n- third: Ann!\n- none"
-    assert found.for_task(task).inputs(task) == found.inputs(task)
+    assert compiled.for_task(task).decoding_schema["properties"]["c"]["items"]["enum"] == options
+    assert compiled.inputs(task)["c"] == "- Ann\n- Dr. Bob\n- third: Ann!\n- none"
+    assert compiled.for_task(task).inputs(task) == compiled.inputs(task)
     value = {"c": ["Ann", "third"]}
-    placed = found.to_regions(value, task)
+    placed = compiled.to_regions(value, task)
     assert placed.regions[0]["value"] == {"choices": ["Ann", "third"]}
-    assert found.from_regions(placed.regions, task) == value
-    assert found.unjudged == {"c"}
+    assert compiled.from_regions(placed.regions, task) == value
+    assert compiled.unjudged == {"c"}
     with pytest.raises(TaskError, match="Task 2 gives control 'c' no options, or one without words"):
-        found.for_task(Task(2, {"text": "a", "second": "Bob"}))
+        compiled.for_task(Task(2, {"text": "a", "second": "Bob"}))
 
 
 def test_options_on_spans_may_come_from_the_task() -> None:
-    for inner in ('value="$o"><Choice value="x"/>', '><Choice value="$first"/><Choice value="x"/>'):
-        found = labelling(
+    for options in ('value="$o"><Choice value="x"/>', '><Choice value="$first"/><Choice value="x"/>'):
+        compiled = labelling(
             f"""<Labels name="s" toName="text"><Label value="A"/></Labels>
-            <Choices name="c" toName="text" perRegion="true" {inner}</Choices>"""
+            <Choices name="c" toName="text" perRegion="true" {options}</Choices>"""
         )
         task = Task(1, {"text": "a b", "first": "Ann", "o": [{"value": "Ann"}]})
         value = {"s": [{"text": "b", "nth": 0, "label": "A", "c": "Ann"}]}
-        regions = found.to_regions(value, task).regions
+        regions = compiled.to_regions(value, task).regions
         assert regions[1]["value"]["choices"] == ["Ann"]
-        assert found.from_regions(regions, task) == value
-        assert "Ann" in str(found.inputs(task))
+        assert compiled.from_regions(regions, task) == value
+        assert "Ann" in str(compiled.inputs(task))
 
 
 def test_data_is_filled_in_the_choices_of_a_task_and_in_no_other_options() -> None:
     entries = [{"value": "for $who"}, {"value": "$5 off", "alias": "off"}, {"value": "x", "children": 5}]
     task = Task(1, {"text": "a", "o": entries, "who": "Ann"})
     choices = labelling('<Choices name="c" toName="text" value="$o"/>').for_task(task)
-    assert choices.controls[0].options == ("for Ann", "off", "x")
+    assert choices.controls[0].options.names == ("for Ann", "off", "x")
     for tag in ("Taxonomy", "Labels"):
-        found = labelling(f'<{tag} name="c" toName="text" value="$o"/>').for_task(task)
-        assert found.controls[0].options == ("for $who", "off", "x")
+        compiled = labelling(f'<{tag} name="c" toName="text" value="$o"/>').for_task(task)
+        assert compiled.controls[0].options.names == ("for $who", "off", "x")
     with pytest.raises(TaskError, match="Task 1"):
         labelling('<Choices name="c" toName="text" value="$o"/>').for_task(
             Task(1, {"text": "a", "o": [{"value": "$none"}]})
@@ -212,19 +210,19 @@ def test_options_hold_the_words_between_their_tags() -> None:
     assert schema(words)["enum"] == ["a &amp; b", "x"]  # the page takes the words as XML
 
 
-def test_a_label_that_results_name_by_its_variable_is_refused() -> None:
+def test_a_label_with_task_data_needs_an_alias() -> None:
     with pytest.raises(SetupError, match=r'value="\$first" cannot be used'):
         labelling('<Labels name="s" toName="text"><Label value="$first"/></Labels>')
-    found = labelling('<Labels name="s" toName="text"><Label value="$first" alias="A"/></Labels>')
+    compiled = labelling('<Labels name="s" toName="text"><Label value="$first" alias="A"/></Labels>')
     task = Task(1, {"text": "a", "first": "Ann"})
-    assert found.inputs(task) == {"text": "a", "s": "- A: Ann"}
-    assert found.for_task(task).controls[0].options == ("A",)
+    assert compiled.inputs(task) == {"text": "a", "s": "- A: Ann"}
+    assert compiled.for_task(task).controls[0].options.names == ("A",)
 
 
 def test_steps_of_a_taxonomy_are_words_as_they_stand() -> None:
-    found = labelling('<Taxonomy name="t" toName="text"><Choice value="$100"/></Taxonomy>')
-    assert not found.dynamic
-    assert found.controls[0].options == ("$100",)
+    compiled = labelling('<Taxonomy name="t" toName="text"><Choice value="$100"/></Taxonomy>')
+    assert not compiled.dynamic
+    assert compiled.controls[0].options.names == ("$100",)
 
 
 # ---------------------------------------------------------------------------------- names in any case
@@ -247,8 +245,8 @@ SPELLED = """<View><Text name="text" value="$text"/>
 @given(st.data())
 @settings(max_examples=40)
 def test_names_of_tags_and_attributes_may_have_any_case(data: st.DataObject) -> None:
-    def respelled(found: re.Match[str]) -> str:
-        word = found[0]
+    def respelled(match: re.Match[str]) -> str:
+        word = match[0]
         return data.draw(st.sampled_from([word, word.lower(), word.upper(), word.swapcase()]))
 
     names = "|".join(
@@ -265,12 +263,12 @@ def test_names_of_tags_and_attributes_may_have_any_case(data: st.DataObject) -> 
 
 
 def test_tags_may_have_any_case_and_the_judge_of_bulk_imports_is_not_asked() -> None:
-    found = compile_labelling(
+    compiled = compile_labelling(
         '<view><text name="text" value="$text"/><CHOICES name="c" toname="text"><choice value="x"/></CHOICES>'
         "</view>"
     )
-    assert found.controls[0].region({})["type"] == "choices"
-    assert found.unjudged == {"c"}
+    assert compiled.controls[0].region({})["type"] == "choices"
+    assert compiled.unjudged == {"c"}
     assert compile_labelling(SPELLED).unjudged == {"nested"}
 
 
@@ -308,10 +306,10 @@ def test_of_two_spellings_the_later_one_counts() -> None:
         ('DateTime only="date,month"', {"maxLength": 10}),
     ],
 )
-def test_numbers_are_what_the_page_makes_of_them(tag: str, expected: dict[str, Any]) -> None:
+def test_numbers_are_read_as_the_page_reads_them(tag: str, expected: dict[str, Any]) -> None:
     name, _, attributes = tag.partition(" ")
-    found = schema(f'<{name} name="c" toName="text" {attributes}/>')
-    assert {key: found[key] for key in expected} == expected
+    made = schema(f'<{name} name="c" toName="text" {attributes}/>')
+    assert {key: made[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -349,7 +347,7 @@ def test_numbers_are_what_the_page_makes_of_them(tag: str, expected: dict[str, A
         ('Pairwise toName="text,text"', "toName"),
     ],
 )
-def test_what_the_page_does_not_take_is_refused_by_a_sentence(tag: str, words: str) -> None:
+def test_attributes_that_the_page_rejects_are_refused(tag: str, words: str) -> None:
     name, _, attributes = tag.partition(" ")
     if "toName" not in attributes:
         attributes += ' toName="text"'
@@ -363,14 +361,16 @@ def test_what_the_page_does_not_take_is_refused_by_a_sentence(tag: str, words: s
 
 
 def test_a_control_of_several_objects_is_stored_with_the_first() -> None:
-    found = labelling(
+    compiled = labelling(
         '<Choices name="c" toName="more,text"><Choice value="x"/></Choices>',
         f'{TEXT}<Text name="more" value="$b"/>',
     )
     task = Task(1, {"text": "a", "b": "b"})
-    (region,) = found.to_regions({"c": "x"}, task).regions
+    (region,) = compiled.to_regions({"c": "x"}, task).regions
     assert region["to_name"] == "more"
-    assert found.from_regions([region], task) == found.from_regions([{**region, "to_name": "text"}], task)
+    assert compiled.from_regions([region], task) == compiled.from_regions(
+        [{**region, "to_name": "text"}], task
+    )
 
 
 def test_an_empty_alias_is_refused() -> None:
@@ -382,13 +382,14 @@ def test_an_empty_alias_is_refused() -> None:
 
 
 def picks(condition: str, value: dict[str, Any]) -> list[str]:
-    found = labelling(
+    compiled = labelling(
         f"""<Choices name="a" toName="text"><Choice value="x" alias="X"/><Choice value="y"/></Choices>
         <Taxonomy name="t" toName="text"><Choice value="x"/></Taxonomy>
         <View {condition}><TextArea name="c" toName="text" maxSubmissions="1"/></View>"""
     )
     return [
-        str(reason) for reason in Rules(found).check({"t": [], "c": "text", **value}, Task(1, {"text": "a"}))
+        str(reason)
+        for reason in Rules(compiled).check({"t": [], "c": "text", **value}, Task(1, {"text": "a"}))
     ]
 
 
@@ -411,13 +412,13 @@ def test_conditions_are_decided_as_in_the_page(condition: str, value: dict[str, 
     assert (picks(condition, value) == []) == is_shown
 
 
-def test_a_tag_that_does_not_hear_conditions_is_shown() -> None:
-    found = labelling(
+def test_conditions_of_tags_that_ignore_them_are_not_read() -> None:
+    compiled = labelling(
         f'{CHOICE}<Rating name="stars" toName="text" required="true" '
         'visibleWhen="choice-selected" whenTagName="c"/>'
     )
-    assert found.controls[1].conditions == ()
-    assert found.controls[1].required
+    assert compiled.controls[1].conditions == ()
+    assert compiled.controls[1].required
 
 
 # ---------------------------------------------------------------------------------- JavaScript's own
@@ -496,8 +497,8 @@ TAGS = {
 @st.composite
 def configs(draw: st.DrawFn) -> str:
     def attributes() -> str:
-        found = draw(st.dictionaries(NAMES, VALUES, max_size=4))
-        return " ".join(f'{name}="{value}"' for name, value in found.items())
+        pairs = draw(st.dictionaries(NAMES, VALUES, max_size=4))
+        return " ".join(f'{name}="{value}"' for name, value in pairs.items())
 
     tags = []
     for number in range(draw(st.integers(1, 3))):
@@ -511,14 +512,14 @@ def configs(draw: st.DrawFn) -> str:
 
 @given(configs(), st.dictionaries(st.sampled_from(["text", "a", "x"]), json_values, max_size=3))
 @settings(max_examples=600)
-def test_every_config_is_read_or_refused_by_a_sentence(config: str, data: dict[str, Any]) -> None:
+def test_every_config_is_read_or_refused_with_one_sentence(config: str, data: dict[str, Any]) -> None:
     try:
-        found = compile_labelling(config)
+        compiled = compile_labelling(config)
     except SetupError:
         return
     task = Task(1, data)
     try:
-        bound = found.for_task(task)
+        bound = compiled.for_task(task)
         bound.inputs(task)
         for control in bound.controls:
             bound.to_regions({control.name: ["x"]}, task)
@@ -528,11 +529,11 @@ def test_every_config_is_read_or_refused_by_a_sentence(config: str, data: dict[s
 
 
 def test_attributes_are_read_in_any_case() -> None:
-    found = Attributes("Choices", {"toname": "a", "PerRegion": "true", "choice": "single"})
-    assert found["toName"] == found.get("TONAME") == "a"
-    assert found.flag("perRegion")
-    assert not found.is_usual
-    assert set(found) == {"toname", "perregion", "choice"}
+    attributes = Attributes("Choices", {"toname": "a", "PerRegion": "true", "choice": "single"})
+    assert attributes["toName"] == attributes.get("TONAME") == "a"
+    assert attributes.flag("perRegion")
+    assert not attributes.is_sdk_readable
+    assert set(attributes) == {"toname", "perregion", "choice"}
 
 
 def test_a_text_box_with_its_own_condition_is_shown_all_the_same_and_only_then_demanded() -> None:

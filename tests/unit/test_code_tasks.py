@@ -57,14 +57,14 @@ def test_files_are_told_as_the_import_tells_them_workbooks_too(split: Split, tmp
         assert task.schema == "\n\n".join(said)
 
 
-def test_what_follows_a_failure_is_told_as_the_backend_tells_it() -> None:
+def test_the_message_after_a_failure_is_that_of_the_backend() -> None:
     turns = [drawn for drawn in conversations("train", COUNT, 0) if len(drawn[0]) > 2]
     assert turns
     for messages, _ in turns:
         code = json.loads(messages[2]["content"])
         output = messages[3]["content"].removeprefix("The code was run:\n").rpartition("\n")[0]
-        told = told_runs(CASE, [(code, output)])
-        assert [(one.role, one.content) for one in told] == [
+        messages_of_run = told_runs(CASE, [(code, output)])
+        assert [(one.role, one.content) for one in messages_of_run] == [
             (one["role"], one["content"]) for one in messages[2:]
         ]
         assert messages[3]["content"] == answered(output)

@@ -11,8 +11,8 @@ from label_studio_sdk.label_interface.interface import LabelInterface
 
 from draftloop.errors import InvalidValue, SetupError, TaskError
 from draftloop.labelling.labelling import Labelling, Task, compile_labelling
+from draftloop.labelling.passages import HtmlPassage
 from draftloop.labelling.rules import Rules
-from draftloop.labelling.sources import HtmlPassage
 from tests.families import DIALOGUE, FAMILIES, HTML, ITEMS, OPTIONS, TEXT
 from tests.values import filled, values
 
@@ -62,7 +62,7 @@ def test_the_whole_form_is_filled_without_a_problem(name: str) -> None:
         st.none() | st.integers(-3, 200) | st.text(max_size=3), lambda inner: st.lists(inner, max_size=3)
     )
 )
-def test_nothing_that_a_model_may_say_is_thrown(name: str, junk: Any) -> None:
+def test_no_answer_of_a_model_raises(name: str, junk: Any) -> None:
     labelling, task = case(name)
     for control in labelling.for_task(task).controls:
         labelling.to_regions({control.name: junk}, task)
@@ -117,7 +117,7 @@ def test_half_a_character_of_a_dialogue_is_no_position() -> None:
 # ---------------------------------------------------------------------------------- per region
 
 
-def test_what_hangs_on_a_span_has_its_id_and_its_position() -> None:
+def test_a_per_region_value_has_the_id_and_position_of_its_span() -> None:
     quote = {"text": "张三", "nth": 0, "label": "Person", "gender": "female", "traits": [], "aliases": []}
     placed = LABELLINGS["per_region"].to_regions({"spans": [quote]}, TASKS["per_region"])
     span, gender = placed.regions
@@ -125,16 +125,16 @@ def test_what_hangs_on_a_span_has_its_id_and_its_position() -> None:
     assert gender["value"] == {"start": 1, "end": 3, "text": "张三", "choices": ["female"]}
 
 
-def test_a_control_for_another_label_is_told_and_left_out() -> None:
+def test_a_control_for_another_label_is_reported_and_dropped() -> None:
     quote = {"text": "北京", "nth": 0, "label": "Place", "gender": "female", "traits": [], "aliases": []}
     placed = LABELLINGS["per_region"].to_regions({"spans": [quote]}, TASKS["per_region"])
     assert [region["from_name"] for region in placed.regions] == ["spans"]
     assert placed.problems == ["Control 'gender' is not shown for Place '北京', so it holds nothing."]
 
 
-def test_a_region_that_hangs_on_no_span_is_refused() -> None:
+def test_a_per_region_value_without_a_span_is_refused() -> None:
     region = {"id": "x", "from_name": "note", "value": {"text": ["a"]}}
-    with pytest.raises(InvalidValue, match="'note' hangs on no span"):
+    with pytest.raises(InvalidValue, match="'note' belongs to no span"):
         LABELLINGS["per_region"].from_regions([region], TASKS["per_region"])
 
 
@@ -170,11 +170,11 @@ def test_relations_come_last_and_count_the_quotes_of_all_controls() -> None:
 
 
 @pytest.mark.parametrize("ends", [(0, 0), (0, 1), (5, 0)])
-def test_a_relation_between_what_are_not_two_quotes_of_the_text_is_told(ends: tuple[int, int]) -> None:
+def test_a_relation_needs_two_quotes_of_the_text(ends: tuple[int, int]) -> None:
     people = [{"text": "张三", "nth": 0, "label": "Person"}, {"text": "nobody", "nth": 0, "label": "Person"}]
     arrow = {"from": ends[0], "to": ends[1], "direction": "right", "labels": []}
-    found = problems("relations", {"people": people, "relations": [arrow]})
-    assert f"from quote {ends[0]} to quote {ends[1]}" in found[-1]
+    messages = problems("relations", {"people": people, "relations": [arrow]})
+    assert f"from quote {ends[0]} to quote {ends[1]}" in messages[-1]
 
 
 # ---------------------------------------------------------------------------------- ranking, options
@@ -190,17 +190,17 @@ def test_a_relation_between_what_are_not_two_quotes_of_the_text_is_told(ends: tu
         ("ranking", {"order": ["zz"]}, "cannot show"),
     ],
 )
-def test_an_order_that_the_page_cannot_show_is_told(name: str, value: dict[str, Any], words: str) -> None:
+def test_an_order_that_the_page_cannot_show_is_reported(name: str, value: dict[str, Any], words: str) -> None:
     assert words in problems(name, value)[0]
 
 
-def test_what_stays_in_the_list_is_not_told() -> None:
+def test_ids_that_stay_in_the_list_are_not_in_the_value() -> None:
     labelling, task = case("buckets")
     region = {"from_name": "columns", "value": {"ranker": {"_": ["a", "d", "3"], "good": ["b"], "bad": []}}}
     assert labelling.from_regions([region], task) == {"columns": {"good": ["b"], "bad": []}}
 
 
-def test_options_of_a_task_are_told_to_the_model_and_bind_its_schema() -> None:
+def test_a_tasks_options_are_in_the_prompt_and_in_the_schema() -> None:
     labelling, task = case("options")
     assert labelling.dynamic
     assert labelling.keys == ("text", "options", "flat", "labels")
@@ -214,7 +214,7 @@ def test_options_of_a_task_are_told_to_the_model_and_bind_its_schema() -> None:
     assert bound.inputs(task) == labelling.inputs(task)
 
 
-def test_what_the_judge_of_bulk_imports_does_not_know_is_named() -> None:
+def test_controls_that_the_import_validator_rejects_are_listed() -> None:
     assert {name: labelling.unjudged for name, labelling in LABELLINGS.items() if labelling.unjudged} == {
         "options": {"kinds", "nested"},
         "shown_by_all": {"who"},
@@ -237,7 +237,7 @@ def test_a_parent_is_stored_where_all_its_leaves_are_picked() -> None:
 
 
 @pytest.mark.parametrize("options", [None, [], "abc", [{"html": "no value"}]])
-def test_a_task_without_its_options_is_told(options: Any) -> None:
+def test_a_task_without_its_options_is_refused(options: Any) -> None:
     data = {**TASKS["options"].data, "options": options}
     with pytest.raises(TaskError, match="Task 7"):
         LABELLINGS["options"].for_task(Task(7, data))
@@ -261,15 +261,13 @@ def test_a_task_without_its_options_is_told(options: Any) -> None:
         ({"kind": "B", "why": []}, "'severity' must be filled in: 'B' is picked in 'kind'"),
     ],
 )
-def test_hidden_controls_hold_nothing_and_shown_ones_what_they_demand(
-    value: dict[str, Any], words: str
-) -> None:
+def test_hidden_controls_are_empty_and_required_ones_filled(value: dict[str, Any], words: str) -> None:
     labelling, task = case("conditions")
     reasons = Rules(labelling).check({"steps": [], **value}, task)
     assert words in str(reasons[0])
 
 
-def test_what_stands_in_a_hidden_control_gets_no_region() -> None:
+def test_the_value_of_a_hidden_control_gets_no_region() -> None:
     placed = LABELLINGS["conditions"].to_regions({"kind": "wish", "severity": "low"}, TASKS["conditions"])
     assert [region["from_name"] for region in placed.regions] == ["kind"]
 
@@ -308,7 +306,7 @@ def test_a_model_reads_what_the_page_shows() -> None:
         ("shown", {**FAMILIES["shown"].data, "table": "no table"}),
     ],
 )
-def test_a_task_that_cannot_be_shown_is_told(name: str, data: dict[str, Any]) -> None:
+def test_a_task_that_cannot_be_shown_is_refused(name: str, data: dict[str, Any]) -> None:
     task = Task(7, data)
     with pytest.raises(TaskError, match="Task 7"):
         LABELLINGS[name].for_task(task).inputs(task)
@@ -331,7 +329,7 @@ def test_a_task_that_cannot_be_shown_is_told(name: str, data: dict[str, Any]) ->
         ('<Paragraphs name="p" value="$p" valueType="url"/>', "valueType"),
     ],
 )
-def test_a_config_that_is_not_supported_is_refused_by_a_sentence(config: str, words: str) -> None:
+def test_an_unsupported_config_is_refused_with_one_sentence(config: str, words: str) -> None:
     with pytest.raises(SetupError, match=words) as refused:
         compile_labelling(f'<View><Text name="text" value="$text"/>{config}</View>')
     assert refused.value.hint

@@ -41,24 +41,24 @@ def stages() -> dict[str, Stage]:
     """Read the Dockerfile's stages; each begins with what its base said."""
     text = (ROOT / "Dockerfile").read_text("utf-8")
     lines = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
-    found: dict[str, Stage] = {}
+    stages_by_name: dict[str, Stage] = {}
     arguments: dict[str, str] = {}  # before the first FROM
     stage = Stage("")
     for line in lines.replace("\\\n", " ").splitlines():
         instruction, _, words = line.strip().partition(" ")
         if instruction == "FROM":
             base, _, name = re.sub(r"\$\{(\w+)\}", lambda match: arguments[match[1]], words).split()
-            before = found.get(base, Stage(base))
-            stage = found[name] = Stage(base, list(before.instructions), dict(before.environment))
+            before = stages_by_name.get(base, Stage(base))
+            stage = stages_by_name[name] = Stage(base, list(before.instructions), dict(before.environment))
         elif instruction == "ENV":
             pairs = (word.partition("=") for word in shlex.split(words))
             stage.environment.update((name, value) for name, _, value in pairs)
-        elif instruction == "ARG" and not found:
+        elif instruction == "ARG" and not stages_by_name:
             name, _, default = words.partition("=")
             arguments[name] = default
         elif instruction:
             stage.instructions.append((instruction, words.strip()))
-    return found
+    return stages_by_name
 
 
 STAGES = stages()
@@ -82,7 +82,7 @@ def test_every_image_of_a_registry_can_be_named_by_digest() -> None:
         assert ":" in image, variable  # without a tag there is nothing to look up
 
 
-def test_every_server_has_a_user_of_its_own_and_tells_its_health() -> None:
+def test_every_server_has_its_own_user_and_a_health_check() -> None:
     users = [STAGES[name].last("USER") for name in SERVED]
     assert len(set(users)) == len(users)
     assert all(re.fullmatch(r"1000\d:1000\d", user) for user in users)
@@ -90,7 +90,7 @@ def test_every_server_has_a_user_of_its_own_and_tells_its_health() -> None:
         assert "/health" in STAGES[name].last("HEALTHCHECK")
 
 
-def test_every_target_that_compose_builds_is_there() -> None:
+def test_every_target_that_compose_builds_exists() -> None:
     targets = {service["build"]["target"] for service in SERVICES.values() if "build" in service}
     assert targets == set(SERVED)
 
@@ -133,7 +133,7 @@ def test_every_service_drops_what_it_does_not_need() -> None:
         assert service.get("read_only") is True or name == "vllm", name  # the maker's image writes all over
 
 
-def test_every_service_tells_its_health() -> None:
+def test_every_service_has_a_health_check() -> None:
     for name, service in SERVICES.items():
         assert "healthcheck" in service or service["build"]["target"] in SERVED, name
 
@@ -168,7 +168,7 @@ def copy(sources: list[str], target: Path, *, is_folder: bool) -> None:
             shutil.copyfile(path, to)
 
 
-def test_nothing_phones_home() -> None:
+def test_telemetry_is_off() -> None:
     assert servers.LABEL_STUDIO_PRIVATE.items() <= STAGES["label-studio"].environment.items()
     assert servers.VLLM_PRIVATE.items() <= STAGES["vllm-cpu"].environment.items()
     fetching = {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"}  # the GPU's model comes from Hugging Face

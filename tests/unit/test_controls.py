@@ -41,7 +41,7 @@ INTERFACE = LabelInterface(CONFIG)
 
 # Few different characters, so that quotes repeat and overlap; two of them outside the basic plane.
 texts = st.text(alphabet="ab京😀𠮷 \n", min_size=1, max_size=30)
-# Label Studio refuses nothing here, but half a character cannot be sent as JSON.
+# Label Studio refuses nothing here, but a lone surrogate cannot be sent as JSON.
 anything = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).map(
     lambda text: text.rstrip("\n") or "."
 )
@@ -107,7 +107,7 @@ def test_the_sdk_accepts_every_prediction(task_and_value: tuple[Task, dict[str, 
 
 
 @given(tasks_with_values())
-def test_a_value_reads_back_from_its_serialization_which_both_schemas_accept(
+def test_a_serialized_value_reads_back_and_satisfies_both_schemas(
     task_and_value: tuple[Task, dict[str, Any]],
 ) -> None:
     _, value = task_and_value
@@ -129,7 +129,7 @@ def test_overlapping_repetitions_are_counted() -> None:
     assert (placed.regions[0]["value"]["start"], placed.regions[0]["value"]["end"]) == (1, 3)
 
 
-def test_a_quote_that_is_not_in_the_text_is_told_and_the_others_are_placed() -> None:
+def test_a_quote_that_is_not_in_the_text_is_reported_and_others_are_placed() -> None:
     task = Task(1, {"text": "ab"})
     value = {"spans": [{"text": "zz", "nth": 0, "label": "LOC"}, {"text": "b", "nth": 0, "label": "PER"}]}
     placed = LABELLING.to_regions(value, task)
@@ -146,7 +146,9 @@ def test_a_quote_that_is_not_in_the_text_is_told_and_the_others_are_placed() -> 
         ({"tree": "Animal"}, "tree"),
     ],
 )
-def test_what_a_control_cannot_show_is_told_and_left_out(value: dict[str, Any], control: str) -> None:
+def test_a_value_that_a_control_cannot_show_is_reported_and_dropped(
+    value: dict[str, Any], control: str
+) -> None:
     placed = LABELLING.to_regions(value, Task(1, {"text": "a"}))
     assert placed.regions == []
     assert f"Control '{control}'" in placed.problems[0]
@@ -158,7 +160,7 @@ def test_what_a_control_cannot_show_is_told_and_left_out(value: dict[str, Any], 
         ({"from_name": "gone", "value": {}}, "which the config lacks"),
         ({"type": "relation"}, "relations"),
         ({"from_name": "one", "value": {"choices": ["c"]}}, "no choice 'c'"),
-        ({"from_name": "one", "value": {"choices": ["a", "B b"]}}, "holds one value, found 2"),
+        ({"from_name": "one", "value": {"choices": ["a", "B b"]}}, "holds one value, not 2"),
         (
             {"from_name": "spans", "value": {"start": 0, "end": 9, "labels": ["PER"]}},
             "outside its 2 characters",
@@ -200,9 +202,7 @@ def test_a_trailing_newline_from_the_editor_is_dropped_and_empty_texts_are_nothi
         ("", "no control"),
     ],
 )
-def test_a_config_that_is_not_supported_is_refused_by_a_sentence_that_names_what(
-    inside: str, words: str
-) -> None:
+def test_the_refusal_of_a_config_names_the_reason(inside: str, words: str) -> None:
     with pytest.raises(SetupError, match=words) as refused:
         compile_labelling(f'<View><Text name="text" value="$text"/>{inside}</View>')
     assert refused.value.hint

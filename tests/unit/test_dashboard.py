@@ -20,11 +20,11 @@ def samples() -> dict[str, set[str]]:
     metrics.reasons.labels("case", "rule").inc()
     metrics.cascade.labels("case", "kept").inc()
     metrics.model_request_seconds.labels("answered").observe(1)
-    found: dict[str, set[str]] = {}
+    labels_by_metric: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(metrics.page().decode()):
         for sample in family.samples:
-            found.setdefault(sample.name, set()).update(sample.labels)
-    return found
+            labels_by_metric.setdefault(sample.name, set()).update(sample.labels)
+    return labels_by_metric
 
 
 def expressions() -> list[str]:
@@ -43,7 +43,7 @@ def selected() -> list[tuple[str, set[str]]]:
     ]
 
 
-def test_every_metric_of_the_dashboard_exists_with_the_labels_it_is_asked_by() -> None:
+def test_every_metric_and_label_of_the_dashboard_exists() -> None:
     there = samples()
     assert selected()
     for name, labels in selected():
@@ -51,7 +51,7 @@ def test_every_metric_of_the_dashboard_exists_with_the_labels_it_is_asked_by() -
         assert labels - {"job"} <= there[name], (name, labels)  # the job is Prometheus' own label
 
 
-def test_every_metric_of_ours_is_on_the_dashboard() -> None:
+def test_every_metric_of_the_backend_is_on_the_dashboard() -> None:
     base = {re.sub("_(bucket|count|sum|created)$", "", name) for name in samples() if "_created" not in name}
     drawn = {re.sub("_(bucket|count|sum)$", "", name) for name, _ in selected()}
     assert {name for name in base if name.startswith("draftloop_")} <= drawn

@@ -15,16 +15,16 @@ from tests.datasets import corrected
 
 def test_shuffled_answers_keep_every_question_and_the_manifest(tmp_path: Path) -> None:
     dataset = corrected(tmp_path / "dataset", 40)
-    found = open_dataset(shuffled(dataset, tmp_path / "shuffled"))
-    before, after = (rows(open_dataset(dataset).file("messages")), rows(found.file("messages")))
+    shuffled_once = open_dataset(shuffled(dataset, tmp_path / "shuffled"))
+    before, after = (rows(open_dataset(dataset).file("messages")), rows(shuffled_once.file("messages")))
     assert [question for question, _ in before] == [question for question, _ in after]
     assert Counter(answer for _, answer in before) == Counter(answer for _, answer in after)
     moved = sum(one != other for one, other in zip(before, after, strict=True))
     assert moved > len(before) // 2
     tests = open_dataset(dataset).file("messages", held_out=True)
-    assert found.file("messages", held_out=True).read_bytes() == tests.read_bytes()
+    assert shuffled_once.file("messages", held_out=True).read_bytes() == tests.read_bytes()
     again = open_dataset(shuffled(dataset, tmp_path / "shuffled"))
-    assert again.manifest_sha256 == found.manifest_sha256
+    assert again.manifest_sha256 == shuffled_once.manifest_sha256
 
 
 def test_the_plot_has_a_pair_of_bars_for_every_field() -> None:
@@ -42,15 +42,15 @@ def test_the_plot_has_a_pair_of_bars_for_every_field() -> None:
 
 
 def test_the_settings_of_the_demo_reach_a_shell_as_they_are(tmp_path: Path) -> None:
-    told = {"BACKEND_PASSWORD": "a'b $HOME `x`", "MODEL_PROFILE": "compact", "CASES_DIR": "/a b/ö"}
-    file = Demo(tmp_path, environment=told).settings_file()
+    environment = {"BACKEND_PASSWORD": "a'b $HOME `x`", "MODEL_PROFILE": "compact", "CASES_DIR": "/a b/ö"}
+    file = Demo(tmp_path, environment=environment).settings_file()
     assert file.stat().st_mode & 0o077 == 0
     command = f'. {file}; python3 -c "import json, os; print(json.dumps(dict(os.environ)))"'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
-    assert orjson.loads(done.stdout).items() >= told.items()
+    assert orjson.loads(done.stdout).items() >= environment.items()
 
 
 def rows(file: Path) -> list[tuple[str, str]]:
     """Read question and answer of every row."""
-    found = (orjson.loads(line)["messages"] for line in file.read_bytes().splitlines())
-    return [(str(messages[:-1]), messages[-1]["content"]) for messages in found]
+    conversations = (orjson.loads(line)["messages"] for line in file.read_bytes().splitlines())
+    return [(str(messages[:-1]), messages[-1]["content"]) for messages in conversations]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from draftloop.labelling.grammar import MOST_CHARS, bound
+from draftloop.labelling.grammar import MOST_CHARS, quoting_grammar
 from draftloop.labelling.labelling import Task, compile_labelling
 from draftloop.prompting.cases import Cases
 from draftloop.prompting.prompt import generic_case
@@ -43,7 +43,7 @@ def test_an_escape_is_never_cut_in_two() -> None:
 @pytest.mark.parametrize("text", ["", "x" * (MOST_CHARS + 1)])
 def test_without_a_text_or_with_a_very_long_one_the_schema_alone_binds(text: str) -> None:
     schema = CASES.get("complaint").labelling.decoding_schema
-    assert bound(schema, [("name",)], [text]) is None
+    assert quoting_grammar(schema, [("name",)], [text]) is None
 
 
 def test_a_case_without_quotes_has_no_grammar() -> None:
@@ -52,7 +52,9 @@ def test_a_case_without_quotes_has_no_grammar() -> None:
 
 def test_a_list_of_types_is_taken_apart() -> None:
     schema = {"type": "object", "properties": {"a": {"type": ["string", "null"], "maxLength": 5}}}
-    assert 'start: "{\\"a\\":" ("\\"" QUOTE_1_5 "\\"" | "null") "}"' in str(bound(schema, [("a",)], ["12"]))
+    assert 'start: "{\\"a\\":" ("\\"" QUOTE_1_5 "\\"" | "null") "}"' in str(
+        quoting_grammar(schema, [("a",)], ["12"])
+    )
 
 
 def test_a_pattern_says_more_than_a_quote() -> None:
@@ -62,11 +64,11 @@ def test_a_pattern_says_more_than_a_quote() -> None:
         "required": ["a"],
         "additionalProperties": False,
     }
-    assert bound(schema, [("a",)], ["12"]) is None
+    assert quoting_grammar(schema, [("a",)], ["12"]) is None
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_a_grammar_lets_be_written_fits_the_schema(name: str) -> None:
+def test_texts_of_a_grammar_satisfy_the_schema(name: str) -> None:
     task = Task(1, FAMILIES[name].data)
     case = generic_case(compile_labelling(FAMILIES[name].config)).for_task(task)
     grammar = case.grammar(task)

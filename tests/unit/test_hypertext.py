@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftloop.labelling.hypertext import sanitized
-from draftloop.labelling.sources import HtmlPassage, plain
+from draftloop.labelling.passages import HtmlPassage, plain_text
+from draftloop.labelling.sanitizing import sanitized
 from tests.documents import DOCUMENTS
 
 # Written by sanitize-html 2.17.0 with htmlparser2 8.0.2, those of Label Studio 1.23.2, and its options.
@@ -59,9 +59,7 @@ def test_html_is_rewritten_as_the_page_does(document: dict[str, str]) -> None:
         ("<pre>\n  x\n\n    y\n</pre>end", "  x\n    y\nend", 11),
     ],
 )
-def test_positions_count_what_the_browser_holds_and_the_text_what_it_shows(
-    html: str, text: str, place: int
-) -> None:
+def test_positions_count_the_document_and_the_text_is_what_is_shown(html: str, text: str, place: int) -> None:
     for inline in (False, True):
         passage = HtmlPassage.of(html, inline=inline)
         assert passage.text == text
@@ -77,11 +75,11 @@ def test_positions_count_what_the_browser_holds_and_the_text_what_it_shows(
 def test_no_document_is_too_odd(html: str) -> None:
     for inline in (False, True):
         passage = HtmlPassage.of(html, inline=inline)
-        for run in passage.anchored:
+        for run in passage.placed_runs:
             position = passage.place(run.at, run.at + run.length)
             assert position is not None
             assert passage.find(position) == (run.at, run.at + run.length)
-    plain(html)
+    plain_text(html)
 
 
 @pytest.mark.parametrize(

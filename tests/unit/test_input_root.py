@@ -60,7 +60,7 @@ def test_a_projects_own_file_comes_before_a_shared_one_unless_the_content_is_tha
     assert inputs.verified(entry(b"all"), 7).path == root / "shared/a.csv"
 
 
-def test_a_refusal_does_not_say_what_there_is(root: Path) -> None:
+def test_a_refusal_does_not_reveal_which_files_exist(root: Path) -> None:
     (root / "projects/7/a.csv").write_bytes(b"secret")
     os.mkfifo(root / "projects/7/pipe")
     (root / "projects/7/out").symlink_to("/etc/hostname")
@@ -73,13 +73,13 @@ def test_a_refusal_does_not_say_what_there_is(root: Path) -> None:
         InputFile("a.csv", "out", 6, right.sha256),
         InputFile("a.csv", "a.csv/b", 6, right.sha256),
     ]
-    told = set()
+    messages = set()
     with structlog.testing.capture_logs() as logged:
         for file in wrong:
             with pytest.raises(TaskError) as refused:
                 InputRoot(root).verified(file, 7)
-            told.add(str(refused.value))
-    assert len(told) == 1
+            messages.add(str(refused.value))
+    assert len(messages) == 1
     assert [entry["event"] for entry in logged] == ["input refused"] * len(wrong)
     assert "content has changed" in str(logged[0]), "the admin's log says it"
     assert "secret" not in str(logged)
@@ -88,7 +88,7 @@ def test_a_refusal_does_not_say_what_there_is(root: Path) -> None:
 @pytest.mark.parametrize(
     "path", ["/etc/passwd", "../8/b.csv", "x/../../8/b.csv", "..", ".", "", "a\0b", "a" * 300]
 )
-def test_a_path_leads_nowhere_else(root: Path, path: str) -> None:
+def test_a_path_stays_below_the_root(root: Path, path: str) -> None:
     (root / "projects/8/b.csv").write_bytes(b"8")
     with pytest.raises(TaskError, match=REFUSED):
         InputRoot(root).verified(InputFile("b.csv", path, 1, sha256(b"8")), 7)
@@ -119,7 +119,7 @@ def test_a_root_that_is_a_link_is_the_root(root: Path, tmp_path: Path) -> None:
     )
 
 
-def test_what_is_no_file_is_not_opened(root: Path) -> None:
+def test_only_regular_files_are_opened(root: Path) -> None:
     os.mkfifo(root / "shared/pipe")
     (root / "shared/null").symlink_to("/dev/zero")
     with socket.socket(socket.AF_UNIX) as bound:
@@ -133,7 +133,7 @@ def bytes_read() -> int:
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
-def test_a_file_is_hashed_once_while_it_is_the_same(root: Path) -> None:
+def test_an_unchanged_file_is_hashed_once(root: Path) -> None:
     content = os.urandom(8 << 20)
     path = root / "shared/large.csv"
     path.write_bytes(content)

@@ -62,8 +62,8 @@ def first_of_each(strata: Numbers, lots: Numbers) -> Numbers:
     """Return where the sample of the lowest lot of each stratum is."""
     ordered = np.lexsort((lots, strata))
     starts = np.flatnonzero(np.diff(strata[ordered], prepend=-1))
-    found: Numbers = ordered[starts]
-    return found
+    first: Numbers = ordered[starts]
+    return first
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -233,10 +233,10 @@ def test_alpha_is_in_its_interval(tasks: int, noise: float, frequent: float) -> 
     held = 0
     repeats = 600
     for _ in range(repeats):
-        found = Agreement()
+        agreement = Agreement()
         for place, pair in enumerate(answers(tasks).tolist()):
-            found.add(pair, f"{place * 7919:x}")
-        low, high = found.alpha_interval
+            agreement.add(pair, f"{place * 7919:x}")
+        low, high = agreement.alpha_interval
         held += math.isnan(low) or low <= truth <= high  # all answers are one: nothing is shown
     assert held >= WANTED * repeats
 
@@ -266,9 +266,9 @@ def test_a_gain_is_in_its_interval(documents: int, better: float, worse: float) 
         before, after = (
             [KNOWN[str(place), one] for place, one in enumerate(column)] for column in (old, new)
         )
-        found = gain(before, after)
-        held += found.low <= better - worse <= found.high
-        promoted += not objections(found, {}, 0.01)
+        gained = gain(before, after)
+        held += gained.low <= better - worse <= gained.high
+        promoted += not objections(gained, {}, 0.01)
     assert held >= WANTED * repeats
     assert better > worse or promoted <= 0.03 * repeats
     assert better < 0.8 or promoted == repeats

@@ -4,6 +4,7 @@ import pytest
 
 from draftloop.errors import InvalidValue, SetupError, TaskError
 from draftloop.labelling.labelling import Task, compile_labelling, hash_config
+from draftloop.labelling.open_page import overlay_regions
 
 CONFIG = """<View><HyperText name="why" value="$draft_status"/><Text name="text" value="$text"/>
 <TextArea name="name" toName="text" maxSubmissions="1"/>
@@ -72,12 +73,12 @@ def test_whole_characters_may_be_written_as_escapes() -> None:
 
 
 @pytest.mark.parametrize("data", [{}, {"text": None}, {"text": {"a": 1}}, {"text": "half \ud83d"}])
-def test_a_task_whose_text_cannot_be_read_is_told(data: dict[str, object]) -> None:
+def test_a_task_with_an_unreadable_text_is_refused(data: dict[str, object]) -> None:
     with pytest.raises(TaskError, match="Task 5"):
         compile_labelling(CONFIG).inputs(Task(5, data))
 
 
-def test_a_nested_key_is_found() -> None:
+def test_a_nested_key_is_read() -> None:
     config = CONFIG.replace("$text", "$mail.body")
     assert compile_labelling(config).inputs(Task(1, {"mail": {"body": "a"}})) == {"mail.body": "a"}
 
@@ -104,7 +105,7 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]><View><Text name
 
 
 @pytest.mark.parametrize("xml", ["", "no xml", "<View>", BOMB, "<View>\x00</View>"])
-def test_what_is_not_safe_xml_is_refused(xml: str) -> None:
+def test_unsafe_xml_is_refused(xml: str) -> None:
     with pytest.raises(SetupError, match="not XML"):
         compile_labelling(xml)
 
@@ -139,23 +140,23 @@ def test_a_config_of_prompt_boxes_alone_has_nothing_to_fill() -> None:
         compile_labelling('<View><Text name="t" value="$t"/><TextArea name="prompt" toName="t"/></View>')
 
 
-def test_a_new_value_is_laid_over_what_a_page_holds() -> None:
+def test_an_open_page_changes_to_a_new_value() -> None:
     labelling = compile_labelling(PROMPTED)
     task = Task(1, {"text": "one two three"})
     one, two, three = ({"text": word, "nth": 0, "label": "A"} for word in ("one", "two", "three"))
     arrow = {"from": 0, "to": 1, "direction": "right", "labels": ["r"]}
     before = {"spans": [{**one, "kind": "x"}, two], "note": "n", "count": 3, "relations": [arrow]}
     after = {"spans": [{**one, "kind": "x"}, three], "note": "new", "relations": [arrow]}
-    relaid = labelling.relaid(before, after, task, "m")
-    assert [(region.get("from_name"), region["value"]) for region in relaid if "value" in region] == [
+    changed = overlay_regions(labelling, before, after, task, "m")
+    assert [(region.get("from_name"), region["value"]) for region in changed if "value" in region] == [
         ("spans", {"start": 8, "end": 13, "text": "three", "labels": ["A"]}),
         ("note", {"text": ["new"]}),
         ("count", {}),
     ]
-    assert relaid[0]["id"] == "spans-1-m"
+    assert changed[0]["id"] == "spans-1-m"
     # The arrow begins at a span that stays, whose id in the page we do not know.
-    assert not [region for region in relaid if region.get("type") == "relation"]
-    both = labelling.relaid({}, after, task, "m")
+    assert not [region for region in changed if region.get("type") == "relation"]
+    both = overlay_regions(labelling, {}, after, task, "m")
     ids = [region["id"] for region in both if region.get("from_name") == "spans"]
     (drawn,) = [region for region in both if region.get("type") == "relation"]
     assert [drawn["from_id"], drawn["to_id"]] == ids

@@ -15,7 +15,7 @@ NAMES = ["name", "tags"]
 
 def outcome(draft: Any, value: Any, group: str = "g", **more: Any) -> Outcome:
     right, hits = compared(NAMES, draft, value)
-    told = {
+    values = {
         "schema_valid": True,
         "rule_valid": True,
         "ran": None,
@@ -24,11 +24,11 @@ def outcome(draft: Any, value: Any, group: str = "g", **more: Any) -> Outcome:
         "completion_tokens": 4,
         "ms": 5.0,
     }
-    return Outcome(group=group, right=right, hits=hits, **{**told, **more})
+    return Outcome(group=group, right=right, hits=hits, **{**values, **more})
 
 
 def outcomes(*qualities: float, group: str = "") -> list[Outcome]:
-    """Give outcomes of two fields each: 0, 0.5 or 1 of them right."""
+    """Return outcomes of two fields each, of which the given share is right."""
     values = {0.0: {}, 0.5: {"name": "a"}, 1.0: {"name": "a", "tags": ["x"]}}
     return [
         outcome(values[quality], values[1.0], group or str(number))
@@ -36,7 +36,7 @@ def outcomes(*qualities: float, group: str = "") -> list[Outcome]:
     ]
 
 
-def test_a_field_is_right_where_it_says_what_the_human_submitted() -> None:
+def test_a_field_is_right_where_it_equals_the_submitted_one() -> None:
     half = outcome({"name": "a", "tags": ["x", "y"]}, {"name": "a", "tags": ["x"]})
     assert half.right == {"name": True, "tags": False}
     assert (half.quality, half.accepted) == (0.5, False)
@@ -44,48 +44,53 @@ def test_a_field_is_right_where_it_says_what_the_human_submitted() -> None:
     assert outcome(None, {"tags": []}).quality == 0.0
 
 
-def test_f1_counts_what_a_field_holds() -> None:
-    told = figures(
+def test_f1_counts_the_items_of_a_field() -> None:
+    summary = figures(
         [
             outcome({"name": "a", "tags": ["x", "y"]}, {"name": "a", "tags": ["x", "z", "z"]}),
             outcome({"name": "b"}, {"tags": []}),
             outcome(None, {"name": "c", "tags": ["z"]}),
         ]
     )
-    assert told["fields"]["name"] == {"exact_match": round(1 / 3, 4), "f1": 0.5}  # 1 of 2 and of 2
-    assert told["fields"]["tags"]["f1"] == round(2 * 1 / (2 + 4), 4)
+    assert summary["fields"]["name"] == {"exact_match": round(1 / 3, 4), "f1": 0.5}  # 1 of 2 and of 2
+    assert summary["fields"]["tags"]["f1"] == round(2 * 1 / (2 + 4), 4)
     assert figures([outcome({}, {})])["fields"]["tags"] == {"exact_match": 1.0, "f1": 1.0}
 
 
 def test_figures_hold_validity_acceptance_tokens_and_times() -> None:
-    told = figures(
+    summary = figures(
         [
             outcome({"name": "a"}, {"name": "a"}, ms=10.0),
             outcome({"name": "a"}, {"name": "b"}, ms=30.0, rule_valid=False, ran=True, completion_tokens=8),
         ]
     )
-    assert (told["accepted"], told["schema_valid"], told["rule_valid"], told["ran"]) == (0.5, 1.0, 0.5, 1.0)
-    assert (told["completion_tokens"], told["ms"]) == (6.0, {"mean": 20.0, "p95": 30.0})
+    assert (summary["accepted"], summary["schema_valid"], summary["rule_valid"], summary["ran"]) == (
+        0.5,
+        1.0,
+        0.5,
+        1.0,
+    )
+    assert (summary["completion_tokens"], summary["ms"]) == (6.0, {"mean": 20.0, "p95": 30.0})
     assert "ran" not in figures([outcome({}, {})])
 
 
 def test_a_gain_is_paired_and_its_interval_repeats() -> None:
     before, after = outcomes(*[0.0, 0.5, 0.5, 1.0] * 10), outcomes(*[0.5, 0.5, 1.0, 1.0] * 10)
-    found = gain(before, after)
-    assert found == gain(before, after)
-    assert found.mean == 0.25
+    gained = gain(before, after)
+    assert gained == gain(before, after)
+    assert gained.mean == 0.25
     # Half the samples gain 0.5: a standard error of 0.25 / sqrt(40) by hand, and the two assumed documents.
     error = math.sqrt((20 * 0.25 + 2 - 42 * (10 / 42) ** 2) / 41 / 42)
     reach = 2.0227 * error  # Student's t of 39 degrees
-    assert (found.low, found.high) == pytest.approx((10 / 42 - reach, 10 / 42 + reach), abs=1e-4)
+    assert (gained.low, gained.high) == pytest.approx((10 / 42 - reach, 10 / 42 + reach), abs=1e-4)
 
 
-def test_versions_that_draft_alike_gain_nothing() -> None:
+def test_equal_versions_have_no_gain() -> None:
     same = outcomes(*[0.0, 0.5, 1.0] * 10)
-    found = gain(same, same)
-    assert found.mean == 0
-    assert found.low == -found.high
-    assert 0 < found.high < 0.1  # what 30 documents that do not differ say
+    gained = gain(same, same)
+    assert gained.mean == 0
+    assert gained.low == -gained.high
+    assert 0 < gained.high < 0.1  # what 30 documents that do not differ say
 
 
 def test_samples_of_one_document_count_as_one() -> None:
@@ -128,9 +133,9 @@ def test_an_interval_holds_its_mean_and_turns_with_the_sign(qualities: list[floa
         ),
     ],
 )
-def test_what_is_not_surely_better_or_loses_elsewhere_is_told(
+def test_an_uncertain_gain_and_a_loss_elsewhere_are_objections(
     own: Interval, other: Interval, said: list[str]
 ) -> None:
-    found = objections(own, {"other": other}, 0.01)
-    assert len(found) == len(said)
-    assert all(words in sentence for words, sentence in zip(said, found, strict=True))
+    sentences = objections(own, {"other": other}, 0.01)
+    assert len(sentences) == len(said)
+    assert all(words in sentence for words, sentence in zip(said, sentences, strict=True))

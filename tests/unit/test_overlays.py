@@ -209,7 +209,7 @@ def test_a_whole_answer_is_checked(
     ],
     ids=lambda part: json.dumps(part)[:60],
 )
-def test_what_would_not_be_enforced_is_refused(overlay: dict[str, Any], words: str) -> None:
+def test_keywords_that_would_not_be_enforced_are_refused(overlay: dict[str, Any], words: str) -> None:
     with pytest.raises(SetupError, match=words) as refused:
         compile_labelling(CONFIG, overlay)
     assert refused.value.message.startswith("schema.json")
@@ -273,7 +273,7 @@ def test_an_example_whose_data_lacks_a_key_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", ["<View", "<View/>", CONFIG.replace("Rating", "Polygon"), ""])
-def test_a_config_that_cannot_be_used_is_named_by_its_case(tmp_path: Path, config: str) -> None:
+def test_an_unusable_config_is_reported_with_its_case(tmp_path: Path, config: str) -> None:
     with pytest.raises(SetupError, match="mine"):
         Cases(write_case(tmp_path, config_xml=config))
 
@@ -299,14 +299,14 @@ def test_files_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
         ({"allOf": [{"pattern": "^a"}, {"pattern": r"b\b"}]}, "allOf"),
     ],
 )
-def test_what_the_engine_refuses_is_left_to_the_check_after_decoding(
+def test_keywords_that_the_engine_rejects_are_checked_after_decoding(
     schema: dict[str, Any], keyword: str
 ) -> None:
     labelling = compile_labelling(CONFIG, of_a({"maxLength": 9, **schema}))
-    (left_out,) = labelling.left_out
+    (left_out,) = labelling.schemas.unenforced
     assert str(left_out).startswith(f"`{keyword}` of 'a' is checked after")
-    (told,) = Rules(labelling).messages
-    assert told.startswith(f"a: {keyword} ")
+    (message,) = Rules(labelling).messages
+    assert message.startswith(f"a: {keyword} ")
     assert not schema_refusal(labelling.decoding_schema)
     bound = labelling.decoding_schema["properties"]["a"]["anyOf"][0]
     assert (bound["type"], bound["maxLength"]) == ("string", 9)
@@ -320,7 +320,7 @@ def test_an_overlay_that_is_no_json_object_is_refused(overlay: Any) -> None:
         compile_labelling(CONFIG, overlay)
 
 
-def test_the_engine_here_is_the_one_that_vllm_pins() -> None:
+def test_the_engine_has_the_version_that_vllm_pins() -> None:
     pins = [
         re.findall(r"(?m)^llguidance==\S+", (ROOT / "requirements" / name).read_text())
         for name in ("backend.txt", "vllm.txt")
@@ -359,7 +359,7 @@ def test_any_step_of_a_number_is_enforced(step: float) -> None:
 
 def test_numbers_beyond_the_engines_are_left_to_the_check_after_decoding() -> None:
     labelling = compile_labelling(CONFIG, {"properties": {"n": {"maximum": 1e300}}})
-    assert labelling.left_out
+    assert labelling.schemas.unenforced
     assert not schema_refusal(labelling.decoding_schema)
 
 
@@ -380,7 +380,7 @@ def test_alternatives_and_options_bind_the_model() -> None:
     assert decoding["n"]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 1_000_000_000}
 
 
-def test_a_right_answer_that_is_not_found_may_be_stated() -> None:
+def test_an_example_may_state_an_answer_that_the_search_misses() -> None:
     digits = {"pattern": "^(?=.*0314)[0-9]{7}$"}
     with pytest.raises(SetupError, match=r'State one at the field, "examples"'):
         compile_labelling(CONFIG, of_a(digits))
@@ -401,7 +401,7 @@ def test_a_right_answer_that_is_not_found_may_be_stated() -> None:
         *(r"^\$\{\{(.|[\r\n])*\}\}$", r"^(?:[^\W_]|-)+$", r"^v?\d+\.\d+\.\d+(-[\w.]+)?$", r"^a*?b++$"),
     ],
 )
-def test_a_text_is_found_for_usual_patterns(pattern: str) -> None:
+def test_usual_patterns_have_a_matching_text(pattern: str) -> None:
     assert any(re.search(pattern, text) for text in matches(pattern, 200))
     assert compile_labelling(CONFIG, of_a({"pattern": pattern}))  # type: ignore[truthy-bool]
 
@@ -415,7 +415,7 @@ def test_keywords_of_our_own_are_read_where_a_reference_leads() -> None:
     assert "a" not in human.decoding_schema["properties"]
 
 
-def test_what_only_humans_fill_is_not_demanded_of_a_draft() -> None:
+def test_a_draft_may_lack_fields_that_only_humans_fill() -> None:
     overlay = of_a({"x-human": True, "minLength": 2}, required=["a"])
     assert accepts(overlay, {})
     assert not accepts(overlay, {"a": "x"})
@@ -441,7 +441,7 @@ def test_a_thing_of_several_keeps_its_null_where_the_schema_allows_it() -> None:
         assert labelling.validating_schema["properties"]["a"]["items"] == items
 
 
-def test_options_of_a_task_that_the_schema_forbids_are_that_tasks_reason() -> None:
+def test_a_task_with_forbidden_options_is_refused() -> None:
     config = CONFIG.replace('<Choices name="kind" toName="t">', '<Choices name="kind" toName="t" value="$o">')
     labelling = compile_labelling(config, {"properties": {"kind": {"enum": ["x", "new"]}}})
     fitting = labelling.for_task(Task(1, {"t": "a", "o": [{"value": "new"}, {"value": "other"}]}))
@@ -452,7 +452,7 @@ def test_options_of_a_task_that_the_schema_forbids_are_that_tasks_reason() -> No
         labelling.for_task(Task(2, {"t": "a", "o": [{"value": "other"}]}))
 
 
-def test_the_engine_takes_what_is_decoded_and_says_why_it_does_not() -> None:
+def test_the_engine_accepts_decoding_schemas_and_explains_refusals() -> None:
     case = generic_case(compile_labelling(CONFIG))
     grammar = case.grammar(TASK)
     assert grammar is not None

@@ -11,6 +11,7 @@ from draftloop.dataset.gates import Annotation, judge
 from draftloop.dataset.sample import Sample
 from draftloop.errors import InvalidValue, SetupError, TaskError
 from draftloop.labelling.labelling import Labelling, Program, Task, compile_labelling
+from draftloop.labelling.open_page import overlay_regions
 from draftloop.prompting.prompt import Case, render, told_runs
 from draftloop.runs.job import Attempt, OutputFile, Script, Step
 from draftloop.runs.run import missing_outputs, outputs_of
@@ -50,7 +51,7 @@ TASK = Task(1, DATA)
 VALUE = {"code": "print(1)", "verdict": "pass", "comment": "good"}
 
 
-def test_a_model_is_asked_for_the_code_and_told_of_the_files_in_plain_text() -> None:
+def test_a_model_is_asked_for_code_and_reads_the_files_as_plain_text() -> None:
     assert LABELLING.program == Program("code", "python")
     assert LABELLING.human == {"verdict", "comment"}
     assert list(LABELLING.decoding_schema["properties"]) == ["code"]
@@ -65,7 +66,7 @@ def test_a_model_is_asked_for_the_code_and_told_of_the_files_in_plain_text() -> 
     assert not [word for word in ("verdict", "comment", "console", "<table>", "run_") if word in prompt]
 
 
-def test_where_code_runs_is_told_to_general_models_alone_and_is_the_same_for_all_tasks() -> None:
+def test_only_general_models_read_where_code_runs_and_it_is_the_same_for_all_tasks() -> None:
     one = render(CASE, TASK, "full", environment="2 GB")
     other = render(CASE, Task(2, {**DATA, "instruction": "Other"}), "full", environment="2 GB")
     assert one[:-1] == other[:-1]
@@ -74,7 +75,7 @@ def test_where_code_runs_is_told_to_general_models_alone_and_is_the_same_for_all
 
 
 @given(data=st.data())
-def test_what_humans_fill_is_read_back_and_in_no_target(data: st.DataObject) -> None:
+def test_human_fields_are_read_back_and_are_in_no_target(data: st.DataObject) -> None:
     value = data.draw(values(LABELLING, TASK))
     placed = LABELLING.to_regions(value, TASK)
     assert LABELLING.from_regions(placed.regions, TASK) == value
@@ -83,19 +84,19 @@ def test_what_humans_fill_is_read_back_and_in_no_target(data: st.DataObject) -> 
     assert LABELLING.decode(LABELLING.encode(value)) == drafted
 
 
-def test_an_answer_that_fills_what_only_humans_do_is_refused() -> None:
+def test_an_answer_with_a_human_field_is_refused() -> None:
     with pytest.raises(InvalidValue, match="'verdict', which only a human does"):
         LABELLING.decode('{"code": "1", "verdict": "pass"}')
 
 
-def test_what_humans_wrote_is_checked_and_never_demanded() -> None:
+def test_human_fields_are_checked_and_optional() -> None:
     assert CASE.rules.check({"code": "1"}, TASK) == ()
     assert CASE.rules.check(VALUE, TASK) == ()
     assert [reason.path for reason in CASE.rules.check({**VALUE, "comment": "c" * 21}, TASK)] == ["comment"]
 
 
-def test_a_redraft_leaves_alone_what_the_human_filled() -> None:
-    regions = LABELLING.relaid(VALUE, {"code": "print(2)"}, TASK, "m")
+def test_a_redraft_keeps_human_fields() -> None:
+    regions = overlay_regions(LABELLING, VALUE, {"code": "print(2)"}, TASK, "m")
     assert [(region["from_name"], region["value"]) for region in regions] == [
         ("code", {"text": ["print(2)"]})
     ]
@@ -129,7 +130,7 @@ def test_a_program_is_one_text_in_a_language_that_is_run(overlay: dict[str, Any]
         compile_labelling(CONFIG, {"properties": overlay})
 
 
-def test_a_script_is_found_where_there_is_one() -> None:
+def test_a_value_with_code_has_a_script() -> None:
     assert LABELLING.script(VALUE) == Script("print(1)", "python")
     assert LABELLING.script({}) is None
     assert plain().script(VALUE) is None
@@ -139,10 +140,10 @@ def plain() -> Labelling:
     return compile_labelling(CONFIG)
 
 
-def test_runs_are_told_as_the_answers_that_they_came_from() -> None:
-    told = told_runs(CASE, [({"code": "print(x)"}, "exit status 1\nNameError")])
-    assert told[-2].content == '{"code":"print(x)"}'
-    assert "NameError" in told[-1].content
+def test_runs_are_shown_with_the_answers_that_they_came_from() -> None:
+    messages = told_runs(CASE, [({"code": "print(x)"}, "exit status 1\nNameError")])
+    assert messages[-2].content == '{"code":"print(x)"}'
+    assert "NameError" in messages[-1].content
 
 
 def test_declared_files_are_missing_where_they_are_not_there_or_empty() -> None:

@@ -86,7 +86,7 @@ def test_an_answer_is_sent_back_with_the_words_of_its_reasons() -> None:
 
 
 @pytest.mark.parametrize("profile", ["full", "compact"])
-def test_an_annotators_words_come_after_everything_that_tasks_share(profile: Any) -> None:
+def test_an_annotators_prompt_comes_after_the_shared_prefix(profile: Any) -> None:
     case, task = CASES.get("complaint"), Task(1, {"text": "x"})
     asked = render(case, task, profile)
     again = render(case, task, profile, Refinement("shorter", {"question": "x"}))
@@ -135,13 +135,13 @@ def test_extra_params_are_read_from_an_object_and_from_a_string() -> None:
         ('{"instruction": "\\ud83d"}', "extra_params.instruction is no text"),
     ],
 )
-def test_extra_params_that_nobody_can_use_are_told(extra: Any, words: str) -> None:
-    with pytest.raises(SetupError, match=words) as told:
+def test_unusable_extra_params_are_refused(extra: Any, words: str) -> None:
+    with pytest.raises(SetupError, match=words) as refused:
         parse_extra_params(extra)
-    assert told.value.hint
+    assert refused.value.hint
 
 
-def test_an_instruction_stands_for_the_cases_own_in_both_profiles() -> None:
+def test_an_instruction_replaces_the_cases_own_in_both_profiles() -> None:
     xml = CASES.config("sentiment")
     case = CASES.find(xml, "sentiment", Overrides("Judge the tone."))
     assert case is CASES.find(xml, "sentiment", Overrides("Judge the tone."))
@@ -153,7 +153,7 @@ def test_an_instruction_stands_for_the_cases_own_in_both_profiles() -> None:
     assert CASES.find(xml, "sentiment") is CASES.get("sentiment")
 
 
-def test_several_texts_are_told_apart() -> None:
+def test_several_texts_have_headings() -> None:
     config = """<View><Text name="q" value="$question"/><Text name="a" value="$answer"/>
     <Rating name="r" toName="a"/></View>"""
     case = generic_case(compile_labelling(config))
@@ -169,7 +169,7 @@ def test_a_project_finds_its_case_by_name_then_by_config_then_by_xml_alone() -> 
     assert CASES.find(xml, "sentiment") is CASES.find(xml)
 
 
-def test_examples_that_an_edited_config_outgrew_are_left_out() -> None:
+def test_examples_that_do_not_fit_an_edited_config_are_dropped() -> None:
     edited = CASES.find(CASES.config("sentiment").replace("neutral", "mixed"), "sentiment")
     assert [example.value for example in edited.examples] == [{"sentiment": "positive"}]
 
@@ -195,14 +195,14 @@ def test_the_score_is_the_probability_of_the_value_and_of_each_field() -> None:
     assert scored.fields["b"] == pytest.approx(0.8 * 0.25)
 
 
-def test_half_characters_in_tokens_do_not_disturb_the_score() -> None:
+def test_lone_surrogates_in_tokens_do_not_change_the_score() -> None:
     north = "北".encode()
     split = [Token(b'{"a":"', 0.0), Token(north[:1], math.log(0.5)), Token(north[1:], 0.0), Token(b'"}', 0.0)]
     assert score('{"a":"北"}', split).fields == {"a": pytest.approx(0.5)}
 
 
 @pytest.mark.parametrize("answer", ["", "x", "[1]", '{"a":', '{"a" 1}', '{"a":' + "[" * 5000])
-def test_what_is_no_object_scores_zero(answer: str) -> None:
+def test_an_answer_that_is_no_object_scores_zero(answer: str) -> None:
     assert score(answer, [Token(answer.encode(), 0.0)]).total == 0.0
 
 

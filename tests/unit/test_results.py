@@ -66,23 +66,23 @@ def judged(name: str, result: Any, draft: Any = None, **more: Any) -> Sample | R
 @given(data=st.data())
 def test_any_result_is_a_sample_or_a_reason_and_can_be_written_down(name: str, data: st.DataObject) -> None:
     labelling, task = LABELLINGS[name], TASKS[name]
-    found = judged(name, data.draw(results(labelling, task)), data.draw(results(labelling, task)))
-    line = recorded(found).line
-    if isinstance(found, Rejected):
-        assert found.reason
-        assert Rejected.from_record(orjson.loads(line)) == found
+    outcome = judged(name, data.draw(results(labelling, task)), data.draw(results(labelling, task)))
+    line = recorded(outcome).line
+    if isinstance(outcome, Rejected):
+        assert outcome.reason
+        assert Rejected.from_record(orjson.loads(line)) == outcome
         return
-    assert judged_in(line) == found
+    assert judged_in(line) == outcome
     bound = labelling.for_task(task)
-    for target in (found.target, found.draft_target):
+    for target in (outcome.target, outcome.draft_target):
         if target is None:
             continue
         value = json.loads(target)
         assert bound.encode(bound.decode(target)) == target
         _check_whole_numbers(value, bound)
-    assert Draft202012Validator(bound.decoding_schema).is_valid(json.loads(found.target))
+    assert Draft202012Validator(bound.decoding_schema).is_valid(json.loads(outcome.target))
     for form in FORMATS:
-        form.rows(found)
+        form.rows(outcome)
 
 
 def _check_whole_numbers(value: Mapping[str, Any], labelling: Labelling) -> None:
@@ -95,7 +95,7 @@ def _check_whole_numbers(value: Mapping[str, Any], labelling: Labelling) -> None
 @given(
     annotation=JSON, prediction=JSON, more=st.dictionaries(st.text(max_size=3), JSON, max_size=2), data=JSON
 )
-def test_whatever_stands_in_a_listing_is_an_annotation_or_left_out(
+def test_any_listing_yields_annotations_or_nothing(
     annotation: Any, prediction: Any, more: Any, data: Any
 ) -> None:
     entry = dict.fromkeys(
@@ -110,9 +110,9 @@ def test_whatever_stands_in_a_listing_is_an_annotation_or_left_out(
         {"id": 1, "data": {"text": data}, "annotations": [{"id": 9, **entry, "parent_prediction": 5}]},
     ]
     for task in tasks:
-        for found in annotations_of(task, project=2):
-            orjson.loads(recorded(judge(found, CASES["form"])).line)
-            orjson.loads(recorded(judge(found, CASES["form"], mask=True, group_by="text")).line)
+        for read in annotations_of(task, project=2):
+            orjson.loads(recorded(judge(read, CASES["form"])).line)
+            orjson.loads(recorded(judge(read, CASES["form"], mask=True, group_by="text")).line)
 
 
 # ---------------------------------------------------------------------------------- legal, though unusual
@@ -141,7 +141,7 @@ def test_whatever_stands_in_a_listing_is_an_annotation_or_left_out(
         ("tree", {"taxonomy": "D"}, ["D"]),
     ],
 )
-def test_a_shape_that_says_the_same_is_read(control: str, value: Any, wanted: Any) -> None:
+def test_equivalent_shapes_are_read(control: str, value: Any, wanted: Any) -> None:
     part = read("form", region(control, value))[control]
     assert (part, type(part)) == (wanted, type(wanted))
 
@@ -165,7 +165,7 @@ def test_an_emptied_control_says_nothing(control: str, key: str, nothing: Any) -
 
 
 @pytest.mark.parametrize("result", [None, "", [], "[]", "null"])
-def test_a_result_that_holds_nothing_is_no_value(result: Any) -> None:
+def test_an_empty_result_has_no_value(result: Any) -> None:
     assert LABELLINGS["form"].from_regions(result, TASKS["form"]) == {"many": [], "picks": [], "tree": []}
 
 
@@ -180,7 +180,7 @@ def test_items_of_a_ranker_may_be_numbers_and_its_order_a_list() -> None:
     assert read("buckets", region("columns", {"ranker": columns}))["columns"] == {"good": ["3"], "bad": []}
 
 
-def test_regions_without_ids_keep_what_hangs_on_them() -> None:
+def test_regions_without_ids_keep_their_per_region_values() -> None:
     labelling, task = LABELLINGS["per_region"], TASKS["per_region"]
     quote = {
         "text": "张三",
@@ -194,8 +194,8 @@ def test_regions_without_ids_keep_what_hangs_on_them() -> None:
     value = {"spans": [quote, other]}
     regions = labelling.to_regions(value, task).regions
     assert labelling.from_regions([{**part, "id": None} for part in regions], task) == value
-    hung_alone = [part if part["from_name"] == "spans" else {**part, "id": None} for part in regions]
-    assert labelling.from_regions(hung_alone, task) == value
+    without_ids = [part if part["from_name"] == "spans" else {**part, "id": None} for part in regions]
+    assert labelling.from_regions(without_ids, task) == value
 
 
 def test_positions_may_be_texts_or_floats_as_the_page_takes_them() -> None:
@@ -219,7 +219,7 @@ def test_positions_may_be_texts_or_floats_as_the_page_takes_them() -> None:
         ("pick", {"text": "a"}, "holds 'text', not 'choices'"),
         ("pick", {"choices": [None]}, "None is not a text"),
         ("pick", {"choices": {"a": True}}, "is not a text"),
-        ("pick", {"choices": ["a", "1"]}, "holds one value, found 2"),
+        ("pick", {"choices": ["a", "1"]}, "holds one value, not"),
         ("pick", {"choices": "z"}, "has no choice 'z'"),
         ("stars", {"rating": True}, "True is not a number"),
         ("stars", {"rating": [3, 4]}, "holds one value"),
@@ -235,13 +235,11 @@ def test_positions_may_be_texts_or_floats_as_the_page_takes_them() -> None:
         ("one", None, "The value of a region of control 'one' is None"),
     ],
 )
-def test_a_region_that_does_not_fit_is_rejected_with_its_control_and_what_stands_there(
-    control: str, value: Any, words: str
-) -> None:
-    found = judged("form", [region(control, value)])
-    assert isinstance(found, Rejected)
-    assert found.gate == "readable"
-    assert words in found.reason
+def test_the_rejection_of_a_region_names_its_control_and_value(control: str, value: Any, words: str) -> None:
+    outcome = judged("form", [region(control, value)])
+    assert isinstance(outcome, Rejected)
+    assert outcome.gate == "readable"
+    assert words in outcome.reason
 
 
 @pytest.mark.parametrize(
@@ -263,12 +261,12 @@ def test_a_region_that_does_not_fit_is_rejected_with_its_control_and_what_stands
         ("per_region", [region("spans", {"start": True, "end": 3, "labels": ["Person"]})], "outside"),
         ("per_region", [region("spans", {"start": 1, "end": 3, "labels": [None]})], "is not a text"),
         ("per_region", [region("spans", {"start": 1, "end": 3, "text": "张三"})], "labels [] are not"),
-        ("per_region", [region("gender", {"start": 1, "end": 3, "choices": ["male"]})], "hangs on no span"),
+        ("per_region", [region("gender", {"start": 1, "end": 3, "choices": ["male"]})], "belongs to no span"),
         ("per_item", [region("kind", {"choices": ["cover"]}, item_index=-1)], "item_index -1"),
         ("per_item", [region("kind", {"choices": ["cover"]}, item_index=[0])], "item_index [0]"),
         ("per_item", [region("kind", {"choices": ["cover"]}, item_index="x")], "item_index 'x'"),
         ("per_item", [region("kind", {"choices": ["cover"]}, item_index=7)], "about 2 things, not 8"),
-        ("buckets", [region("columns", {"ranker": {"wrong": ["a"]}})], "ranks good, bad; found"),
+        ("buckets", [region("columns", {"ranker": {"wrong": ["a"]}})], "ranks good, bad, not"),
         ("buckets", [region("columns", {"ranker": {"good": "a"}})], "is not a list of items"),
         ("buckets", [region("columns", {"ranker": {"good": ["zz"]}})], "has no item 'zz'"),
         ("buckets", [region("columns", {"ranker": ["a"]})], "ranks good, bad"),
@@ -298,26 +296,26 @@ def test_a_region_that_does_not_fit_is_rejected_with_its_control_and_what_stands
         ),
     ],
 )
-def test_a_result_that_is_none_is_rejected_in_a_sentence(name: str, regions: Any, words: str) -> None:
-    found = judged(name, regions)
-    assert isinstance(found, Rejected)
-    assert words in found.reason
+def test_an_invalid_result_is_rejected_with_one_sentence(name: str, regions: Any, words: str) -> None:
+    outcome = judged(name, regions)
+    assert isinstance(outcome, Rejected)
+    assert words in outcome.reason
     with pytest.raises(InvalidValue):
         LABELLINGS[name].from_regions(regions, TASKS[name])
 
 
-def test_spans_that_cannot_be_told_apart_are_rejected() -> None:
+def test_spans_that_cannot_be_distinguished_are_rejected() -> None:
     first, second = ({"start": 1, "end": 3, "labels": [name]} for name in ("Person", "Place"))
-    hung = region("gender", {"start": 1, "end": 3, "choices": ["male"]})
+    other = region("gender", {"start": 1, "end": 3, "choices": ["male"]})
     spans = [region("spans", first, id="a"), region("spans", second, id="b")]
-    with pytest.raises(InvalidValue, match="may hang on any of 2 spans"):
-        read("per_region", *spans, hung)
+    with pytest.raises(InvalidValue, match="may belong to any of 2 spans"):
+        read("per_region", *spans, other)
     elsewhere = region("spans", {"start": 5, "end": 7, "labels": ["Place"]}, id="a")
     with pytest.raises(InvalidValue, match="have the id 'a'"):
         read("per_region", spans[0], elsewhere)
 
 
-def test_a_draft_that_cannot_be_read_costs_no_sample() -> None:
+def test_an_unreadable_draft_does_not_lose_the_sample() -> None:
     right = [region("one", {"text": ["hello"]})]
     for draft in (
         [region("count", {"text": [None]})],
@@ -327,25 +325,25 @@ def test_a_draft_that_cannot_be_read_costs_no_sample() -> None:
         [None],
         [region("one", {"text": [None]})],
     ):
-        found = judged("form", right, draft)
-        assert isinstance(found, Sample), found
-        assert (found.verdict, found.draft) == ("written", None)
+        outcome = judged("form", right, draft)
+        assert isinstance(outcome, Sample), outcome
+        assert (outcome.verdict, outcome.draft) == ("written", None)
 
 
-def test_a_number_that_the_page_writes_otherwise_is_no_correction() -> None:
-    found = judged("form", [region("share", {"number": 3})], [region("share", {"number": 3.0})])
-    assert isinstance(found, Sample)
-    assert (found.verdict, found.changed) == ("accepted", ())
+def test_another_notation_of_a_number_is_no_correction() -> None:
+    outcome = judged("form", [region("share", {"number": 3})], [region("share", {"number": 3.0})])
+    assert isinstance(outcome, Sample)
+    assert (outcome.verdict, outcome.changed) == ("accepted", ())
 
 
 @pytest.mark.parametrize("depth", [200, 5000])
-def test_what_is_nested_without_an_end_is_one_annotations_reason(depth: int) -> None:
+def test_a_deeply_nested_value_rejects_one_annotation(depth: int) -> None:
     deep: Any = "x"
     for _ in range(depth):
         deep = [deep]
-    found = judged("form", [region("one", {"text": deep})], draft=[region("one", {"text": deep})])
-    assert isinstance(found, Rejected)
-    assert "nested deeper than 100" in found.reason
+    outcome = judged("form", [region("one", {"text": deep})], draft=[region("one", {"text": deep})])
+    assert isinstance(outcome, Rejected)
+    assert "nested deeper than 100" in outcome.reason
     task = {**listed("form", []), "data": {"text": deep}}
     (annotation,) = annotations_of(task, project=2)
     for mask in (False, True):
@@ -356,8 +354,8 @@ def test_what_is_nested_without_an_end_is_one_annotations_reason(depth: int) -> 
 
 def test_a_lone_surrogate_is_written_down_nowhere() -> None:
     prompt = region("prompt", {"text": ["half \ud83d"]})
-    found = judged("form", [prompt, region("one", {"text": ["a"]})], updated_at="\ud83d")
-    assert found.metadata["prompt"] == "half ?"
-    assert recorded(found).line
+    outcome = judged("form", [prompt, region("one", {"text": ["a"]})], updated_at="\ud83d")
+    assert outcome.metadata["prompt"] == "half ?"
+    assert recorded(outcome).line
     with pytest.raises(TaskError, match="half a character"):
         LABELLINGS["options"].for_task(Task(1, {**TASKS["options"].data, "options": [{"value": "\ud83d"}]}))

@@ -41,7 +41,7 @@ def test_a_right_value_has_no_reasons() -> None:
         ({"seat": "12A"}, "Additional properties are not allowed ('seat' was unexpected)"),
     ],
 )
-def test_each_rule_of_the_flight_case_says_what_is_wrong(change: dict[str, Any], words: str) -> None:
+def test_each_rule_of_the_flight_case_has_a_message(change: dict[str, Any], words: str) -> None:
     value = {key: part for key, part in {**FLIGHT, **change}.items() if part is not None}
     assert [reason for reason in reasons(value) if words in reason], reasons(value)
 
@@ -56,9 +56,9 @@ def test_a_rule_on_an_absent_key_fails_in_words_unless_it_guards() -> None:
         {"rule": "!has(self.b) || self.b > 1.0", "message": "b over 1"},
     ]
     checker = Rules(compile_labelling(CONFIG, {"x-validations": rules}))
-    found = checker.check({"a": 1, "e": []}, Task(1, {"t": "x"}))
-    assert len(found) == 1
-    assert found[0].message.startswith("a below b (")
+    reasons = checker.check({"a": 1, "e": []}, Task(1, {"t": "x"}))
+    assert len(reasons) == 1
+    assert reasons[0].message.startswith("a below b (")
 
 
 def test_a_rule_inside_an_array_names_the_item() -> None:
@@ -102,6 +102,6 @@ def test_rules_that_cannot_work_are_refused_at_set_up(overlay: dict[str, Any], w
 )
 def test_a_rule_that_cannot_be_computed_is_a_reason(rule: str, words: str) -> None:
     checker = Rules(compile_labelling(CONFIG, {"x-validations": [{"rule": rule, "message": "the rule"}]}))
-    found = checker.check({"a": 1.5, "e": []}, Task(1, {"t": "x"}))
-    assert [reason.kind for reason in found] == (["rule"] if words else [])
-    assert all(reason.message.startswith("the rule (") and words in reason.message for reason in found)
+    reasons = checker.check({"a": 1.5, "e": []}, Task(1, {"t": "x"}))
+    assert [reason.kind for reason in reasons] == (["rule"] if words else [])
+    assert all(reason.message.startswith("the rule (") and words in reason.message for reason in reasons)

@@ -37,7 +37,7 @@ def task(number: int, text: str, *annotations: dict[str, Any]) -> dict[str, Any]
 
 def annotation(number: int, answer: int | None, **more: Any) -> dict[str, Any]:
     choice = {"from_name": CONTROL.name, "to_name": "text", "type": "choices"}
-    result = [] if answer is None else [choice | {"value": {"choices": [CONTROL.options[answer]]}}]
+    result = [] if answer is None else [choice | {"value": {"choices": [CONTROL.options.names[answer]]}}]
     return {"id": number, "result": result, "completed_by": 1 + number % 3, **more}
 
 

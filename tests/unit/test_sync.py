@@ -45,7 +45,7 @@ def annotation(number: int, **more: Any) -> dict[str, Any]:
         "from_name": CONTROL.name,
         "to_name": "text",
         "type": "choices",
-        "value": {"choices": [CONTROL.options[number % 2]]},
+        "value": {"choices": [CONTROL.options.names[number % 2]]},
     }
     return {
         "id": 100_000 + number,

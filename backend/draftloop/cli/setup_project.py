@@ -88,7 +88,7 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
             f"case      {chosen.name}: {', '.join(control.name for control in chosen.labelling.controls)}"
         )
 
-        for keyword in chosen.labelling.left_out:
+        for keyword in chosen.labelling.schemas.unenforced:
             out.print(f"note      {escape(str(keyword))}")
 
         if backend:

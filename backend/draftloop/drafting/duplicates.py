@@ -101,7 +101,7 @@ def _quotes(case: Case, value: Value) -> list[str] | None:
         part: Json = value.get(control.name)
         if part is None or part == []:
             continue
-        if isinstance(control, Labels) and not control.inner:
+        if isinstance(control, Labels) and not control.per_region_controls:
             found += [entry["text"] for entry in part]
         elif isinstance(part, str) and properties[control.name].get("x-grounded") is True:
             found.append(part)

@@ -35,7 +35,7 @@ _INDEX = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
 _LONG = 250  # a number of so many hexadecimal digits is still none too large for a float
 _DIGITS = 16  # no count has more; Python reads 4300 at most
-# How the SDK, judge of bulk imports, spells what the page takes in any spelling.
+# How the SDK spells attributes, whose case the page ignores; its validator checks bulk imports.
 _SPELLINGS = {
     name.lower(): name
     for name in ("name", "toName", "value", "valueList", "alias", "choice", "min", "max", "maxRating", "step")
@@ -43,7 +43,7 @@ _SPELLINGS = {
 
 
 class _Undefined:
-    """What JavaScript has for nothing."""
+    """JavaScript's `undefined`."""
 
     def __str__(self) -> str:
         return "undefined"
@@ -53,17 +53,16 @@ _UNDEFINED = _Undefined()
 
 
 class Attributes(Mapping[str, str]):
-    """The attributes of one tag; a name is found in whatever case it is asked for."""
+    """The attributes of one tag, by name in any case."""
 
     def __init__(self, tag: str = "", pairs: Mapping[str, str] | None = None) -> None:
         self.tag = tag
         self._by_name = {name.lower(): value for name, value in (pairs or {}).items()}
-        # Whether the SDK reads them as the page does.
-        self.is_usual = all(_SPELLINGS.get(name.lower(), name) == name for name in pairs or {})
+        self.is_sdk_readable = all(_SPELLINGS.get(name.lower(), name) == name for name in pairs or {})
 
     @classmethod
     def of(cls, element: Element) -> "Attributes":
-        """Read a tag."""
+        """Return the attributes of an element."""
         return cls(element.tag, element.attrib)
 
     def __getitem__(self, name: str) -> str:
@@ -77,7 +76,7 @@ class Attributes(Mapping[str, str]):
 
     @property
     def value(self) -> str:
-        """The words that the tag shows, or the variable that holds what it shows."""
+        """The text that the tag shows, or the variable with its text."""
         return self.get("value", "")
 
     def flag(self, name: str, *, default: bool = False) -> bool:
@@ -88,25 +87,25 @@ class Attributes(Mapping[str, str]):
         """
         return self.one_of(name, ("true", "false"), "true" if default else "false") == "true"
 
-    def one_of(self, name: str, words: tuple[str, ...], default: str) -> str:
-        """Return one of some words.
+    def one_of(self, name: str, allowed: tuple[str, ...], default: str) -> str:
+        """Return an attribute that has one of the allowed values.
 
         Raises:
-            SetupError: It is another one.
+            SetupError: It has another value.
         """
-        found = self.get(name, default)
-        if found not in words:
-            raise self.refusal(name, f"Label Studio opens no such config; write {' or '.join(words)}.")
-        return found
+        value = self.get(name, default)
+        if value not in allowed:
+            raise self.refusal(name, f"Label Studio opens no such config; write {' or '.join(allowed)}.")
+        return value
 
     def refusal(self, name: str, hint: str) -> SetupError:
-        """Return the error that refuses the value of an attribute."""
+        """Return the error to raise for an attribute's value."""
         where = f"{self.tag} '{self['name']}'" if self.get("name") else self.tag
         return SetupError(f'{where}: {name}="{self.get(name, "")}" cannot be used.', hint=hint)
 
 
 def to_number(text: str) -> float:
-    """Convert a text as JavaScript's `Number()` does; no number is NaN, and nothing at all is 0."""
+    """Convert a text as JavaScript's `Number()` does: NaN where it is no number, 0 where it is empty."""
     text = text.strip()
     if _BASED.fullmatch(text):
         return float(int(text, 0)) if len(text) < _LONG else math.inf
@@ -117,50 +116,50 @@ def to_number(text: str) -> float:
 
 def leading_number(text: str) -> float:
     """Convert the number that a text begins with, as `parseFloat()` does; NaN where there is none."""
-    found = _NUMBER.match(text.strip())
-    return float(found[0]) if found else math.nan
+    match = _NUMBER.match(text.strip())
+    return float(match[0]) if match else math.nan
 
 
 def leading_integer(text: str) -> int | None:
     """Convert the whole number that a text begins with, as `parseInt()` does; None where there is none."""
     text = text.strip()
-    found = _BASED.match(text)
-    if found and text[1] in "xX":
-        return int(found[0], 16)
-    found = _INTEGER.match(text)
-    return int(found[0][:_DIGITS]) if found else None
+    match = _BASED.match(text)
+    if match and text[1] in "xX":
+        return int(match[0], 16)
+    match = _INTEGER.match(text)
+    return int(match[0][:_DIGITS]) if match else None
 
 
 def variables(words: str) -> list[str]:
     """List the keys of task data that a `value` shows, in order."""
-    return list(dict.fromkeys(found[1:] for found in _VARIABLE.findall(words)))
+    return list(dict.fromkeys(variable[1:] for variable in _VARIABLE.findall(words)))
 
 
 def whole_variable(words: str) -> str:
-    """Return the key where a `value` is one variable and nothing else; else empty."""
+    """Return the key of a `value` that is a single variable; else an empty text."""
     return words[1:] if _VARIABLE.fullmatch(words) else ""
 
 
 def cut_name(words: str) -> bool:
-    """Check whether a `value` looks like one variable whose name the page does not take as a whole."""
+    """Return whether a `value` looks like one variable of whose name the page reads only a part."""
     return _CUT_NAME.fullmatch(words) is not None and not whole_variable(words)
 
 
 def look_up(data: Any, key: str) -> Any:
-    """Return what task data holds under a key, `a.b` and `a[0]` included; None where there is nothing."""
-    found = _get(data, key)
-    return None if found is _UNDEFINED else found
+    """Return the task data under a key, also `a.b` and `a[0]`; None where there are none."""
+    value = _get(data, key)
+    return None if value is _UNDEFINED else value
 
 
 def fill_in(words: str, data: Mapping[str, Any]) -> str:
     """Replace the variables of a `value` by task data.
 
-    What is missing within other words is written "undefined", as in the page; alone it is nothing.
+    A missing key within other text is written "undefined", as in the page; by itself it is empty.
     """
     key = whole_variable(words)
     if key:
-        found = look_up(data, key)
-        return "" if found is None else as_text(found)
+        value = look_up(data, key)
+        return "" if value is None else as_text(value)
     return _VARIABLE.sub(lambda variable: as_text(_get(data, variable[0][1:])), words)
 
 
@@ -186,18 +185,18 @@ def _number_text(value: float) -> str:
 
 
 def _get(data: Any, key: str) -> Any:
-    """Find a key as lodash does: the key as it stands first, then step by step."""
+    """Look up a key as lodash does: the literal key first, then step by step."""
     if isinstance(data, Mapping) and (key in data or not _DEEP.search(key)):
         return data.get(key, _UNDEFINED)
     steps = [step[1] or step[3] or step[0] for step in _STEP.finditer(key)]
-    found: Any = data if steps else _UNDEFINED
+    value: Any = data if steps else _UNDEFINED
     for step in ["", *steps] if key.startswith(".") else steps:
-        if isinstance(found, Mapping):
-            found = found.get(step, _UNDEFINED)
-        elif isinstance(found, list | str) and step == "length":
-            found = len(found)
-        elif isinstance(found, list | str) and _INDEX.fullmatch(step) and int(step) < len(found):
-            found = found[int(step)]
+        if isinstance(value, Mapping):
+            value = value.get(step, _UNDEFINED)
+        elif isinstance(value, list | str) and step == "length":
+            value = len(value)
+        elif isinstance(value, list | str) and _INDEX.fullmatch(step) and int(step) < len(value):
+            value = value[int(step)]
         else:
             return _UNDEFINED
-    return found
+    return value

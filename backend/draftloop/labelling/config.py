@@ -1,4 +1,4 @@
-"""A labelling config as XML: parsed safely, hashed, and written as Label Studio's page reads it.
+"""A labelling config as XML: parsed safely, hashed, and normalized as Label Studio's page reads it.
 
 Does not know what tags mean.
 """
@@ -17,19 +17,19 @@ from draftloop.labelling.attributes import Attributes
 from draftloop.support.strict_json import DEEPEST
 
 
-@lru_cache(maxsize=64)  # a millisecond each, and each call of /predict brings its project's config
+@lru_cache(maxsize=64)  # a hash takes 1 ms, and each call of /predict contains its project's config
 def hash_config(xml: str) -> str:
     """Hash a config so that white space and attribute order do not matter; 16 hex digits.
 
     Raises:
         SetupError: Not XML.
     """
-    _parsed(xml)  # the canonicalizer below is not hardened: only let through what the hardened parser took
+    _parsed(xml)  # the canonicalizer below is not hardened: check with the hardened parser first
     return hashlib.sha256(canonicalize(xml, strip_text=True).encode()).hexdigest()[:16]
 
 
 def parse_config(xml: str, tags: Iterable[str]) -> Element:
-    """Parse a config, and spell tags as they are known here.
+    """Parse a config and normalize the names of its tags.
 
     Raises:
         SetupError: Not XML, or nested too deeply.
@@ -59,9 +59,9 @@ def _parsed(xml: str) -> Element:
 
 
 def _normalize(element: Element, tags: Mapping[str, str]) -> None:
-    """Write a config as its page reads it: tags by their names, and what a tag holds as its `value`.
+    """Normalize a config in place as the page reads it: names of tags, and content as the tag's `value`.
 
-    `VALUE` and `NAME` tell `Attributes` that the SDK does not read the tag so.
+    The upper-case attributes `VALUE` and `NAME` mark a tag that the SDK reads differently; see `Attributes`.
     """
     tag = tags.get(element.tag.lower(), element.tag)
     if tag != element.tag:

@@ -1,10 +1,10 @@
-"""What the structured-output engine says of decoding schemas and grammars, without a model or a server.
+"""Whether the structured-output engine accepts decoding schemas and grammars, without a model or a server.
 
-Knows llguidance, which is what vLLM's backend `guidance` is: what it refuses here, it
-refuses there. Does not know configs or cases.
+Knows llguidance, the engine of vLLM's backend `guidance`: both reject the same schemas. Does not know
+configs or cases.
 
 Source:
-    vLLM 0.32 pins llguidance 1.7. A schema takes 0.1 to 5 ms; the import 0.1 s, so it happens when needed.
+    vLLM 0.32 pins llguidance 1.7. A schema takes 0.1 to 5 ms; the import takes 0.1 s, so it is done on use.
 """
 
 import json
@@ -16,22 +16,22 @@ from draftloop.errors import SetupError
 
 Schema = dict[str, Any]
 
-# What is left out of a part that the engine refuses, one after the other, until it takes it.
-_LEFT_OUT = (
+# Keywords that are dropped from a part that the engine rejects, one after the other, until it accepts it.
+_DROPPED = (
     *("allOf", "pattern", "format", "multipleOf", "exclusiveMinimum", "exclusiveMaximum"),
     *("minimum", "maximum"),
 )
-_SAYS_CHARS = 160
+_MESSAGE_CHARS = 160
 
 
 @lru_cache(maxsize=1)
 def _byte_tokenizer() -> Any:
-    from llguidance import LLTokenizer  # noqa: PLC0415  0.1 s and 8 MB, for those who compile configs
+    from llguidance import LLTokenizer  # noqa: PLC0415  0.1 s and 8 MB, only when a config is compiled
 
     return LLTokenizer("byte")
 
 
-@lru_cache(maxsize=512)  # options that tasks bring are compiled again and again
+@lru_cache(maxsize=512)  # a task that brings its own options compiles its schema again
 def _refusal(kind: str, text: str) -> str:
     from llguidance import LLMatcher  # noqa: PLC0415  as above
 
@@ -43,22 +43,22 @@ def _refusal(kind: str, text: str) -> str:
     else:
         grammar = LLMatcher.grammar_from_lark(text)
     matcher = LLMatcher(_byte_tokenizer(), grammar, log_level=0)
-    matcher.compute_bitmask()  # of the first token: some limits are met only here
+    matcher.compute_bitmask()  # for the first token: some limits are checked only here
     return str(matcher.get_error()).strip()
 
 
 def schema_refusal(schema: Schema) -> str:
-    """Return what the engine says against a schema; empty where it takes it."""
+    """Return the engine's error message for a schema; empty where it accepts it."""
     return _refusal("schema", json.dumps(schema, ensure_ascii=False))
 
 
 def grammar_refusal(grammar: str) -> str:
-    """Return what the engine says against a grammar; empty where it takes it."""
+    """Return the engine's error message for a grammar; empty where it accepts it."""
     return _refusal("grammar", grammar)
 
 
-class LeftOut(NamedTuple):
-    """A keyword that the decoding schema lacks, because the engine refuses it."""
+class UnenforcedKeyword(NamedTuple):
+    """A keyword that the decoding schema lacks because the engine rejects it."""
 
     path: str
     keyword: str
@@ -72,20 +72,20 @@ class LeftOut(NamedTuple):
         )
 
 
-def enforceable(schema: Schema) -> tuple[Schema, tuple[LeftOut, ...]]:
-    """Return a decoding schema without what the engine refuses, and what was left out.
+def enforceable(schema: Schema) -> tuple[Schema, tuple[UnenforcedKeyword, ...]]:
+    """Return a decoding schema without the keywords that the engine rejects, and these keywords.
 
     Raises:
-        SetupError: It refuses what is left, too.
+        SetupError: It rejects the rest as well.
     """
     if not schema_refusal(schema):
         return schema, ()
-    left_out: list[LeftOut] = []
+    dropped: list[UnenforcedKeyword] = []
     weaker = {
         **schema,
         "properties": {
-            name: _each_leaf(inner, name, lambda leaf, path: _weakened(leaf, path, left_out))
-            for name, inner in schema["properties"].items()
+            name: _each_leaf(subschema, name, lambda leaf, path: _weakened(leaf, path, dropped))
+            for name, subschema in schema["properties"].items()
         },
     }
     refusal = schema_refusal(weaker)
@@ -94,32 +94,32 @@ def enforceable(schema: Schema) -> tuple[Schema, tuple[LeftOut, ...]]:
             f"The structured-output engine refuses the schema of the answers: {_one_line(refusal)}.",
             hint="Make the labelling config or schema.json simpler.",
         )
-    return weaker, tuple(left_out)
+    return weaker, tuple(dropped)
 
 
-def _weakened(leaf: Schema, path: str, left_out: list[LeftOut]) -> Schema:
+def _weakened(leaf: Schema, path: str, dropped: list[UnenforcedKeyword]) -> Schema:
     weaker = dict(leaf)
-    for keyword in _LEFT_OUT:
+    for keyword in _DROPPED:
         refusal = schema_refusal(weaker)
         if refusal and keyword in weaker:
-            left_out.append(LeftOut(path, keyword, weaker.pop(keyword), _one_line(refusal)))
+            dropped.append(UnenforcedKeyword(path, keyword, weaker.pop(keyword), _one_line(refusal)))
     return weaker
 
 
 def _each_leaf(schema: Schema, path: str, change: Callable[[Schema, str], Schema]) -> Schema:
-    """Return a schema whose parts that are no objects, arrays or alternatives are changed."""
+    """Return a schema with a change made to each part that is no object, array or set of alternatives."""
     if "anyOf" in schema:
-        return {**schema, "anyOf": [_each_leaf(inner, path, change) for inner in schema["anyOf"]]}
+        return {**schema, "anyOf": [_each_leaf(subschema, path, change) for subschema in schema["anyOf"]]}
     if isinstance(schema.get("properties"), Mapping):
-        inner = {
+        properties = {
             name: _each_leaf(below, f"{path}.{name}", change) for name, below in schema["properties"].items()
         }
-        return {**schema, "properties": inner}
+        return {**schema, "properties": properties}
     if isinstance(schema.get("items"), Mapping):
         return {**schema, "items": _each_leaf(schema["items"], f"{path}.*", change)}
     return change(schema, path)
 
 
-def _one_line(said: str) -> str:
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return (lines[-1] if lines else said)[:_SAYS_CHARS].rstrip(".")
+def _one_line(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return (lines[-1] if lines else message)[:_MESSAGE_CHARS].rstrip(".")

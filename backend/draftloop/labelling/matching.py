@@ -1,13 +1,13 @@
-"""Texts that match a regular expression, for finding out whether a schema can be satisfied.
+"""Texts that match a regular expression, to test whether a schema can be satisfied.
 
-Knows Python's own parse of a pattern. What looks around is passed over, so a text need not match: check it.
+Uses Python's own parse of a pattern. Lookarounds are ignored, so a text need not match; callers check it.
 """
 
 from collections.abc import Iterator
-from re import _constants, _parser  # type: ignore[attr-defined]  # what `sre_parse` was before 3.11
+from re import _constants, _parser  # type: ignore[attr-defined]  # `sre_parse` before 3.11
 from typing import Any
 
-_PLAIN = "a1A -_.bZ9é"  # for what may be any character
+_PLAIN = "a1A -_.bZ9é"  # candidates where any character may match
 _OF_CATEGORY = {
     _constants.CATEGORY_DIGIT: "10",
     _constants.CATEGORY_NOT_DIGIT: "aA-",
@@ -16,12 +16,12 @@ _OF_CATEGORY = {
     _constants.CATEGORY_WORD: "a1A_",
     _constants.CATEGORY_NOT_WORD: " -",
 }
-_MORE = 12  # repetitions beyond the least, at most
+_MORE = 12  # most repetitions beyond the minimum
 _LONGEST = 5000
 
 
 def matches(pattern: str, most: int) -> Iterator[str]:
-    """Yield texts that may match a pattern: the same ones each time, the shortest first."""
+    """Yield texts that may match a pattern, deterministically, the shortest first."""
     try:
         tree = _parser.parse(pattern)
     except (ValueError, OverflowError, RecursionError):
@@ -33,7 +33,7 @@ def matches(pattern: str, most: int) -> Iterator[str]:
 
 
 class _Writer:
-    """Writes one text; the walk decides at every choice."""
+    """Writes one text; the number of the walk determines every choice."""
 
     def __init__(self, walk: int) -> None:
         self._walk = self._state = walk
@@ -68,17 +68,17 @@ class _Writer:
         if kind == "BRANCH":
             return self._text(node[1][self._choice(len(node[1]))])
         if kind.endswith("_REPEAT"):
-            least, most, inner = node
+            least, most, repeated = node
             count = least + self._choice(min(int(most) - least, _MORE) + 1)
-            return "".join(self._text(inner) for _ in range(count) if self._left >= 0)
+            return "".join(self._text(repeated) for _ in range(count) if self._left >= 0)
         if kind == "SUBPATTERN":
-            number, inner = node[0], node[-1]
-            text = self._text(inner)
+            number, group = node[0], node[-1]
+            text = self._text(group)
             self._groups[number] = text
             return text
         if kind == "ATOMIC_GROUP":
             return self._text(node)
-        return self._groups.get(node, "") if kind == "GROUPREF" else ""  # the rest looks around
+        return self._groups.get(node, "") if kind == "GROUPREF" else ""  # the remaining kinds are lookarounds
 
     def _text(self, tree: Any) -> str:
         return "".join(self.parts(tree))

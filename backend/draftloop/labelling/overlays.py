@@ -1,7 +1,7 @@
-"""A case's schema.json, checked: a JSON Schema whose every keyword is enforced, or the case is refused.
+"""A case's schema.json, checked: a JSON Schema with a keyword that would not be enforced is rejected.
 
-Knows JSON Schema of the drafts 4, 6, 7, 2019-09 and 2020-12. Does not know controls or models. No reference
-is ever fetched: it is resolved within the file, or among the metaschemas that come with jsonschema.
+Knows JSON Schema of the drafts 4, 6, 7, 2019-09 and 2020-12. Does not know controls or models. References are
+resolved within the file, or among the metaschemas that come with jsonschema; nothing is ever fetched.
 """
 
 import json
@@ -46,7 +46,7 @@ _MODIFIERS: dict[type[Validator], tuple[str, ...]] = {
 }
 _SIBLINGS_IGNORED = (Draft4Validator, Draft6Validator, Draft7Validator)  # beside a `$ref`
 
-# Where schemas stand in a schema; those that are about the same value as the schema around them come first.
+# Keywords that contain schemas; those whose schemas apply to the same value come first.
 _SAME_VALUE = ("not", "if", "then", "else", "allOf", "anyOf", "oneOf", "dependentSchemas", "dependencies")
 _HOLDING_SCHEMAS = (
     *_SAME_VALUE,
@@ -82,16 +82,21 @@ _OWN_SCHEMA = Draft202012Validator(
     }
 )
 _ALL_KEYWORDS = frozenset(keyword for dialect in _DIALECTS.values() for keyword in dialect.VALIDATORS)
-_NEAR = 0.85  # "maxLenght" is this near to "maxLength"; "example" and "nullable" are near to no keyword
+_NEAR = 0.85  # reports "maxLenght", but not "example" or "nullable"
 
 Json = Any
 
 
 class Part(NamedTuple):
-    """A schema within the file: what it says, where its references are resolved, where it stands."""
+    """A schema within the file.
 
-    schema: Any  # a mapping, or True or False
-    resolver: Any  # of `referencing`
+    schema     a mapping, or True or False
+    resolver   resolves its references; an object of `referencing`
+    where      its path in the file
+    """
+
+    schema: Any
+    resolver: Any
     where: str
 
 
@@ -99,23 +104,23 @@ class Overlay:
     """A checked schema.json. Made by `read_overlay`; safe to share."""
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
-        """Check it.
+        """Check the schema.
 
         Raises:
             SetupError: It is no JSON Schema, or a part of it would not be enforced.
         """
         self.schema = schema
         self._dialect = _dialect_of(schema)
-        # What the dialect does not know its metaschema has not checked: no schema before a `$ref` says so.
+        # The metaschema has not checked keywords of other dialects, so their values are not read as schemas.
         known = {*self._dialect.VALIDATORS, "definitions"}
         known |= {"then", "else"} if "if" in known else set()
-        known |= {"$defs"} if "unevaluatedItems" in known else set()  # as old as 2019-09, both of them
+        known |= {"$defs"} if "unevaluatedItems" in known else set()  # both came with 2019-09
         self._holding_schemas = tuple(keyword for keyword in _HOLDING_SCHEMAS if keyword in known)
         self._specification: Specification[Any] = specification_with(_uri_of(self._dialect))
         self._sound: set[int] = set()  # ids of schemas that the metaschema accepts
         self._check_metaschema(schema, "")
         root: Resource[Any] = self._specification.create_resource(schema)
-        # Nothing but this file and the metaschemas: a registry that was given is never left for the network.
+        # Only this file and the metaschemas: with a registry, jsonschema never uses the network.
         registry: Registry[Any] = REGISTRY.with_resource(root.id() or "", root)
         self.formats = FormatChecker(())
         self.formats.checkers = {
@@ -127,7 +132,7 @@ class Overlay:
         self.annotated = self._check_parts()
 
     def errors(self, value: Json) -> Iterator[ValidationError]:
-        """Yield what is wrong with a value, formats included."""
+        """Yield the errors of a value, formats included."""
         yield from self._validator.iter_errors(value)
 
     def accepts(self, part: Part, value: Json) -> bool:
@@ -136,9 +141,9 @@ class Overlay:
         return bool(evolved.evolve(schema=part.schema, _resolver=part.resolver).is_valid(value))
 
     def flat(self, parts: Iterator[Part] | tuple[Part, ...]) -> tuple[Part, ...]:
-        """Return the schemas that hold together for one value: references followed, `allOf` taken apart.
+        """Return all schemas that a value must satisfy: references are followed, `allOf` is split.
 
-        What is true of every value is left out. A schema's own words come after those that it refers to.
+        Schemas that accept every value are dropped. A schema follows those that it refers to.
         """
         flat: list[Part] = []
         seen: set[int] = set()
@@ -147,25 +152,25 @@ class Overlay:
         return tuple(flat)
 
     def below(self, part: Part, key: str, schema: Any) -> Part:
-        """Return a schema that stands in a flat part."""
+        """Return a schema that a keyword of a part contains."""
         return Part(schema, self._scope(schema, part.resolver), _joined(part.where, key))
 
     def about(self, flat: tuple[Part, ...], name: str) -> Iterator[Part]:
-        """Yield what flat parts about an object say about one of its keys."""
+        """Yield the schemas that flat parts about an object contain for one of its keys."""
         for part in flat:
-            schema, said = part.schema, False
+            schema, is_covered = part.schema, False
             if name in schema.get("properties", {}):
-                said = True
+                is_covered = True
                 yield self.below(part, f"properties.{name}", schema["properties"][name])
-            for pattern, inner in schema.get("patternProperties", {}).items():
+            for pattern, subschema in schema.get("patternProperties", {}).items():
                 if re.search(pattern, name):
-                    said = True
-                    yield self.below(part, f"patternProperties.{pattern}", inner)
-            if not said and "additionalProperties" in schema:
+                    is_covered = True
+                    yield self.below(part, f"patternProperties.{pattern}", subschema)
+            if not is_covered and "additionalProperties" in schema:
                 yield self.below(part, "additionalProperties", schema["additionalProperties"])
 
     def without_required(self, names: frozenset[str]) -> "Overlay":
-        """Return the overlay without the demand that these keys are there."""
+        """Return the overlay without these keys among its required ones."""
         if not names & set(self.schema.get("required", ())):
             return self
         return read_overlay(
@@ -188,7 +193,7 @@ class Overlay:
         flat.append(part)
 
     def _scope(self, schema: Any, resolver: Any) -> Any:
-        if isinstance(schema, bool):  # draft 4 has them at a few places, where `referencing` expects none
+        if isinstance(schema, bool):  # draft 4 allows them in places where `referencing` does not expect them
             return resolver
         return resolver.in_subresource(self._specification.create_resource(schema))
 
@@ -205,31 +210,31 @@ class Overlay:
         return Part(resolved.contents, resolved.resolver, where)
 
     def _check_parts(self) -> tuple[Part, ...]:
-        """Check every schema of the file; return those with keywords of our own."""
+        """Check every schema of the file; return those with keywords that begin with x-."""
         annotated = []
-        here: dict[int, list[int]] = {}  # by schema, those that are about the same value
+        same_value: dict[int, list[int]] = {}  # ids of schemas, each with those about the same value
         parts = [self.root]
         while parts:
             part = parts.pop()
-            if isinstance(part.schema, bool) or id(part.schema) in here:
+            if isinstance(part.schema, bool) or id(part.schema) in same_value:
                 continue
             if not isinstance(part.schema, Mapping):
                 raise _wrong(part.where, "is no schema", "A schema is an object, true or false.")
             self._check_keywords(part)
             if any(key in part.schema for key in OWN):
                 annotated.append(part)
-            inner = list(self._inner(part))
-            here[id(part.schema)] = [id(each.schema) for each, same_value in inner if same_value]
-            parts.extend(each for each, _ in inner)
-        if _has_cycle(here):
+            subschemas = list(self._subschemas(part))
+            same_value[id(part.schema)] = [id(each.schema) for each, is_same in subschemas if is_same]
+            parts.extend(each for each, _ in subschemas)
+        if _has_cycle(same_value):
             raise SetupError(
                 f"{NAME}: a `$ref` leads back to itself without a step into the value.",
                 hint="Say at one of the places what the value is.",
             )
         return tuple(annotated)
 
-    def _inner(self, part: Part) -> Iterator[tuple[Part, bool]]:
-        """Yield the schemas within a schema, and those that it refers to."""
+    def _subschemas(self, part: Part) -> Iterator[tuple[Part, bool]]:
+        """Yield the schemas within a schema and those that it refers to; True where the value is the same."""
         schema = part.schema
         for keyword in _REFERENCES:
             if keyword in schema and keyword in self._dialect.VALIDATORS:
@@ -241,8 +246,8 @@ class Overlay:
         if "$ref" in schema and issubclass(self._dialect, _SIBLINGS_IGNORED):
             return
         for keyword in self._holding_schemas:
-            for key, inner in _schemas_under(keyword, schema[keyword]) if keyword in schema else ():
-                yield self.below(part, key, inner), keyword in _SAME_VALUE
+            for key, subschema in _schemas_under(keyword, schema[keyword]) if keyword in schema else ():
+                yield self.below(part, key, subschema), keyword in _SAME_VALUE
 
     def _check_keywords(self, part: Part) -> None:
         schema, known = part.schema, self._dialect.VALIDATORS
@@ -309,7 +314,7 @@ class Overlay:
         except (
             OverflowError,
             RecursionError,
-        ) as broken:  # of `re`, which a format of the metaschema compiles
+        ) as broken:  # raised by `re`, which compiles a format of the metaschema
             raise _wrong(
                 where, f"holds what cannot be compiled: {broken}", "Make its patterns simpler."
             ) from broken
@@ -352,7 +357,7 @@ def read_overlay(schema: Mapping[str, Any]) -> Overlay:
     return _read_overlay(text)
 
 
-@lru_cache(maxsize=64)  # 5 ms each; tasks that bring their own options ask for it again and again
+@lru_cache(maxsize=64)  # 5 ms each; each task with options of its own reads it again
 def _read_overlay(text: str) -> Overlay:
     return Overlay(parse_overlay(text))
 
@@ -376,25 +381,25 @@ def _plain(uri: object) -> str:
 
 
 def _schemas_under(keyword: str, held: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the schemas that a keyword holds, with their keys: it holds one, a list or a map of them."""
+    """Yield the schemas that a keyword contains, with their keys: one, a list or a map of them."""
     if isinstance(held, list) and keyword in _LISTS:
-        inner = [(f"{keyword}.{number}", each) for number, each in enumerate(held)]
+        subschemas = [(f"{keyword}.{number}", each) for number, each in enumerate(held)]
     elif isinstance(held, Mapping) and keyword in _MAPS:
-        inner = [(f"{keyword}.{name}", each) for name, each in held.items()]
+        subschemas = [(f"{keyword}.{name}", each) for name, each in held.items()]
     else:
-        inner = [(keyword, held)]
-    # `dependencies` may list names instead, and what the dialect does not know may hold anything.
-    yield from ((key, each) for key, each in inner if isinstance(each, Mapping | bool))
+        subschemas = [(keyword, held)]
+    # `dependencies` may contain lists of names; a keyword unknown to the dialect may contain anything.
+    yield from ((key, each) for key, each in subschemas if isinstance(each, Mapping | bool))
 
 
 def _has_cycle(edges: Mapping[int, list[int]]) -> bool:
     """Return whether a directed graph has a cycle."""
-    left = {node: [below for below in inner if below in edges] for node, inner in edges.items()}
+    left = {node: [end for end in ends if end in edges] for node, ends in edges.items()}
     while True:
-        ends = [node for node, inner in left.items() if not any(below in left for below in inner)]
-        if not ends:
+        leaves = [node for node, ends in left.items() if not any(end in left for end in ends)]
+        if not leaves:
             return bool(left)
-        for node in ends:
+        for node in leaves:
             del left[node]
 
 

@@ -1,7 +1,7 @@
 """A task as a model and the rules read it.
 
-Knows what a labelling shows of a task. Does not know values, models or rules: each of them is handed the
-question, so that a task is read once however many steps its draft takes.
+Knows what a labelling shows of a task. Does not know values, models or rules. The steps of a draft share one
+question, so that a task is read once.
 """
 
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from draftloop.labelling.sources import OBJECTS, Passage, Task, check_data
-from draftloop.labelling.spans import Labels
+from draftloop.labelling.passages import Passage
+from draftloop.labelling.sources import OBJECTS, Task, check_data
 from draftloop.runs.run import OUTPUTS_KEY, outputs_of
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Question:
-    """A task under its labelling; each part is read when it is first asked for, and once.
+    """A task under its labelling; each part is computed once, on first use.
 
     labelling   the task's labelling, with the options that the task brings
     task        the task
@@ -32,8 +32,8 @@ class Question:
     def inputs(self) -> Mapping[str, str]:
         """The texts that the annotator reads, by key of task data, in the order of the page.
 
-        Files that its code must leave and options that the task brings follow, the latter for a model to know
-        what their names stand for.
+        The files that its code must write follow, then the options that the task brings, so that a model
+        reads what their names mean.
 
         Raises:
             TaskError: The task lacks a key that the config shows.
@@ -45,14 +45,14 @@ class Question:
         if labelling.program and (outputs := outputs_of(task.data)):
             texts[OUTPUTS_KEY] = "\n".join(outputs)
         for control in (*labelling.controls, *labelling.per_region_controls):
-            words = control.told(task) if control.variable or control.own else ""
-            if words:
-                texts.setdefault(control.variable or control.name, words)
+            described = control.describe_options(task) if control.options.needs_task else ""
+            if described:
+                texts.setdefault(control.options.variable or control.name, described)
         return texts
 
     @cached_property
     def text(self) -> str:
-        """The one text that a model reads: the inputs, under headings where there are several.
+        """The text that a model reads: the inputs, under headings where there are several.
 
         Raises:
             TaskError: As `inputs`.
@@ -68,7 +68,7 @@ class Question:
         Raises:
             TaskError: The task lacks a key that the config shows.
         """
-        quoted = {control.to_name for control in self.labelling.controls if isinstance(control, Labels)}
+        quoted = {control.to_name for control in self.labelling.span_controls}
         return {
             source.name: source.passage(self.task)
             for source in self.labelling.sources

@@ -1,11 +1,11 @@
 """Label Studio's regions, read with their shape checked.
 
-Label Studio's API takes any JSON as the result of an annotation or a prediction. What can be read without
-doubt is read: a text for a list with one text, `3.0` and `"3"` for 3. Everything else is an `InvalidValue`
-that names the control and what stands there. Does not know controls, their options, or positions in texts.
+Label Studio's API accepts any JSON as the result of an annotation or a prediction. What has one possible
+meaning is read: a text for a list with one text, `3.0` and `"3"` for 3. Everything else is an `InvalidValue`
+that names the control and the value. Does not know controls, their options, or positions in texts.
 
 Source:
-    Label Studio 1.23.2: the types that the page's editor gives a result's value, and what it turns into them.
+    Label Studio 1.23.2: the types of a result's value in the page's editor, and what it converts to them.
 """
 
 import json
@@ -21,12 +21,12 @@ from draftloop.support.strict_json import DEEPEST
 Json = Any  # what `json.loads` returns
 Region = dict[str, Any]
 
-EXACT = 2**53  # larger integers are others in the page, which is JavaScript
+EXACT = 2**53  # larger integers are not exact in JavaScript
 
-# What a region says of the place of its span, beside the value of its control. A per-region TextArea has its
-# texts under `text`, where the others have the span's.
+# Keys of a region's value that locate its span, beside the value of its control. A per-region TextArea has
+# its texts under `text`, where other controls have the text of the span.
 _PLACE = frozenset({"start", "end", "startOffset", "endOffset", "globalOffsets", "text", "isText"})
-_DIGITS = 40  # a longer text is no number that somebody wrote
+_DIGITS = 40  # a longer text is not read as a number
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 _short = Repr()
@@ -35,20 +35,20 @@ _short.maxlevel, _short.maxlist, _short.maxdict = 3, 4, 4
 
 
 def shortened(part: Json) -> str:
-    """Return JSON in a few words, for a reason: `repr`, cut in every direction."""
+    """Return a short `repr` of JSON for an error message."""
     return _short.repr(part)
 
 
 def too_deep(part: Json, limit: int = DEEPEST) -> bool:
-    """Check whether JSON is nested deeper than a number of levels; without recursion."""
+    """Return whether JSON is nested deeper than a number of levels; without recursion."""
     level = [part]
     for _ in range(limit):
         level = [
-            inner
+            child
             for outer in level
             if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
+            for child in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(child, dict | list)
         ]
         if not level:
             return False
@@ -56,12 +56,12 @@ def too_deep(part: Json, limit: int = DEEPEST) -> bool:
 
 
 def regions_of(result: Json) -> list[Region]:
-    """Read the result of an annotation or a prediction: regions, each an object whose value is an object.
+    """Return the regions of an annotation's or a prediction's result; the value of each is an object.
 
     Raises:
-        InvalidValue: It is none, or is nested deeper than anything that a page stores.
+        InvalidValue: It is no list of regions, or is nested deeper than anything that a page stores.
     """
-    if isinstance(result, str) and result.strip():  # the page parses it, too
+    if isinstance(result, str) and result.strip():  # the page parses it too
         try:
             result = json.loads(result)
         except (ValueError, RecursionError):
@@ -103,68 +103,79 @@ def _check_region(region: Json) -> None:
 
 
 def collect(name: str, regions: Sequence[Region], *keys: str) -> list[Json]:
-    """Collect what a control's regions hold under a key, several things each; one alone counts as a list.
+    """Return the items of the lists in a control's regions; a value that is no list counts as one item.
 
     Args:
-        name: Of the control.
-        regions: Those of the control.
-        keys: Where its value stands; the first that is there counts.
+        name: Name of the control.
+        regions: The control's regions.
+        keys: The keys that may hold the value; the first present one is read.
     Raises:
         InvalidValue: A region holds something else instead.
     """
-    found: list[Json] = []
+    items: list[Json] = []
     for part in _parts(name, regions, keys):
-        found.extend(part if isinstance(part, list) else [part])
-    return found
+        items.extend(part if isinstance(part, list) else [part])
+    return items
 
 
 def single(name: str, regions: Sequence[Region], key: str) -> list[Json]:
-    """List what a control's regions hold under a key, one thing each; a list with one thing counts as it.
+    """Return the single value of each of a control's regions; a list with one item counts as that item.
 
     Args:
-        name: Of the control.
-        regions: Those of the control.
-        key: Where its value stands.
+        name: Name of the control.
+        regions: The control's regions.
+        key: The key that holds the value.
     Raises:
-        InvalidValue: A region holds something else instead, or several things.
+        InvalidValue: A region holds something else instead, or several values.
     """
-    found = []
+    values = []
     for part in _parts(name, regions, (key,)):
         if isinstance(part, list) and len(part) > 1:
-            raise InvalidValue(f"Control '{name}' holds one value, found {shortened(part)}.")
-        found.extend(part if isinstance(part, list) else [part])
-    return found
+            raise InvalidValue(f"Control '{name}' holds one value, not {shortened(part)}.")
+        values.extend(part if isinstance(part, list) else [part])
+    return values
+
+
+def only_one(name: str, values: Sequence[Json]) -> Json | None:
+    """Return the only one of a control's values; None where there is none.
+
+    Raises:
+        InvalidValue: There are several.
+    """
+    if len(values) > 1:
+        raise InvalidValue(f"Control '{name}' holds one value, not {len(values)}.")
+    return values[0] if values else None
 
 
 def _parts(name: str, regions: Sequence[Region], keys: Sequence[str]) -> Iterator[Json]:
     for region in regions:
         value: Mapping[str, Json] = region["value"]
-        there = [value[key] for key in keys if value.get(key) not in (None, "")]
-        if there:
-            if "start" not in value and any(other != there[0] for other in there[1:]):
+        held = [value[key] for key in keys if value.get(key) not in (None, "")]
+        if held:
+            if "start" not in value and any(other != held[0] for other in held[1:]):
                 raise InvalidValue(
                     f"Control '{name}': a region holds two values, under {' and '.join(keys)}."
                 )
-            yield there[0]
+            yield held[0]
             continue
         expected = {*keys, *(_PLACE if "start" in value else ())}
         other = sorted(
-            key for key, found in value.items() if key not in expected and found not in (None, "", [])
+            key for key, part in value.items() if key not in expected and part not in (None, "", [])
         )
-        if "start" in value:  # a span's labels may stand beside what hangs on it
+        if "start" in value:  # its labels may stand beside the value of a per-region control
             other = [key for key in other if not key.endswith("labels")]
         if other:
             raise InvalidValue(
                 f"Control '{name}': a region holds {shortened(other[0])}, not '{keys[0]}'.",
-                hint="It was made by another tool, or under another config.",
+                hint="Another tool made it, or it belongs to another config.",
             )
 
 
 def text_of(name: str, part: Json) -> str:
-    """Read a text; a number counts as its digits.
+    """Return a text; a number is converted to its digits.
 
     Raises:
-        InvalidValue: It is neither.
+        InvalidValue: It is neither a text nor a number.
     """
     if isinstance(part, str):
         return part
@@ -175,10 +186,10 @@ def text_of(name: str, part: Json) -> str:
 
 
 def number_of(name: str, part: Json) -> int | float:
-    """Read a number, whole ones as `int`; a text counts as the number that it is.
+    """Return a number, a whole one as `int`; a text that is a number is converted.
 
     Raises:
-        InvalidValue: It is none, or none that the page can hold.
+        InvalidValue: It is no number, or one that JavaScript cannot hold.
     """
     number: int | float
     if isinstance(part, str) and len(part) <= _DIGITS and _NUMBER.fullmatch(part.strip()):
@@ -196,7 +207,7 @@ def number_of(name: str, part: Json) -> int | float:
 
 
 def place_of(part: Json) -> int | None:
-    """Read a place, counted from 0; None where it is none."""
+    """Return an index, counted from 0; None where it is no index."""
     try:
         number = number_of("", part)
     except InvalidValue:
@@ -208,41 +219,41 @@ def place_of(part: Json) -> int | None:
 
 
 def identified(spans: Sequence[Region]) -> list[Region]:
-    """Return regions of spans with an id each: those without get one that no region has.
+    """Return regions of spans with an id each: a span without one gets an id that no region has.
 
     Raises:
-        InvalidValue: Spans at different places have one id.
+        InvalidValue: Spans at different places have the same id.
     """
     known: dict[Json, Json] = {}
-    found = []
+    with_ids = []
     for number, span in enumerate(spans):
         span_id = ("span", number) if span.get("id") is None else span["id"]
         if known.setdefault(span_id, _place(span)) != _place(span):
             raise InvalidValue(f"Two spans at different places have the id {shortened(span_id)}.")
-        found.append(span | {"id": span_id})
-    return found
+        with_ids.append(span | {"id": span_id})
+    return with_ids
 
 
 def attached(name: str, region: Region, spans: Sequence[Region]) -> Region:
-    """Return a region that hangs on a span with that span's id; one without an id is found by its place.
+    """Return a per-region control's region with the id of its span, looked up by place where it has no id.
 
     Args:
-        name: Of its control.
+        name: Name of the control.
         region: The region.
-        spans: What it may hang on, as `identified` returns them.
+        spans: The spans, as `identified` returns them.
     Raises:
-        InvalidValue: There is no such span, or there are several.
+        InvalidValue: No span fits, or several do.
     """
     region_id = region.get("id")
     if region_id is None:
-        found = {span["id"] for span in spans if _place(span) == _place(region) != {}}
-        if len(found) > 1:
+        ids = {span["id"] for span in spans if _place(span) == _place(region) != {}}
+        if len(ids) > 1:
             raise InvalidValue(
-                f"A region of control '{name}' has no id and may hang on any of {len(found)} spans there."
+                f"A region of control '{name}' has no id and may belong to any of {len(ids)} spans there."
             )
-        region_id = next(iter(found), None)
+        region_id = next(iter(ids), None)
     if region_id is None or region_id not in {span["id"] for span in spans}:
-        raise InvalidValue(f"A region of control '{name}' hangs on no span of the annotation.")
+        raise InvalidValue(f"A region of control '{name}' belongs to no span of the annotation.")
     return region | {"id": region_id}
 
 
@@ -252,3 +263,22 @@ def _place(region: Region) -> dict[str, Json]:
         for key, part in region["value"].items()
         if key in _PLACE - {"text", "isText"} and part is not None
     }
+
+
+def attach_to_spans(
+    by_control: dict[str, list[Region]], span_controls: Sequence[str], per_region_controls: Sequence[str]
+) -> None:
+    """Set ids: one on each span, and that of its span on each region of a per-region control.
+
+    Args:
+        by_control: Regions by name of control; changed in place.
+        span_controls: Names of the controls that label spans.
+        per_region_controls: Names of the controls that are filled in for each span.
+    Raises:
+        InvalidValue: A region belongs to no span, or it is not clear to which one.
+    """
+    spans = identified([region for name in span_controls for region in by_control[name]])
+    for name in span_controls:
+        by_control[name] = [span for span in spans if span["from_name"] == name]
+    for name in per_region_controls:
+        by_control[name] = [attached(name, region, spans) for region in by_control[name]]

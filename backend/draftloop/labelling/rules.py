@@ -1,12 +1,12 @@
 """Rules as data: JSON Schema, CEL validations and grounding, checked after decoding, always.
 
-Knows a value, its task and the validating schema. Does not know what happens to a value that fails:
-it only says why, in words that a model and a human can act on. No code from a config file is ever run.
+Knows a value, its task and the validating schema. Does not know what happens to a value that fails: it
+returns reasons that a model and a human can act on. It never runs code from a config file.
 
 Keywords beyond JSON Schema, at any level of a case's schema.json:
     x-validations   [{rule, message}], as in Kubernetes CRDs: CEL over `self`, the value at that level.
                     Absent keys are missing, so guard optional ones: `!has(self.date) || ...`.
-    x-grounded      true: every string below must stand, character for character, in the task's text.
+    x-grounded      true: every string below must occur, character for character, in the task's text.
 """
 
 import json
@@ -22,14 +22,13 @@ from draftloop.errors import SetupError
 from draftloop.labelling.controls import Json, Schema
 from draftloop.labelling.labelling import Labelling, Question, Task, Value
 from draftloop.labelling.overlays import read_overlay
-from draftloop.labelling.spans import Labels
 
 _MESSAGE_CHARS = 300  # a message may quote the whole value; a human reads the first lines
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a draft needs a human: the kind of check that failed, where, and in words."""
+    """Why a draft needs a human: the kind of check that failed, its path in the value, and a message."""
 
     kind: Literal["decode", "schema", "rule", "grounding", "run", "engine"]
     path: str
@@ -56,10 +55,11 @@ class Rules:
         Raises:
             SetupError: A rule is not CEL.
         """
-        schema = labelling.validating_schema
+        schemas = labelling.schemas
+        schema = schemas.validating
         self._labelling = labelling
         self._overlay = (
-            read_overlay(labelling.overlay).without_required(labelling.human) if labelling.overlay else None
+            read_overlay(schemas.overlay).without_required(schemas.human) if schemas.overlay else None
         )
         formats = self._overlay.formats if self._overlay else Draft202012Validator.FORMAT_CHECKER
         self._validator = Draft202012Validator(schema, format_checker=formats)
@@ -68,28 +68,28 @@ class Rules:
 
     @property
     def quoted(self) -> tuple[tuple[str, ...], ...]:
-        """List where a value's strings are quotes from the task's text; "*" stands for every item."""
-        spans = (control.name for control in self._labelling.controls if isinstance(control, Labels))
+        """The paths of strings that are quotes from the task's text; "*" stands for every item."""
+        spans = (control.name for control in self._labelling.span_controls)
         return (*self._grounded, *((name, "*", "text") for name in spans))
 
     @property
     def messages(self) -> tuple[str, ...]:
-        """List what a model is told beforehand because nothing binds it: validations, keywords left out."""
-        left_out = (
+        """The rules that decoding does not enforce, for the prompt: validations and unenforced keywords."""
+        unenforced = (
             f"{each.path}: {each.keyword} {json.dumps(each.value, ensure_ascii=False)}"
-            for each in self._labelling.left_out
+            for each in self._labelling.schemas.unenforced
         )
-        return (*(validation.message for validation in self._validations), *left_out)
+        return (*(validation.message for validation in self._validations), *unenforced)
 
     def check(self, value: Value, task: Task | Question) -> tuple[Reason, ...]:
-        """List everything that is wrong with a decoded value; empty when nothing is.
+        """Return everything that is wrong with a decoded value.
 
         Raises:
             TaskError: The task lacks a key that the config shows.
         """
         schema_reasons = tuple(self._schema_reasons(value))
         if schema_reasons:
-            return schema_reasons  # rules and regions count on the right types
+            return schema_reasons  # rules and regions rely on the right types
         question = self._labelling.read(task)
         return (
             *self._broken_rules(value),
@@ -98,14 +98,14 @@ class Rules:
         )
 
     def _schema_reasons(self, value: Value) -> Iterator[Reason]:
-        """Yield what the config's schema and schema.json, as it is written, say against a value."""
+        """Yield a value's violations of the config's schema and of schema.json itself."""
         errors = list(self._validator.iter_errors(value))
-        said = {(_path(error.absolute_path), error.validator) for error in errors}
+        known = {(_path(error.absolute_path), error.validator) for error in errors}
         if self._overlay is not None:
             errors += (
                 error
                 for error in self._overlay.errors(value)
-                if (_path(error.absolute_path), error.validator) not in said
+                if (_path(error.absolute_path), error.validator) not in known
             )
         for error in sorted(errors, key=lambda each: _path(each.absolute_path)):
             yield Reason("schema", _path(error.absolute_path), _shortened(error))
@@ -116,7 +116,7 @@ class Rules:
                 try:
                     holds = validation.program.execute({"self": part})
                 except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-                    # A key that is absent, a division by zero, an overflow: the rule cannot be said to hold.
+                    # An absent key, a division by zero, an overflow: the rule does not hold.
                     yield Reason("rule", _path(path), f"{validation.message} ({str(error)[:80]})")
                     continue
                 if holds is not True:
@@ -156,8 +156,8 @@ def _validations(schema: Any, path: tuple[str, ...]) -> Iterator[_Validation]:
                 hint="Rules see only `self`.",
             )
         yield _Validation(path, program, rule, str(entry.get("message") or f"failed rule: {rule}"))
-    for below, inner in _below(schema):
-        yield from _validations(inner, (*path, below))
+    for below, subschema in _below(schema):
+        yield from _validations(subschema, (*path, below))
 
 
 def _grounded(schema: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -165,8 +165,8 @@ def _grounded(schema: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         return
     if schema.get("x-grounded") is True:
         yield path
-    for below, inner in _below(schema):
-        yield from _grounded(inner, (*path, below))
+    for below, subschema in _below(schema):
+        yield from _grounded(subschema, (*path, below))
 
 
 def _below(schema: Mapping[str, Any]) -> Iterator[tuple[str, Schema]]:
@@ -176,15 +176,15 @@ def _below(schema: Mapping[str, Any]) -> Iterator[tuple[str, Schema]]:
 
 
 def _parts(
-    value: Json, pattern: tuple[str, ...], at: tuple[str | int, ...]
+    value: Json, pattern: tuple[str, ...], path: tuple[str | int, ...]
 ) -> Iterator[tuple[tuple[str | int, ...], Json]]:
     if not pattern:
-        yield at, value
+        yield path, value
     elif pattern[0] == "*" and isinstance(value, list):
         for index, part in enumerate(value):
-            yield from _parts(part, pattern[1:], (*at, index))
+            yield from _parts(part, pattern[1:], (*path, index))
     elif isinstance(value, dict) and pattern[0] in value:
-        yield from _parts(value[pattern[0]], pattern[1:], (*at, pattern[0]))
+        yield from _parts(value[pattern[0]], pattern[1:], (*path, pattern[0]))
 
 
 def _strings(value: Json) -> Iterator[str]:

@@ -1,7 +1,8 @@
-"""Whether a case can have a right answer at all: a value that passes its schemas is looked for at set-up.
+"""Check at set-up that a case can have a valid answer, by a search for one.
 
-Knows the schemas, and what the engine lets be written. Does not prove that there is none; where none is found
-the author of schema.json is asked for one (`examples`), so that no project is set up whose every draft fails.
+Knows the schemas and what the engine can write. A failed search does not prove that there is no valid answer;
+the author of schema.json must then state one (`examples`), so that no project is set up in which every draft
+fails.
 """
 
 import json
@@ -41,15 +42,15 @@ _FORMATS = {
 }
 _MOST_OF_A_FIELD = 16
 _MOST_VALUES = 400
-_WALKS = 200  # of one pattern, 20 us each
-_LONGEST = 20_000  # of a text or an array; no model is asked for one of more
+_WALKS = 200  # texts for one pattern, 20 us each
+_LONGEST = 20_000  # characters or items; models are not asked for longer ones
 
 
 def check_satisfiable(validating: Schema, decoding: Schema, overlay: Overlay, human: frozenset[str]) -> None:
-    """Check that each field may have some value, and that some answer passes both schemas.
+    """Check that each field can have a value, and that an answer satisfies both schemas.
 
     Raises:
-        SetupError: None was found.
+        SetupError: The search failed.
     """
     flat = overlay.flat((overlay.root,))
     somewhere = tuple(_in_place(overlay, flat))
@@ -77,10 +78,10 @@ def check_satisfiable(validating: Schema, decoding: Schema, overlay: Overlay, hu
     reason = ""
     for value in islice((*examples, *_values(drafted, validating["required"])), _MOST_VALUES):
         if not human & value.keys():
-            refused = _refused(value, validating, decoding, overlay)
-            if not refused:
+            why_refused = _why_refused(value, validating, decoding, overlay)
+            if not why_refused:
                 return
-            reason = reason or refused
+            reason = reason or why_refused
     raise SetupError(
         f"{NAME}: no answer was found that passes it: {reason[:200]}.",
         hint='State one at the root, "examples": [{...}], or correct what is demanded.',
@@ -88,7 +89,7 @@ def check_satisfiable(validating: Schema, decoding: Schema, overlay: Overlay, hu
 
 
 def _is_written(value: Json) -> bool:
-    """Return whether an answer may hold a value: no number that JavaScript does not know, for instance."""
+    """Return whether an answer may contain a value; for example, some numbers are not exact in JavaScript."""
     try:
         parsed(json.dumps({"value": value}))
     except InvalidValue:
@@ -96,7 +97,7 @@ def _is_written(value: Json) -> bool:
     return True
 
 
-def _refused(value: Json, validating: Schema, decoding: Schema, overlay: Overlay) -> str:
+def _why_refused(value: Json, validating: Schema, decoding: Schema, overlay: Overlay) -> str:
     try:
         text = serialized(value, decoding)
         if not Draft202012Validator(decoding).is_valid(json.loads(text)):
@@ -109,7 +110,7 @@ def _refused(value: Json, validating: Schema, decoding: Schema, overlay: Overlay
 
 
 def _values(fields: Mapping[str, list[Json]], required: list[str]) -> Iterator[Value]:
-    """Yield combinations of the fields' values: the least, the most, one field besides, then mixtures."""
+    """Yield combinations of values: required fields only, all fields, one more or one less, then mixtures."""
     for at in range(_MOST_OF_A_FIELD):
         every = {name: values[at % len(values)] for name, values in fields.items()}
         least = {name: value for name, value in every.items() if name in required}
@@ -128,7 +129,7 @@ def _values(fields: Mapping[str, list[Json]], required: list[str]) -> Iterator[V
 
 
 def _candidates(schema: Schema, overlay: Overlay, parts: tuple[Part, ...]) -> Iterator[Json]:
-    """Yield values that a part might accept: those that it names, and some made from its bounds."""
+    """Yield values that a schema may accept: those that it lists, and some made from its bounds."""
     here = list(_in_place(overlay, parts))
     for part in here:
         yield from _literals(part.schema)
@@ -137,7 +138,7 @@ def _candidates(schema: Schema, overlay: Overlay, parts: tuple[Part, ...]) -> It
         try:
             variants.append(tighten_value(schema, overlay, part))
         except SetupError:
-            continue  # one of the alternatives that the control cannot hold
+            continue  # an alternative that the control does not allow
     for variant in _distinct(variants):
         if variant.get("type") == "array":
             yield from _arrays(variant, overlay, here)
@@ -149,18 +150,20 @@ def _candidates(schema: Schema, overlay: Overlay, parts: tuple[Part, ...]) -> It
 
 def _arrays(schema: Schema, overlay: Overlay, here: list[Part]) -> Iterator[Json]:
     yield []
-    inner = [
+    subschemas = [
         overlay.below(part, key, part.schema[key])
         for part in here
         for key in ("items", "contains")
         if isinstance(part.schema.get(key), Mapping)
     ]
-    inner += [
+    subschemas += [
         overlay.below(part, f"prefixItems.{at}", each)
         for part in here
         for at, each in enumerate(part.schema.get("prefixItems", ()))
     ]
-    items = list(islice(_distinct(_candidates(schema["items"], overlay, tuple(inner))), _MOST_OF_A_FIELD))
+    items = list(
+        islice(_distinct(_candidates(schema["items"], overlay, tuple(subschemas))), _MOST_OF_A_FIELD)
+    )
     own = Draft202012Validator(schema["items"], format_checker=overlay.formats)
     items = [item for item in items if own.is_valid(item)]
     for item in items:
@@ -174,18 +177,18 @@ def _arrays(schema: Schema, overlay: Overlay, here: list[Part]) -> Iterator[Json
 def _objects(schema: Schema, overlay: Overlay, here: list[Part]) -> Iterator[Json]:
     flat = tuple(part for part in here if isinstance(part.schema, Mapping))
     keys: dict[str, list[Json]] = {}
-    for name, inner in schema["properties"].items():
-        found = _distinct(_candidates(inner, overlay, tuple(overlay.about(flat, name))))
-        own = Draft202012Validator(inner, format_checker=overlay.formats)
-        keys[name] = [value for value in islice(found, _MOST_OF_A_FIELD) if own.is_valid(value)]
+    for name, subschema in schema["properties"].items():
+        candidates = _distinct(_candidates(subschema, overlay, tuple(overlay.about(flat, name))))
+        own = Draft202012Validator(subschema, format_checker=overlay.formats)
+        keys[name] = [value for value in islice(candidates, _MOST_OF_A_FIELD) if own.is_valid(value)]
     if all(keys.values()):
         yield from islice(_values(keys, schema["required"]), 2 * _MOST_OF_A_FIELD)
 
 
 def _scalars(schema: Schema) -> Iterator[Json]:
     if "anyOf" in schema:
-        for inner in schema["anyOf"]:
-            yield from _scalars(inner)
+        for subschema in schema["anyOf"]:
+            yield from _scalars(subschema)
     elif "enum" in schema:
         yield from schema["enum"]
     elif schema.get("type") == "string":
@@ -220,7 +223,7 @@ def _numbers(schema: Schema) -> Iterator[Json]:
 
 
 def _in_place(overlay: Overlay, parts: tuple[Part, ...]) -> Iterator[Part]:
-    """Yield the schemas that are about the same value, alternatives and conditions included."""
+    """Yield the schemas that apply to the same value, alternatives and conditions included."""
     seen: set[int] = set()
     left = list(parts)
     while left:
@@ -230,8 +233,8 @@ def _in_place(overlay: Overlay, parts: tuple[Part, ...]) -> Iterator[Part]:
             seen.add(id(part.schema))
             yield part
             for key in ("anyOf", "oneOf"):
-                for at, inner in enumerate(part.schema.get(key, ())):
-                    left.append(overlay.below(part, f"{key}.{at}", inner))
+                for at, subschema in enumerate(part.schema.get(key, ())):
+                    left.append(overlay.below(part, f"{key}.{at}", subschema))
             for key in ("if", "then", "else", "not"):
                 if key in part.schema:
                     left.append(overlay.below(part, key, part.schema[key]))  # noqa: PERF401  of many lists

@@ -1,8 +1,8 @@
-"""Codecs of spans, of the controls that hang on them, and of relations between them.
+"""Codecs of spans, of the controls that are filled in for each span, and of relations between spans.
 
-Spans are quotes `{text, nth, label}`: `nth` counts earlier occurrences of the same text, from 0. Offsets
-are computed by the passage, never asked for. A control with perRegion="true" is one more key of each
-quote, named like the control. A relation names two quotes by their places in the arrays of quotes.
+A span is a quote `{text, nth, label}`: `nth` counts earlier occurrences of the same text, from 0. The passage
+computes offsets; models are never asked for them. A control with perRegion="true" is one more key of each
+quote, named after the control. A relation names two quotes by their indices in the arrays of quotes.
 """
 
 import json
@@ -18,14 +18,15 @@ from draftloop.labelling.controls import (
     MAX_QUOTE,
     Control,
     Json,
-    Option,
     Page,
     Placed,
     Region,
     Schema,
 )
+from draftloop.labelling.options import Option, OptionSet
+from draftloop.labelling.passages import occurrences
 from draftloop.labelling.regions import collect, shortened, text_of
-from draftloop.labelling.sources import Source, Task, occurrences
+from draftloop.labelling.sources import Task, TaskSource
 
 MAX_QUOTES = 100
 MAX_NTH = 99
@@ -36,82 +37,83 @@ MAX_RELATIONS = 100
 class Labels(Control):
     """`<Labels>`: quotes of a Text or HyperText, in reading order.
 
-    `inner` are the controls that hang on each of them.
+    per_region_controls   the controls that are filled in for each of them
     """
 
     tag = "Labels"
     option_tag = "Label"
     many = True
     objects: ClassVar[tuple[str, ...]] = ("Text", "HyperText")
-    inner: tuple[Control, ...] = ()
+    per_region_controls: tuple[Control, ...] = ()
 
     @property
     def several_labels(self) -> bool:
-        """Tell whether one span may carry several labels."""
+        """Whether a span may have several labels."""
         return self.attributes.one_of("choice", ("single", "multiple"), "single") == "multiple"
 
     def read_option(self, attributes: Attributes, children: tuple[Option, ...]) -> Option:
-        """Read one label, whose words in the page may hold task data.
+        """Read one label; its text in the page may contain task data.
 
         Raises:
-            SetupError: Results would hold the name of a variable.
+            SetupError: Results would contain the name of a variable.
         """
         if not variables(attributes.value):
             return super().read_option(attributes, children)
         if not attributes.get("alias"):
             raise attributes.refusal(
-                "value", 'Results would hold these very words: give it an alias, or <Labels> value="$key".'
+                "value",
+                'Results would contain this very text: give it an alias, or write <Labels> value="$key".',
             )
         return Option(attributes["alias"], "", children, attributes.value)
 
-    def connected(self, objects: Mapping[str, Source]) -> Control:
-        """Check that it labels a text in which spans can be counted.
+    def bind_objects(self, objects: Mapping[str, TaskSource]) -> Control:
+        """Check that it labels one text that spans can be quoted from.
 
         Raises:
             SetupError: It does not.
         """
-        super().connected(objects)
+        super().bind_objects(objects)
         if len(self.to_names) > 1:
             raise self.attributes.refusal(
-                "toName", f"Spans are of one object; write a <{self.tag}> for each."
+                "toName", f"Spans belong to one object; write a <{self.tag}> for each."
             )
-        found = objects[self.to_name].tag
-        if found not in self.objects:
+        labelled = objects[self.to_name].tag
+        if labelled not in self.objects:
             raise SetupError(
-                f"Control '{self.name}' ({self.tag}) labels a {found}.",
+                f"Control '{self.name}' ({self.tag}) labels a {labelled}.",
                 hint=f"It labels spans of {' or '.join(f'<{tag}>' for tag in self.objects)}.",
             )
         return self
 
-    def holding(self, inner: Sequence[Control]) -> "Labels":
-        """Hang controls on each span.
+    def with_per_region(self, controls: Sequence[Control]) -> "Labels":
+        """Return the control with controls that are filled in for each span.
 
         Raises:
-            SetupError: One has the name of a quote's own key.
+            SetupError: One has the name of a key of quotes.
         """
-        for control in inner:
+        for control in controls:
             if control.name in ("text", "nth", "label", "labels"):
                 raise SetupError(
-                    f"Control '{control.name}' ({control.tag}) hangs on spans, whose quotes have a key "
+                    f"Control '{control.name}' ({control.tag}) is perRegion, and quotes already have a key "
                     "of that name.",
                     hint="Give it another name.",
                 )
-        return replace(self, inner=tuple(inner))
+        return replace(self, per_region_controls=tuple(controls))
 
     @property
     def is_dynamic(self) -> bool:
-        """Tell whether the task brings options, of this control or of one that hangs on its spans."""
-        return super().is_dynamic or any(control.is_dynamic for control in self.inner)
+        """Whether the task brings options of this control or of a per-region one."""
+        return super().is_dynamic or any(control.is_dynamic for control in self.per_region_controls)
 
     def for_task(self, task: Task) -> Control:
-        """Read the task's options, of the inner controls too."""
-        control = super().for_task(task) if self.variable or self.own else self
-        inner = tuple(control.for_task(task) for control in self.inner)
-        return replace(control, inner=inner)  # type: ignore[call-arg]
+        """Return the control with the task's options, those of its per-region controls included."""
+        control = super().for_task(task) if self.options.needs_task else self
+        per_region = tuple(control.for_task(task) for control in self.per_region_controls)
+        return replace(control, per_region_controls=per_region)  # type: ignore[call-arg]
 
     def schema(self) -> Schema:
-        """Give an array of quotes."""
-        label: Schema = self.option()
+        """Return the schema of an array of quotes."""
+        label: Schema = self.option_schema()
         key = "label"
         if self.several_labels:
             key = "labels"
@@ -119,7 +121,7 @@ class Labels(Control):
                 "type": "array",
                 "items": label,
                 "minItems": 1,
-                "maxItems": len(self.options) or MAX_QUOTES,
+                "maxItems": len(self.options.names) or MAX_QUOTES,
                 "uniqueItems": True,
             }
         quote: Schema = {
@@ -128,29 +130,33 @@ class Labels(Control):
                 "text": {"type": "string", "minLength": 1, "maxLength": MAX_QUOTE},
                 "nth": {"type": "integer", "minimum": 0, "maximum": MAX_NTH},
                 key: label,
-                **{control.name: control.schema() for control in self.inner},
+                **{control.name: control.schema() for control in self.per_region_controls},
             },
             "required": [
                 *("text", "nth", key),
-                *(control.name for control in self.inner if control.required or control.is_many),
+                *(
+                    control.name
+                    for control in self.per_region_controls
+                    if control.required or control.is_many
+                ),
             ],
             "additionalProperties": False,
         }
-        return self.array(quote, MAX_QUOTES)
+        return self.array_schema(quote, MAX_QUOTES)
 
     def to_regions(self, value: Json, page: Page) -> Placed:
-        """Turn quotes in reading order into regions.
+        """Convert quotes in reading order to regions.
 
         Returns:
-            One region per quote that stands in the text, followed by those of what hangs on it, with the
-            same id. A problem for each other quote.
+            One region for each quote that occurs in the text, followed by those of its per-region controls,
+            with the same id; one problem for each quote that does not occur.
         """
         passage = page.passages[self.to_name]
         placed = Placed([])
-        found: dict[str, list[int]] = {}
+        starts_of: dict[str, list[int]] = {}
         for index, quote in enumerate(value):
             text, nth = quote["text"], int(quote["nth"])  # 1.0 is an integer in JSON Schema
-            starts = found.setdefault(text, occurrences(passage.text, text) if text else [])
+            starts = starts_of.setdefault(text, occurrences(passage.text, text) if text else [])
             position = None
             if 0 <= nth < len(starts):
                 position = passage.place(starts[nth], starts[nth] + len(text))
@@ -165,20 +171,20 @@ class Labels(Control):
             region = self.region({**position, self.tag.lower(): labels}, index)
             placed.regions.append(region)
             page.quotes.append(region["id"])
-            for control in self.inner:
-                own = self._hung(control, quote, labels, page)
-                placed.problems.extend(own.problems)
+            for control in self.per_region_controls:
+                made = self._per_region(control, quote, labels, page)
+                placed.problems.extend(made.problems)
                 placed.regions.extend(
-                    hung | {"id": region["id"], "value": {**position, **hung["value"]}}
-                    for hung in own.regions
+                    each | {"id": region["id"], "value": {**position, **each["value"]}}
+                    for each in made.regions
                 )
         return placed
 
     def from_regions(self, regions: Sequence[Region], page: Page) -> Json | None:
-        """Turn regions into quotes in reading order.
+        """Convert regions to quotes in reading order.
 
         Raises:
-            InvalidValue: Offsets outside the text, no label, or one that the config does not have.
+            InvalidValue: Offsets are outside the text, or a label is missing or not in the config.
         """
         passage = page.passages[self.to_name]
         spans: list[tuple[int, int, list[str], Json]] = []
@@ -188,31 +194,39 @@ class Labels(Control):
             except InvalidValue as error:
                 raise InvalidValue(f"Control '{self.name}': {error.message}") from error
             given = [text_of(self.name, part) for part in collect(self.name, [region], self.tag.lower())]
-            labels = [option for option in self.options if option in given]
+            labels = [name for name in self.options.names if name in given]
             if not labels or set(labels) != set(given):
                 raise InvalidValue(f"Control '{self.name}': labels {shortened(given)} are not in the config.")
             if not self.several_labels and len(labels) > 1:
-                raise InvalidValue(f"Control '{self.name}': a span holds one label, found {labels!r}.")
+                raise InvalidValue(f"Control '{self.name}': a span holds one label, not {labels!r}.")
             spans.append((start, end, labels, region.get("id")))
-        hung = {control.name: _by_id(page.regions.get(control.name, ())) for control in self.inner}
+        per_region = {
+            control.name: _by_id(page.regions.get(control.name, ())) for control in self.per_region_controls
+        }
         quotes = []
         for start, end, labels, span_id in sorted(spans, key=lambda span: span[:3]):
             text = passage.text[start:end]
             quote = {"text": text, "nth": occurrences(passage.text, text).index(start)}
             quote |= {"labels": labels} if self.several_labels else {"label": labels[0]}
-            for control in self.inner:
-                part = control.from_regions(hung[control.name].get(span_id, []), page)
+            for control in self.per_region_controls:
+                part = control.from_regions(per_region[control.name].get(span_id, []), page)
                 if part is not None:
                     quote[control.name] = part
             quotes.append(quote)
             page.quotes.append(span_id)
         return quotes
 
-    def _hung(self, control: Control, quote: Mapping[str, Json], labels: Sequence[str], page: Page) -> Placed:
+    def _per_region(
+        self, control: Control, quote: Mapping[str, Json], labels: Sequence[str], page: Page
+    ) -> Placed:
         part = quote.get(control.name)
-        own = {inner.name: inner.picked(quote[inner.name]) for inner in self.inner if quote.get(inner.name)}
+        picked = {
+            other.name: other.picked(quote[other.name])
+            for other in self.per_region_controls
+            if quote.get(other.name)
+        }
         shown = all(
-            condition.allows(self.name, labels) and condition.holds({**page.picked, **own})
+            condition.allows(self.name, labels) and condition.holds({**page.picked, **picked})
             for condition in control.conditions
         )
         where = f"for {', '.join(labels)} {quote['text']!r}"
@@ -233,7 +247,7 @@ class HyperTextLabels(Labels):
 
 
 class ParagraphLabels(Labels):
-    """`<ParagraphLabels>`: quotes of a Paragraphs; a quote may run over the end of an utterance."""
+    """`<ParagraphLabels>`: quotes of a Paragraphs; a quote may span several utterances."""
 
     tag = "ParagraphLabels"
     objects = ("Paragraphs",)
@@ -242,8 +256,8 @@ class ParagraphLabels(Labels):
 class Relations(Control):
     """`<Relations>`: arrows between quotes, `{from, to, direction, labels}`.
 
-    `from` and `to` count the quotes of all span controls, in the order of the value, from 0. An arrow to
-    the left is told as one to the right with its ends exchanged.
+    `from` and `to` index the quotes of all span controls, in the order of the value, from 0. An arrow to the
+    left is read as one to the right with its ends exchanged.
     """
 
     tag = "Relations"
@@ -253,17 +267,17 @@ class Relations(Control):
 
     @classmethod
     def from_element(cls, element: Element, conditions: tuple[Condition, ...] = ()) -> Control:
-        """Read the labels of arrows; there may be none. The tag has no name of its own."""
+        """Read the labels of arrows, if any. The tag has no name of its own."""
         labels = [Attributes.of(child).value for child in element.iter("Relation")]
-        options = tuple(dict.fromkeys(filter(None, labels)))
+        options = OptionSet(tuple(dict.fromkeys(filter(None, labels))))
         return cls(cls.NAME, "", required=False, attributes=Attributes.of(element), options=options)
 
-    def connected(self, objects: Mapping[str, Source]) -> Control:
-        """Take it as it is: relations are between regions."""
+    def bind_objects(self, objects: Mapping[str, TaskSource]) -> Control:
+        """Return the control as it is: relations connect regions."""
         return self
 
     def schema(self) -> Schema:
-        """Give an array of arrows."""
+        """Return the schema of an array of arrows."""
         end = {"type": "integer", "minimum": 0, "maximum": MAX_QUOTES - 1}
         one = self.attributes.one_of("choice", ("single", "multiple"), "multiple") == "single"
         properties: Schema = {
@@ -271,12 +285,12 @@ class Relations(Control):
             "to": end,
             "direction": {"type": "string", "enum": ["right", "bi"]},
         }
-        if self.options:
+        if self.options.names:
             properties["labels"] = {
                 "type": "array",
-                "items": self.option(),
+                "items": self.option_schema(),
                 "minItems": 0,
-                "maxItems": 1 if one else len(self.options),
+                "maxItems": 1 if one else len(self.options.names),
                 "uniqueItems": True,
             }
         arrow: Schema = {
@@ -285,10 +299,10 @@ class Relations(Control):
             "required": list(properties),
             "additionalProperties": False,
         }
-        return self.array(arrow, MAX_RELATIONS)
+        return self.array_schema(arrow, MAX_RELATIONS)
 
     def to_regions(self, value: Json, page: Page) -> Placed:
-        """Make one relation per arrow whose quotes have a place."""
+        """Make one relation for each arrow whose quotes occur in the text."""
         placed = Placed([])
         for arrow in value:
             ends = [
@@ -307,11 +321,13 @@ class Relations(Control):
                 "to_id": ends[1],
                 "direction": arrow["direction"],
             }
-            placed.regions.append(relation | ({"labels": list(arrow["labels"])} if self.options else {}))
+            placed.regions.append(
+                relation | ({"labels": list(arrow["labels"])} if self.options.names else {})
+            )
         return placed
 
     def from_regions(self, regions: Sequence[Region], page: Page) -> Json | None:
-        """Read arrows in the order of the quotes that they begin at.
+        """Read arrows, sorted by the quotes that they start at.
 
         Raises:
             InvalidValue: An end is no span of this value, or a label is not in the config.
@@ -332,14 +348,15 @@ class Relations(Control):
             arrow: dict[str, Json] = {"from": ends[0], "to": ends[1], "direction": direction}
             given = region.get("labels") or []
             given = given if isinstance(given, list) else [given]
-            labels = self.known([text_of(self.name, part) for part in given], "relation")
-            arrows.append(arrow | ({"labels": labels} if self.options else {}))
+            names = [text_of(self.name, part) for part in given]
+            labels = self.options.in_order(names, self.name, "relation")
+            arrows.append(arrow | ({"labels": labels} if self.options.names else {}))
         return sorted(arrows, key=lambda arrow: (arrow["from"], arrow["to"], json.dumps(arrow)))
 
 
 def _by_id(regions: Sequence[Region]) -> dict[Json, list[Region]]:
-    found: dict[Json, list[Region]] = {}
+    by_id: dict[Json, list[Region]] = {}
     for region in regions:
         if region.get("id") is not None:
-            found.setdefault(region["id"], []).append(region)
-    return found
+            by_id.setdefault(region["id"], []).append(region)
+    return by_id

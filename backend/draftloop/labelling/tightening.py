@@ -1,7 +1,7 @@
-"""A control's own schema, tightened by what a case's schema.json says about the same value.
+"""A control's own schema, tightened by the part of a case's schema.json about the same value.
 
-Knows the few shapes that controls' schemas have. What schema.json says beyond them (`not`, `if`, `contains`,
-...) is left to the overlay itself, which checks every value: this here is what a model is told and bound to.
+Knows the few shapes that controls' schemas have. The result is what models read and what constrains them. The
+overlay itself checks every value against the rest of schema.json (`not`, `if`, `contains`, ...).
 """
 
 import math
@@ -15,34 +15,34 @@ from draftloop.labelling.controls import MAX_NUMBER, MAX_PICKED, MAX_TEXTS, Sche
 from draftloop.labelling.overlays import NAME, OWN, Overlay, Part
 from draftloop.labelling.spans import MAX_NTH, MAX_QUOTES, MAX_RELATIONS
 
-# Bounds that no config states, only we: those of schema.json take their place, while others only tighten.
+# Our default bounds, which no config states: schema.json replaces them, but only tightens other bounds.
 _OUR_BOUNDS = {
     "maxItems": {MAX_TEXTS, MAX_QUOTES, MAX_RELATIONS, MAX_PICKED},
     "maximum": {MAX_NUMBER, MAX_NTH, MAX_QUOTES - 1},
     "minimum": {-MAX_NUMBER},
 }
-_MOST = {"minLength": 1_000_000, "minItems": 10_000}  # a billion items would take all memory to compile
-_LOWEST = ("minLength", "minItems", "minimum")  # of two of them the higher one holds
+_MOST = {"minLength": 1_000_000, "minItems": 10_000}  # compiling a billion items would use all memory
+_LOWEST = ("minLength", "minItems", "minimum")  # of two bounds the higher one counts
 _HIGHEST = ("maxItems", "maximum")
-_EXACT = 2**53  # larger integers are others in the page, which is JavaScript
+_EXACT = 2**53  # larger integers are not exact in JavaScript
 _OF_FIELDS = ("x-human", "x-run")
 _NULL: Schema = {"type": "null"}
 _DESCRIBING = {"description", "title", "$comment", *OWN}
 _NUMBERS = ("integer", "number")
 
-Path = tuple[str, ...]  # of keys of the answer; "*" stands for every item of an array
+Path = tuple[str, ...]  # keys of the answer; "*" stands for every item of an array
 
 
 class Contradiction(SetupError):
-    """No value is both what a control takes and what schema.json asks for."""
+    """No value satisfies both a control and schema.json."""
 
 
 def tightened(made: Schema, overlay: Overlay) -> Schema:
-    """Return the schema of a whole value, as controls make it, with what schema.json adds to each field.
+    """Return the schema of a whole value, as controls make it, tightened by schema.json field by field.
 
     Raises:
-        SetupError: It describes or demands a control that is not there, leaves one without any value, or
-            has a keyword of ours at a place where nobody reads it.
+        SetupError: schema.json describes or requires a control that does not exist, leaves one without any
+            value, or has a keyword that begins with x- where it is not read.
     """
     reader = _Reader(overlay)
     schema = reader.object(made, overlay.flat((overlay.root,)), ())
@@ -57,20 +57,20 @@ def tightened(made: Schema, overlay: Overlay) -> Schema:
 
 
 def tighten_value(made: Schema, overlay: Overlay, part: Part) -> Schema:
-    """Return the schema of one value with what a part of schema.json adds to it.
+    """Return the schema of one value, tightened by a part of schema.json.
 
     Raises:
-        SetupError: No value is both.
+        SetupError: No value satisfies both.
     """
     return _Reader(overlay).value(made, (part,), ("",))
 
 
 class _Reader:
-    """Tightens one part of a control's schema after the other."""
+    """Tightens the parts of a control's schema one after the other."""
 
     def __init__(self, overlay: Overlay) -> None:
         self._overlay = overlay
-        self.read: set[int] = set()  # ids of schemas whose annotations were taken over
+        self.read: set[int] = set()  # ids of schemas whose annotations have been copied
 
     def value(self, made: Schema, parts: tuple[Part, ...], path: Path) -> Schema:
         """Tighten the schema of any value."""
@@ -100,18 +100,18 @@ class _Reader:
         return schema if kind == "array" else self._branches(schema, flat, path)
 
     def _alternatives(self, made: Schema, flat: tuple[Part, ...], path: Path) -> Schema:
-        """Tighten each of several alternatives; what a PerItem holds for one thing may be null."""
+        """Tighten each of several alternatives; the value of a PerItem for one image may be null."""
         kept: list[Schema] = []
         refused: Contradiction | None = None
-        for inner in made["anyOf"]:
+        for subschema in made["anyOf"]:
             try:
-                kept.append(inner if inner == _NULL else self.value(inner, flat, path))
+                kept.append(subschema if subschema == _NULL else self.value(subschema, flat, path))
             except Contradiction as error:
                 refused = error
-        if refused is not None and all(inner == _NULL for inner in kept):
+        if refused is not None and all(subschema == _NULL for subschema in kept):
             raise refused
         if not all(self._overlay.accepts(part, None) for part in flat):
-            kept = [inner for inner in kept if inner != _NULL]
+            kept = [subschema for subschema in kept if subschema != _NULL]
         return kept[0] if len(kept) == 1 else {**made, "anyOf": kept}
 
     def object(self, made: Schema, flat: tuple[Part, ...], path: Path) -> Schema:
@@ -128,8 +128,8 @@ class _Reader:
         for part in flat:
             self._annotate(schema, part, path)
         schema["properties"] = {
-            name: self.value(inner, tuple(self._overlay.about(flat, name)), (*path, name))
-            for name, inner in known.items()
+            name: self.value(subschema, tuple(self._overlay.about(flat, name)), (*path, name))
+            for name, subschema in known.items()
         }
         demanded = {*made["required"], *(name for part in flat for name in part.schema.get("required", ()))}
         schema["required"] = [name for name in known if name in demanded]
@@ -147,13 +147,13 @@ class _Reader:
         return self.value(made["items"], items, (*path, "*"))
 
     def _options(self, made: Schema, flat: tuple[Part, ...], path: Path) -> Schema:
-        """Keep the options that schema.json accepts, whatever it says of them."""
+        """Keep the options that schema.json accepts."""
         options = made.get("enum")
         if options is None:
             stated = next(part.schema for part in flat if {"enum", "const"} & part.schema.keys())
             own = Draft202012Validator(_without_our_bounds(made))
             options = [option for option in stated.get("enum", [stated.get("const")]) if own.is_valid(option)]
-        binding = [part for part in flat if not part.schema.keys() <= _DESCRIBING]  # often there is none
+        binding = [part for part in flat if not part.schema.keys() <= _DESCRIBING]  # often empty
         kept = [option for option in options if all(self._overlay.accepts(part, option) for part in binding)]
         if not kept:
             raise _nothing(
@@ -165,29 +165,31 @@ class _Reader:
         return schema
 
     def _branches(self, schema: Schema, flat: tuple[Part, ...], path: Path) -> Schema:
-        """Bind a value to one of the alternatives of the first `anyOf` or `oneOf`."""
-        found = next(
+        """Restrict a value to the alternatives of the first `anyOf` or `oneOf`."""
+        first = next(
             ((part, key) for part in flat for key in ("anyOf", "oneOf") if part.schema.get(key)), None
         )
-        if found is None:
+        if first is None:
             return schema
-        part, key = found
-        plain = {key: inner for key, inner in schema.items() if key != "description" and key not in OWN}
+        part, key = first
+        plain = {
+            key: subschema for key, subschema in schema.items() if key != "description" and key not in OWN
+        }
         branches = []
-        for number, inner in enumerate(part.schema[key]):
+        for number, subschema in enumerate(part.schema[key]):
             try:
-                branch = self.value(plain, (self._overlay.below(part, f"{key}.{number}", inner),), path)
+                branch = self.value(plain, (self._overlay.below(part, f"{key}.{number}", subschema),), path)
             except Contradiction:
                 continue
             if branch not in branches:
                 branches.append(branch)
         if not branches:
             raise _nothing(path, f"none of the alternatives at {_named(part)}, {key}, is possible")
-        rest = {key: inner for key, inner in schema.items() if key not in plain}
+        rest = {key: subschema for key, subschema in schema.items() if key not in plain}
         return {**branches[0], **rest} if len(branches) == 1 else {"anyOf": branches, **rest}
 
     def _annotate(self, schema: Schema, part: Part, path: Path) -> None:
-        """Take over what is said besides: the description, and our own keywords."""
+        """Copy the description, and the keywords that begin with x-."""
         if isinstance(part.schema.get("description"), str):
             schema["description"] = part.schema["description"]
         for key in OWN:
@@ -213,43 +215,43 @@ def _check_bounds(schema: Schema, path: Path) -> None:
             raise _nothing(path, f"{low} is {schema[low]}, more than any model writes")
 
 
-def _bound(schema: Schema, said: Mapping[str, Any]) -> None:
+def _bound(schema: Schema, overlay: Mapping[str, Any]) -> None:
     """Tighten bounds, patterns and formats of a text, a number or an array."""
     kind = schema["type"]
     for key in (*_LOWEST, *_HIGHEST, "maxLength"):
-        if key not in schema or not _is_number(said.get(key)):
+        if key not in schema or not _is_number(overlay.get(key)):
             continue
-        bound = int(said[key]) if said[key] == int(said[key]) else said[key]
+        bound = int(overlay[key]) if overlay[key] == int(overlay[key]) else overlay[key]
         if key == "maxLength" or schema[key] in _OUR_BOUNDS.get(key, ()):
             schema[key] = bound
         else:
             schema[key] = max(schema[key], bound) if key in _LOWEST else min(schema[key], bound)
     if kind in _NUMBERS:
-        _bound_number(schema, said)
+        _bound_number(schema, overlay)
     if kind == "string":
-        if "pattern" in said:
+        if "pattern" in overlay:
             if "pattern" in schema:
-                schema["allOf"] = [*schema.get("allOf", []), {"pattern": said["pattern"]}]
+                schema["allOf"] = [*schema.get("allOf", []), {"pattern": overlay["pattern"]}]
             else:
-                schema["pattern"] = said["pattern"]
-        if "format" in said:
-            schema["format"] = said["format"]
+                schema["pattern"] = overlay["pattern"]
+        if "format" in overlay:
+            schema["format"] = overlay["format"]
 
 
-def _bound_number(schema: Schema, said: Mapping[str, Any]) -> None:
+def _bound_number(schema: Schema, overlay: Mapping[str, Any]) -> None:
     for key, exclusive, sign in (("minimum", "exclusiveMinimum", 1), ("maximum", "exclusiveMaximum", -1)):
-        bound = said.get(exclusive)
-        if _is_number(bound):  # in draft 4 it is true or false, and the overlay alone checks it
+        bound = overlay.get(exclusive)
+        if _is_number(bound):  # in draft 4 it is a flag, which only the overlay checks
             if schema["type"] == "integer":
-                inner = math.floor(bound) + 1 if sign > 0 else math.ceil(bound) - 1
-                _bound(schema, {key: inner})
+                inclusive = math.floor(bound) + 1 if sign > 0 else math.ceil(bound) - 1
+                _bound(schema, {key: inclusive})
             else:
                 schema[exclusive] = bound
         if schema["type"] == "integer" and key in schema:
             rounded = math.ceil(schema[key]) if sign > 0 else math.floor(schema[key])
             schema[key] = max(-_EXACT, min(_EXACT, rounded))
-    if "multipleOf" in said:
-        schema.setdefault("multipleOf", said["multipleOf"])
+    if "multipleOf" in overlay:
+        schema.setdefault("multipleOf", overlay["multipleOf"])
 
 
 def _check_types(made: Schema, flat: tuple[Part, ...], path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 
 from draftloop.errors import DraftloopError, InvalidValue, SetupError, TaskError
-from draftloop.labelling.grammar import bound
+from draftloop.labelling.grammar import quoting_grammar
 from draftloop.labelling.guidance import grammar_refusal
 from draftloop.labelling.labelling import Labelling, Task, compile_labelling, hash_config
 from draftloop.labelling.overlays import parse_overlay
@@ -141,7 +141,7 @@ class Cases:
         _check_compiles(case)
         if own_config:
             _check_examples(case)
-            for keyword in labelling.left_out:
+            for keyword in labelling.schemas.unenforced:
                 _log.warning("schema not enforced while decoding", case=name, what=str(keyword))
             return case
         # Examples that no longer fit a config edited in Label Studio are left out, not an error.
@@ -189,7 +189,7 @@ def _check_compiles(case: Case) -> None:
         SetupError: A rule is not CEL, or the structured-output engine refuses the grammar.
     """
     schema, quoted = case.labelling.decoding_schema, case.rules.quoted
-    grammar = bound(schema, quoted, (_SAMPLE_TEXT,))
+    grammar = quoting_grammar(schema, quoted, (_SAMPLE_TEXT,))
     refusal = grammar_refusal(grammar) if grammar else ""
     if refusal:
         raise SetupError(

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from draftloop.errors import SetupError, TaskError
 from draftloop.labelling.controls import Schema
-from draftloop.labelling.grammar import bound
+from draftloop.labelling.grammar import quoting_grammar
 from draftloop.labelling.labelling import Labelling, Question, Task, Value
 from draftloop.labelling.rules import Reason, Rules
 from draftloop.labelling.sources import check_data
@@ -214,7 +214,7 @@ class Case:
             TaskError: The task lacks a key that the config shows.
         """
         texts = tuple(self.labelling.read(task).inputs.values())
-        return bound(self.labelling.decoding_schema, self.rules.quoted, texts)
+        return quoting_grammar(self.labelling.decoding_schema, self.rules.quoted, texts)
 
     def for_task(self, task: Task | Question) -> "Case":
         """Return the case with the options that the task brings; itself where it brings none.

@@ -22,6 +22,7 @@ from draftloop.errors import DraftloopError, ServiceError, SetupError
 from draftloop.execution.runner import describe_attempt
 from draftloop.labelling.controls import Region
 from draftloop.labelling.labelling import Task, Value
+from draftloop.labelling.open_page import console_regions, overlay_regions
 from draftloop.prompting.prompt import NO_OVERRIDES, Case, Overrides, Promoted, Refinement, parse_extra_params
 from draftloop.serving.answers import Answers
 from draftloop.serving.bodies import context_regions, current_value, is_task, project_id, read_task
@@ -179,9 +180,9 @@ class ProtocolServer:
         if prediction and draft.value is not None:
             labelling = case.for_task(asked).labelling
             mark = uuid.uuid4().hex[:6]
-            prediction["result"] = labelling.relaid(current or {}, draft.value, asked, mark)
+            prediction["result"] = overlay_regions(labelling, current or {}, draft.value, asked, mark)
             if draft.run is not None:
-                prediction["result"] += labelling.console(describe_attempt(draft.run.last), mark)
+                prediction["result"] += console_regions(labelling, describe_attempt(draft.run.last), mark)
         return prediction
 
     def _ran(self, project: int, case: Case, task: Task, current: Value | None) -> dict[str, Any]:
@@ -192,7 +193,7 @@ class ProtocolServer:
         if current is None or case.labelling.script(current) is None:
             return {}
         words = self.answers.pages.rerun(project, case, task, current)
-        regions = case.labelling.console(words, uuid.uuid4().hex[:6]) if words else []
+        regions = console_regions(case.labelling, words, uuid.uuid4().hex[:6]) if words else []
         if not regions:
             return {}
         return {"result": regions, "score": 0.0, "model_version": self.drafter.version(case).name}
