@@ -13,7 +13,7 @@ from draftloop.cli import servers
 from draftloop.dataset.corpus import Settled
 from draftloop.dataset.folder import Lines
 from draftloop.dataset.gates import Annotation, judge
-from draftloop.dataset.records import State, put, recorded, write
+from draftloop.dataset.records import State, append_record, index_record, write
 from draftloop.dataset.sample import Sample, Split, present
 from draftloop.flywheel.adapters import Adapters
 from draftloop.labelling.labelling import Task
@@ -47,7 +47,7 @@ def of_truths(folder: Path, *cases: tuple[Case, Iterable[Generated]], project: i
     folder.mkdir(parents=True)
     splits: dict[int, Split] = {sample.annotation: "test" for sample in samples}
     with Lines(folder) as lines:
-        rows = {sample.annotation: put(lines, recorded(sample)) for sample in samples}
+        rows = {sample.annotation: append_record(lines, index_record(sample)) for sample in samples}
         write(folder, lines, State(rows=rows), Settled(splits, {}))
     return folder
 

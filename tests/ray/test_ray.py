@@ -21,7 +21,7 @@ from draftloop.cli.servers import PYTHONPATH
 from draftloop.dataset import formats
 from draftloop.dataset.formats import FORMATS
 from draftloop.dataset.ray import RayData
-from draftloop.dataset.records import Each
+from draftloop.dataset.records import OrderedMap
 from draftloop.dataset.sync import Report, sync
 from draftloop.errors import ServiceError, SetupError, Unreachable
 from draftloop.labelling.labelling import STATUS_KEY, Labelling, Task
@@ -95,7 +95,7 @@ def project(tasks: int = TASKS) -> Iterator[LabelStudio]:
             yield studio
 
 
-def synced(studio: LabelStudio, folder: Path, each: Each = map) -> Report:
+def synced(studio: LabelStudio, folder: Path, each: OrderedMap = map) -> Report:
     return sync(studio, CASES, folder, [1], wanted_case="complaint", changes=OPTIONS, each=each)
 
 
@@ -301,7 +301,7 @@ def test_code_is_run_again_on_the_machines_and_counts_here_as_if_it_had_run_here
         )
         url = str(folder / "artifacts")
 
-        def told(name: str, each: Each, there: RunsThere | None) -> tuple[Report, int]:
+        def told(name: str, each: OrderedMap, there: RunsThere | None) -> tuple[Report, int]:
             reruns = _reruns(url, execution, 2, there)
             report = sync(
                 studio,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from draftloop.dataset.code_gates import CodeTask, finished, run_again, submitted
+from draftloop.dataset.code_gates import CodeTask, finalize_sample, run_again, submitted
 from draftloop.dataset.file_check import checker
 from draftloop.dataset.gates import Rejected, annotations_of, judge
 from draftloop.dataset.sample import Sample, canonical
@@ -175,7 +175,7 @@ def test_what_is_not_run_again_says_so_and_fails_where_it_is_known_to() -> None:
     assert failed.stopped is not None
     assert failed.stopped[0] == "code_runs"
     plain = written_out(code=False)[0]
-    sample = finished(plain, task(), unknown, None)
+    sample = finalize_sample(plain, task(), unknown, None)
     assert isinstance(sample, Sample)
     assert (sample.gates[-1], sample.attempts) == ("verdict_passes", ())
     assert unknown.notes[0] in sample.notes
@@ -186,7 +186,7 @@ def test_a_sample_tells_of_its_run_and_a_rejected_one_of_the_gate() -> None:
     own = attempt("1\n", "2\n", files=["out.csv"])
     one = task(own)
     checked = run_again(one, FakeRerun([attempt("1\n", "2\n", "{}", files=["out.csv"])]))
-    found = finished(plain, one, checked, one.run)
+    found = finalize_sample(plain, one, checked, one.run)
     assert isinstance(found, Sample)
     assert [(file["path"], file["sha256"]) for file in found.output_files] == [
         ("out.csv", own.files[0].sha256)
@@ -196,7 +196,7 @@ def test_a_sample_tells_of_its_run_and_a_rejected_one_of_the_gate() -> None:
     assert found.gates[-4:] == ("verdict_passes", "can_be_run", "code_runs", "files_exist")
     assert (found.metadata["run"], found.metadata["run_by"]) == ("e" * 64, "human")
     SCHEMA.validate(json.loads(canonical(found.record())))
-    refused = finished(plain, one, run_again(one, FakeRerun([attempt("1\n", exit_status=1)])), None)
+    refused = finalize_sample(plain, one, run_again(one, FakeRerun([attempt("1\n", exit_status=1)])), None)
     assert isinstance(refused, Rejected)
     assert (refused.gate, refused.annotation) == ("code_runs", plain.annotation)
 
@@ -217,7 +217,7 @@ def test_with_stand_ins_the_program_and_what_it_printed_hold_no_personal_data() 
     assert one is not None
     assert one.scripts == (Script(code),), "what runs is what was submitted"
     printed = Attempt("ok", "", (Step(one.scripts[0], 0, "carl@corp.cn\n", "", 0.1),), 0.1, 0.1, 1)
-    found = finished(sample, one, run_again(one, FakeRerun([printed])), run(printed), mask="CN")
+    found = finalize_sample(sample, one, run_again(one, FakeRerun([printed])), run(printed), mask="CN")
     assert isinstance(found, Sample)
     assert found.attempts[0]["steps"][0]["code"] == found.value["code"]
     assert "person3@example.com" in found.attempts[0]["steps"][0]["stdout"]

@@ -15,8 +15,8 @@ import yaml
 from hypothesis import given
 
 from draftloop.dataset.companions import COMPANIONS, Written
-from draftloop.dataset.formats import DEFAULT_FORMATS, FORMATS, answers
-from draftloop.dataset.row_files import KINDS, Kind, line_of
+from draftloop.dataset.formats import DEFAULT_FORMATS, FORMATS, judged_answers
+from draftloop.dataset.row_files import KINDS, RowFileKind, line_of
 from draftloop.dataset.sample import Sample, conversation
 from draftloop.support.files import AtomicFileWriter
 from tests.samples import samples, written_out
@@ -47,7 +47,7 @@ def test_rows_are_json_without_null_and_with_the_same_keys(sample: Sample) -> No
 
 @given(samples(code=False))
 def test_a_samples_rows_hold_its_target_to_the_byte(sample: Sample) -> None:
-    judged = [answer.text for answer in answers(sample)]
+    judged = [answer.text for answer in judged_answers(sample)]
     for form in FORMATS:
         texts = [text for row in form.rows(sample) for text in strings(row)]
         if form.name.endswith("-dpo"):
@@ -67,12 +67,12 @@ def strings(part: Any) -> list[str]:
 
 def test_an_accepted_draft_is_right_a_corrected_one_wrong_and_nothing_is_said_without_one() -> None:
     accepted, corrected, written = written_out(code=False)[:3]
-    assert [answer.is_right for answer in answers(accepted)] == [True]
-    assert [(answer.text, answer.is_right) for answer in answers(corrected)] == [
+    assert [answer.is_right for answer in judged_answers(accepted)] == [True]
+    assert [(answer.text, answer.is_right) for answer in judged_answers(corrected)] == [
         (corrected.draft_target, False),
         (corrected.target, True),
     ]
-    assert answers(written) == []
+    assert judged_answers(written) == []
     (pair,) = BY_NAME["trl-dpo"].rows(corrected)
     assert pair["chosen"][0]["content"] == corrected.target
     assert pair["rejected"][0]["content"] == corrected.draft_target
@@ -149,7 +149,7 @@ def test_every_kind_of_file_holds_the_same_rows(code: bool) -> None:
         assert without_null(table) == found
 
 
-def content(kind: Kind, found: list[dict[str, Any]]) -> bytes:
+def content(kind: RowFileKind, found: list[dict[str, Any]]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows"
         with AtomicFileWriter(path) as stream:

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftloop.evaluation.measures import Interval, Outcome, compared, figures, gain, objections
+from draftloop.evaluation.measures import DraftOutcome, Interval, compare_fields, figures, gain, objections
 
 NAMES = ["name", "tags"]
 
 
-def outcome(draft: Any, value: Any, group: str = "g", **more: Any) -> Outcome:
-    right, hits = compared(NAMES, draft, value)
+def outcome(draft: Any, value: Any, group: str = "g", **more: Any) -> DraftOutcome:
+    right, hits = compare_fields(NAMES, draft, value)
     told = {
         "schema_valid": True,
         "rule_valid": True,
@@ -24,10 +24,10 @@ def outcome(draft: Any, value: Any, group: str = "g", **more: Any) -> Outcome:
         "completion_tokens": 4,
         "ms": 5.0,
     }
-    return Outcome(group=group, right=right, hits=hits, **{**told, **more})
+    return DraftOutcome(group=group, right=right, hits=hits, **{**told, **more})
 
 
-def outcomes(*qualities: float, group: str = "") -> list[Outcome]:
+def outcomes(*qualities: float, group: str = "") -> list[DraftOutcome]:
     """Give outcomes of two fields each: 0, 0.5 or 1 of them right."""
     values = {0.0: {}, 0.5: {"name": "a"}, 1.0: {"name": "a", "tags": ["x"]}}
     return [

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftloop.dataset.agreement import Agreement
-from draftloop.dataset.corpus import Held, Options
+from draftloop.dataset.corpus import DatasetOptions, Held
 from draftloop.dataset.gates import Rejected
 from draftloop.dataset.report import report_page
 from draftloop.dataset.sample import Sample
@@ -45,8 +45,8 @@ class Page(HTMLParser):
 
 
 def page(tally: Tally, *strata: Stratum) -> Page:
-    made = report_page(tally, strata, Options(spot_check=0.05))
-    assert made == report_page(tally, strata, Options(spot_check=0.05))
+    made = report_page(tally, strata, DatasetOptions(spot_check=0.05))
+    assert made == report_page(tally, strata, DatasetOptions(spot_check=0.05))
     found = Page(made)
     assert not found.open
     assert not found.tags["script"]
@@ -157,7 +157,7 @@ def test_small_figures() -> None:
 def test_what_spot_checks_say_of_all_samples_is_one_sentence() -> None:
     def words(by_lot: ByLot) -> str:
         made = report_page(
-            Tally(), [Stratum("c", 4, "no score", 30, 6, 5, 2)], Options(spot_check=0.05), by_lot
+            Tally(), [Stratum("c", 4, "no score", 30, 6, 5, 2)], DatasetOptions(spot_check=0.05), by_lot
         )
         return "".join(Page(made).texts)
 

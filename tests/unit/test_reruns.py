@@ -64,7 +64,7 @@ class Bench:
         **changes: Any,
     ) -> Report:
         with self._label_studio() as studio:
-            reruns = Reruns(self.store, self.runner() if runner else None, jobs=2, there=there)
+            reruns = Reruns(self.store, self.runner() if runner else None, jobs=2, remote_runner=there)
             return sync(
                 studio,
                 CASES,

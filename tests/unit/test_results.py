@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 
 from draftloop.dataset.formats import FORMATS
 from draftloop.dataset.gates import Rejected, annotations_of, judge
-from draftloop.dataset.records import judged_in, recorded
+from draftloop.dataset.records import index_record, parse_judged
 from draftloop.dataset.sample import Sample
 from draftloop.errors import InvalidValue, TaskError
 from draftloop.labelling.labelling import Labelling, Task, compile_labelling
@@ -67,12 +67,12 @@ def judged(name: str, result: Any, draft: Any = None, **more: Any) -> Sample | R
 def test_any_result_is_a_sample_or_a_reason_and_can_be_written_down(name: str, data: st.DataObject) -> None:
     labelling, task = LABELLINGS[name], TASKS[name]
     found = judged(name, data.draw(results(labelling, task)), data.draw(results(labelling, task)))
-    line = recorded(found).line
+    line = index_record(found).line
     if isinstance(found, Rejected):
         assert found.reason
         assert Rejected.from_record(orjson.loads(line)) == found
         return
-    assert judged_in(line) == found
+    assert parse_judged(line) == found
     bound = labelling.for_task(task)
     for target in (found.target, found.draft_target):
         if target is None:
@@ -111,8 +111,8 @@ def test_whatever_stands_in_a_listing_is_an_annotation_or_left_out(
     ]
     for task in tasks:
         for found in annotations_of(task, project=2):
-            orjson.loads(recorded(judge(found, CASES["form"])).line)
-            orjson.loads(recorded(judge(found, CASES["form"], mask=True, group_by="text")).line)
+            orjson.loads(index_record(judge(found, CASES["form"])).line)
+            orjson.loads(index_record(judge(found, CASES["form"], mask=True, group_by="text")).line)
 
 
 # ---------------------------------------------------------------------------------- legal, though unusual
@@ -358,6 +358,6 @@ def test_a_lone_surrogate_is_written_down_nowhere() -> None:
     prompt = region("prompt", {"text": ["half \ud83d"]})
     found = judged("form", [prompt, region("one", {"text": ["a"]})], updated_at="\ud83d")
     assert found.metadata["prompt"] == "half ?"
-    assert recorded(found).line
+    assert index_record(found).line
     with pytest.raises(TaskError, match="half a character"):
         LABELLINGS["options"].for_task(Task(1, {**TASKS["options"].data, "options": [{"value": "\ud83d"}]}))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftloop.dataset.corpus import CORPUS_GATES, POLICIES, Options, settle, split_of
+from draftloop.dataset.corpus import CORPUS_GATES, POLICIES, DatasetOptions, settle, split_of
 from draftloop.dataset.corpus import Settled as Fates
 from draftloop.dataset.gates import SAMPLE_GATES, Rejected, annotations_of, group_of, judge
 from draftloop.dataset.nearness import sketch
@@ -63,7 +63,7 @@ class Settled:
 
 def settle_all(
     samples: Sequence[Sample],
-    options: Options,
+    options: DatasetOptions,
     splits: Mapping[str, Split],
     checks: Mapping[int, Sequence[Check]] | None = None,
 ) -> Settled:
@@ -74,7 +74,7 @@ def settle_all(
 
     fates = settle(map(Brief.of, samples), options, splits, sketches, checks)
     ordered = sorted(samples, key=lambda one: (one.task, one.annotation))
-    done = [Sample.from_record(fates.finished(sample.record())) for sample in ordered]
+    done = [Sample.from_record(fates.finalize(sample.record())) for sample in ordered]
     assert fates.splits.keys() | fates.held.keys() == by_id.keys()
     return Settled(
         tuple(sample for sample in done if sample.annotation not in fates.held),
@@ -91,7 +91,7 @@ def settled(
     rows = judged(tasks)
     samples = [row for row in rows if isinstance(row, Sample)]
     rejected = [row for row in rows if isinstance(row, Rejected)]
-    return settle_all(samples, Options(**options), splits or {}), rejected
+    return settle_all(samples, DatasetOptions(**options), splits or {}), rejected
 
 
 def held(found: Settled) -> dict[int, str]:
@@ -157,7 +157,7 @@ def test_counts_add_up_and_no_sample_moves_from_test_to_train(
             assert sample.gates == GATES
         assert settled(list(reversed(tasks)), splits, policy=policy)[0] == found
         again = settle_all(
-            [*found.samples, *(one.sample for one in found.held)], Options(policy=policy), splits
+            [*found.samples, *(one.sample for one in found.held)], DatasetOptions(policy=policy), splits
         )
         assert again == found
         splits = splits_of(found)
@@ -239,7 +239,7 @@ def test_a_new_sample_between_train_and_test_is_held_back_with_that_reason() -> 
     assert [sample.split for sample in found.samples] == ["train", "test"]
     (third,) = (row for row in judged([task(3, middle, annotation(3, 0))]) if isinstance(row, Sample))
     different = replace(third, target="{}")  # else it would only repeat what the others say
-    later = settle_all([*found.samples, different], Options(), known)
+    later = settle_all([*found.samples, different], DatasetOptions(), known)
     assert held(later) == {3: "not_leaking"}
     assert "bridge train" in later.held[0].reason
     assert later.samples == found.samples
@@ -253,13 +253,15 @@ def test_tasks_of_one_document_are_never_in_both_splits() -> None:
         )
         for one in (task(n, text, annotation(n, n % 2)) for n, text in enumerate(texts, start=1))
     ]
-    found = settle_all([row for row in rows if isinstance(row, Sample)], Options(), {})
+    found = settle_all([row for row in rows if isinstance(row, Sample)], DatasetOptions(), {})
     assert len({sample.split for sample in found.samples}) == 1
 
 
 def test_over_long_samples_are_held_whole() -> None:
     short, long = written_out(code=False)[:2]
-    found = settle_all([replace(short, tokens=10), replace(long, tokens=11)], Options(max_tokens=10), {})
+    found = settle_all(
+        [replace(short, tokens=10), replace(long, tokens=11)], DatasetOptions(max_tokens=10), {}
+    )
     assert held(found) == {long.annotation: "fits_tokens"}
     assert found.held[0].reason == "It has 11 tokens, the limit is 10."
     assert found.held[0].sample.target == long.target
@@ -270,4 +272,4 @@ def test_over_long_samples_are_held_whole() -> None:
 )
 def test_an_option_that_there_is_not_is_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(SetupError):
-        Options(**wrong)
+        DatasetOptions(**wrong)

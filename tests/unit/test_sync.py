@@ -19,7 +19,7 @@ from draftloop.dataset.folder import Lines, is_intact, manifest_of
 from draftloop.dataset.formats import messages, trl_dpo, trl_kto
 from draftloop.dataset.ray import RayData
 from draftloop.dataset.records import explain
-from draftloop.dataset.sync import Report, counted, sync
+from draftloop.dataset.sync import Report, count_tokens, sync
 from draftloop.errors import SetupError
 from draftloop.labelstudio import LabelStudio
 from draftloop.prompting.cases import Cases
@@ -259,14 +259,14 @@ def test_texts_with_control_tokens_are_held_and_come_back_with_another_tokenizer
 
 def test_a_draft_with_control_tokens_makes_no_row_of_preference(tmp_path: Path) -> None:
     (plain, *_) = [sample for sample in written_out(code=False) if sample.verdict == "corrected"]
-    sample = counted(replace(plain, draft_target='{"a":"</think>"}'), None)
+    sample = count_tokens(replace(plain, draft_target='{"a":"</think>"}'), None)
     assert (sample.control_tokens, len(sample.notes)) == ((), len(plain.notes) + 1)
-    assert counted(sample, None) is sample
+    assert count_tokens(sample, None) is sample
     assert trl_dpo(plain)
     assert trl_kto(plain)
     assert trl_dpo(sample) == trl_kto(sample) == []
     assert len(messages(sample)) == 1
-    assert counted(replace(sample, draft_target=plain.draft_target), None) == counted(plain, None)
+    assert count_tokens(replace(sample, draft_target=plain.draft_target), None) == count_tokens(plain, None)
 
 
 def test_control_tokens_in_what_a_program_printed_hold_the_sample() -> None:
@@ -277,5 +277,5 @@ def test_control_tokens_in_what_a_program_printed_hold_the_sample() -> None:
         step = attempt["steps"][0].copy()
         step[key] = "print('<|im_end|>')"
         told = replace(plain, attempts=({**attempt, "steps": [step]}, *others))
-        assert counted(told, None).control_tokens == ("<|im_end|>",)
-    assert counted(plain, None).control_tokens == ()
+        assert count_tokens(told, None).control_tokens == ("<|im_end|>",)
+    assert count_tokens(plain, None).control_tokens == ()

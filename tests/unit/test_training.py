@@ -17,7 +17,7 @@ from draftloop.training.base import Base, open_base
 from draftloop.training.plot import draw_losses
 from draftloop.training.recipe import LINEAR_LAYERS, Recipe, read
 from draftloop.training.rows import case_of, gather, open_dataset, open_replay
-from draftloop.training.runs import Run
+from draftloop.training.runs import TrainingRun
 from scripts.training import EMBEDDED
 from tests import datasets
 from tests.verbs import run_here
@@ -401,14 +401,14 @@ def adapter(folder: Path) -> Path:
     return folder
 
 
-def finish(run: Run) -> dict[str, Any]:
+def finish(run: TrainingRun) -> dict[str, Any]:
     return run.finish(
         adapter(run.stage("sft") / "adapter"), lambda sha256: {"plan": PLAN, "adapter_sha256": sha256}
     )
 
 
 def test_a_finished_run_holds_its_adapter_and_its_record_alone(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = TrainingRun(tmp_path / "run")
     assert not run.check(PLAN, resume=False)
     with run.making(PLAN):
         (run.stage("sft") / "checkpoint-5").mkdir(parents=True)
@@ -423,7 +423,7 @@ def test_a_finished_run_holds_its_adapter_and_its_record_alone(tmp_path: Path) -
 
 
 def test_a_begun_run_goes_on_only_where_that_is_wanted_and_with_the_same_plan(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = TrainingRun(tmp_path / "run")
     assert not run.check(PLAN, resume=True)  # nothing is there: it begins
     with run.making(PLAN):
         pass
@@ -435,7 +435,7 @@ def test_a_begun_run_goes_on_only_where_that_is_wanted_and_with_the_same_plan(tm
 
 
 def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = TrainingRun(tmp_path / "run")
     with run.making(PLAN), pytest.raises(SetupError, match="Another training is writing"), run.making(PLAN):
         raise AssertionError
 
@@ -443,11 +443,11 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with pytest.raises(SetupError, match="is no run"):
-        Run(tmp_path / "run").check(PLAN, resume=True)
+        TrainingRun(tmp_path / "run").check(PLAN, resume=True)
 
 
 def test_a_run_that_was_killed_before_its_renaming_is_put_in_place(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = TrainingRun(tmp_path / "run")
     assert not run.settle()
     with run.making(PLAN):
         finish(run)
@@ -471,7 +471,7 @@ def test_the_last_whole_checkpoint_counts_and_what_was_cut_short_goes(tmp_path: 
 
 
 def test_a_disk_that_fails_is_told_in_words(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = TrainingRun(tmp_path / "run")
     with run.making(PLAN), pytest.raises(ServiceError, match="cannot be written"):
         run.finish(tmp_path / "nothing", lambda _: {})
 

@@ -21,17 +21,17 @@ from draftloop.dataset.gates import Annotation, Candidate, Rejected, draft_of
 from draftloop.dataset.personal import Mask
 from draftloop.dataset.sample import (
     VERDICT_GATE,
-    File,
+    FailedGate,
     Gate,
     Note,
     Sample,
-    Step,
-    Stopped,
+    SampleAttempt,
+    SampleFile,
+    SampleStep,
     check_gates,
     collect_notes,
     present,
 )
-from draftloop.dataset.sample import Attempt as Told
 from draftloop.errors import TaskError
 from draftloop.labelling.labelling import Value
 from draftloop.prompting.prompt import Case
@@ -41,7 +41,7 @@ from draftloop.runs.run import INSTRUCTION_KEY, InputFile, Run, inputs_of, outpu
 VERDICT_KEY = "verdict"  # controls of a code task's config, where it has them
 COMMENT_KEY = "comment"
 
-_LEAST_S = 30.0  # of a re-run
+_MIN_LIMIT_S = 30.0  # of a re-run
 _TIMES_THE_DRAFT = 2
 _SHOWN_FILES = 3  # in a reason
 _QUOTED_CHARS = 300  # of what a program printed
@@ -110,8 +110,8 @@ class CodeTask:
         """Wall time that a re-run may take, in seconds."""
         known = self.draft or self.run
         if known is None or known.origin == "gate":  # no measure of itself
-            return _LEAST_S
-        return max(_LEAST_S, *(_TIMES_THE_DRAFT * attempt.wall_s for attempt in _of_final_code(known)))
+            return _MIN_LIMIT_S
+        return max(_MIN_LIMIT_S, *(_TIMES_THE_DRAFT * attempt.wall_s for attempt in _of_final_code(known)))
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Evidence:
 class Checked:
     """What the gates found: why a program was stopped, what is told of it, what it did alone when it ran."""
 
-    stopped: Stopped | None = None
+    stopped: FailedGate | None = None
     notes: tuple[Note, ...] = ()
     attempt: Attempt | None = None
 
@@ -314,7 +314,7 @@ def unrunnable(sample: Sample, error: TaskError) -> Rejected:
     )
 
 
-def finished(
+def finalize_sample(
     sample: Sample, task: CodeTask, checked: Checked, run: Run | None, *, mask: str = ""
 ) -> Sample | Rejected:
     """Give the sample of a code task with its run, or say which gate of code tasks it failed.
@@ -326,7 +326,7 @@ def finished(
         run: The run of exactly the submitted program, where there is one.
         mask: Country of telephone numbers where stand-ins take the place of personal data; empty: nowhere.
     """
-    attempts = [_told(attempt) for attempt in _story(run)] if run else []
+    attempts = [_attempt_record(attempt) for attempt in _story(run)] if run else []
     stopped = checked.stopped
     if mask:
         printed = [{name: step[name] for name in _TEXTS} for attempt in attempts for step in attempt["steps"]]
@@ -335,7 +335,7 @@ def finished(
         for attempt in attempts:
             for step in attempt["steps"]:
                 step.update({name: hide(step[name]) for name in _TEXTS})  # type: ignore[typeddict-item]
-        stopped = stopped and Stopped(stopped.gate, hide(stopped.reason))
+        stopped = stopped and FailedGate(stopped.gate, hide(stopped.reason))
     if stopped is not None:
         return Rejected(
             sample.project, sample.task, sample.annotation, sample.case, *stopped, metadata=sample.metadata
@@ -347,7 +347,7 @@ def finished(
         notes=(*sample.notes, *checked.notes),
         attempts=tuple(attempts),
         input_files=tuple(
-            File(path=file.name, size_bytes=file.size_bytes, sha256=file.sha256) for file in task.inputs
+            SampleFile(path=file.name, size_bytes=file.size_bytes, sha256=file.sha256) for file in task.inputs
         ),
         output_files=_files(run.last) if run else (),
         metadata={**sample.metadata, **({"run": run.key, "run_by": run.origin} if run else {})},
@@ -373,9 +373,9 @@ def _scripts(attempt: Attempt) -> list[Script]:
     return [settled(step.script) for step in attempt.steps]
 
 
-def _told(attempt: Attempt) -> Told:
+def _attempt_record(attempt: Attempt) -> SampleAttempt:
     steps = [
-        Step(
+        SampleStep(
             language=step.script.language,
             code=step.script.code,
             stdout=step.stdout,
@@ -387,10 +387,10 @@ def _told(attempt: Attempt) -> Told:
     ]
     files = list(_files(attempt)) or None
     told = {"outcome": attempt.outcome, "steps": steps, "reason": attempt.reason or None, "files": files}
-    return cast("Told", present(told))
+    return cast("SampleAttempt", present(told))
 
 
-def _files(attempt: Attempt) -> tuple[File, ...]:
+def _files(attempt: Attempt) -> tuple[SampleFile, ...]:
     return tuple(
-        File(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256) for file in attempt.files
+        SampleFile(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256) for file in attempt.files
     )

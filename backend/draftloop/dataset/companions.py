@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from draftloop.dataset.sample import Split
 
-Files = Mapping[str, str]
+FileTexts = Mapping[str, str]
 
 
 class Written(NamedTuple):
@@ -73,7 +73,7 @@ _AXOLOTL: Mapping[str, _Axolotl] = {
 _READ_BY_ALL = ("jsonl", "parquet")  # only `datasets` reads zstd
 
 
-def llama_factory(forms: Sequence[Written], _: Mapping[str, Any]) -> Files:
+def llama_factory(forms: Sequence[Written], _: Mapping[str, Any]) -> FileTexts:
     """Give dataset_info.json: the folder is a `dataset_dir` with a dataset `NAME` and one `NAME-test`."""
     entries = {
         form.name if split == "train" else f"{form.name}-test": {
@@ -87,7 +87,7 @@ def llama_factory(forms: Sequence[Written], _: Mapping[str, Any]) -> Files:
     return {"dataset_info.json": json.dumps(entries, indent=2) + "\n"} if entries else {}
 
 
-def axolotl(forms: Sequence[Written], _: Mapping[str, Any]) -> Files:
+def axolotl(forms: Sequence[Written], _: Mapping[str, Any]) -> FileTexts:
     """Give the part of an Axolotl config that reads a format."""
     found = {}
     for form in forms:
@@ -108,7 +108,7 @@ def axolotl(forms: Sequence[Written], _: Mapping[str, Any]) -> Files:
     return found
 
 
-def card(forms: Sequence[Written], counts: Mapping[str, Any]) -> Files:
+def card(forms: Sequence[Written], counts: Mapping[str, Any]) -> FileTexts:
     """Give the dataset card, from which `datasets.load_dataset(FOLDER, FORMAT)` knows files and splits."""
     readable = [form for form in forms if form.splits]
     lines = ["---", "configs:" if readable else "configs: []"]

@@ -40,7 +40,7 @@ from draftloop.dataset.spot_check import (
 from draftloop.errors import SetupError
 
 TEST_PCT = 10
-_OF_ALL = (
+_CORPUS_FIELDS = (
     "split",
     "review",
     "drawn",
@@ -51,7 +51,7 @@ _Part = TypeVar("_Part")
 
 
 @dataclass(frozen=True)
-class Options:
+class DatasetOptions:
     """What a team decided about its dataset; the folder remembers it.
 
     formats      names of `core.formats.FORMATS` that are written
@@ -116,7 +116,7 @@ class Settled:
     drawn: Mapping[int, Draw] = field(default_factory=dict)
     by_lot: ByLot | None = None
 
-    def alone(self, annotation: int) -> "Settled":
+    def for_annotation(self, annotation: int) -> "Settled":
         """Give what became of one sample, to be taken elsewhere."""
 
         def of(parts: Mapping[int, _Part]) -> Mapping[int, _Part]:
@@ -124,7 +124,7 @@ class Settled:
 
         return Settled(of(self.splits), of(self.held), of(self.reviews), drawn=of(self.drawn))
 
-    def finished(self, record: Record) -> Record:
+    def finalize(self, record: Record) -> Record:
         """Give a sample's record with its split, the gates that it passed here, its review, why it is held.
 
         Args:
@@ -145,7 +145,7 @@ class Corpus:
     """The samples that are still in, in the order in which they came, and what gates need beside them."""
 
     samples: Sequence[Brief]
-    options: Options
+    options: DatasetOptions
     sketches: Callable[[Sequence[Brief]], Iterator[bytes]]
     splits: Mapping[str, Split] = field(default_factory=dict)  # by group, as they were given before
     checks: Mapping[int, Sequence[Check]] = field(default_factory=dict)  # by annotation
@@ -174,7 +174,7 @@ class Corpus:
 
 def settle(
     samples: Iterable[Brief],
-    options: Options,
+    options: DatasetOptions,
     splits: Mapping[str, Split],
     sketches: Callable[[Sequence[Brief]], Iterator[bytes]],
     checks: Mapping[int, Sequence[Check]] | None = None,
@@ -207,7 +207,7 @@ def split_of(group: str) -> Split:
 def as_judged(record: Record) -> Record:
     """Give a sample's record as it was before others were looked at."""
     gates = [name for name in record["gates"] if name not in _GATE_NAMES]
-    return {key: part for key, part in record.items() if key not in _OF_ALL} | {"gates": gates}
+    return {key: part for key, part in record.items() if key not in _CORPUS_FIELDS} | {"gates": gates}
 
 
 # ---------------------------------------------------------------------------------- gates
@@ -227,7 +227,7 @@ def one_per_task(corpus: Corpus) -> Mapping[int, str]:
     """Pick one annotation of each task by the policy; the others are held."""
     policy = next(policy for policy in POLICIES if policy.name == corpus.options.policy)
     reasons: dict[int, str] = {}
-    for several in _by(corpus.samples, lambda sample: sample.task):
+    for several in _grouped(corpus.samples, lambda sample: sample.task):
         if len(several) == 1:
             continue
         chosen = policy.choose(several)
@@ -248,7 +248,7 @@ def one_per_task(corpus: Corpus) -> Mapping[int, str]:
 def not_contradicted(corpus: Corpus) -> Mapping[int, str]:
     """Stop different answers to the same question, unless one is marked as ground truth."""
     reasons: dict[int, str] = {}
-    for several in _by(corpus.samples, lambda sample: sample.question):
+    for several in _grouped(corpus.samples, lambda sample: sample.question):
         if len({sample.answer for sample in several}) == 1:
             continue
         truths = {sample.answer for sample in several if sample.ground_truth}
@@ -266,7 +266,7 @@ def not_repeated(corpus: Corpus) -> Mapping[int, str]:
     """Stop the same question with the same answer, but for the first."""
     return {
         sample.annotation: f"Annotation {first.annotation} of task {first.task} says the same."
-        for first, *others in _by(corpus.samples, lambda sample: (sample.question, sample.answer))
+        for first, *others in _grouped(corpus.samples, lambda sample: (sample.question, sample.answer))
         for sample in others
     }
 
@@ -354,7 +354,7 @@ def _by_lot(corpus: Corpus) -> ByLot:
     return ByLot(len(corpus.samples), len(lot), len(lot) - found.count(None), found.count(False))
 
 
-def _by(samples: Iterable[Brief], key: Callable[[Brief], Any]) -> list[list[Brief]]:
+def _grouped(samples: Iterable[Brief], key: Callable[[Brief], Any]) -> list[list[Brief]]:
     found: defaultdict[Any, list[Brief]] = defaultdict(list)
     for sample in samples:
         found[key(sample)].append(sample)

@@ -102,7 +102,7 @@ def lines_of(folder: Path, name: str) -> Iterator[dict[str, Any]]:
         yield from map(orjson.loads, stream)
 
 
-class Place(NamedTuple):
+class LinePlace(NamedTuple):
     """Where a line lies: the file by its number, the first byte, and how many."""
 
     file: int
@@ -143,13 +143,13 @@ class Lines:
         for file in self._files:
             file.close()
 
-    def add(self, line: bytes, beside: bytes = b"") -> Place:
+    def add(self, line: bytes, beside: bytes = b"") -> LinePlace:
         """Write a new line, and something beside it that is no part of it.
 
         Raises:
             ServiceError: The disk failed.
         """
-        place = Place(0, self._end, len(line))
+        place = LinePlace(0, self._end, len(line))
         self._unwritten += line
         self._unwritten += beside
         self._end += len(line) + len(beside)
@@ -163,7 +163,7 @@ class Lines:
         with disk_errors(self._folder, _HINT):
             write_fully(self._files[0].fileno(), content)
 
-    def read(self, name: str) -> Iterator[tuple[Place, dict[str, Any]]]:
+    def read(self, name: str) -> Iterator[tuple[LinePlace, dict[str, Any]]]:
         """Read one of the folder's files from its beginning, each line with its place.
 
         Raises:
@@ -174,10 +174,10 @@ class Lines:
             self._files.append(stream)
             number, start = len(self._files) - 1, 0
             for line in stream:
-                yield Place(number, start, len(line)), orjson.loads(line)
+                yield LinePlace(number, start, len(line)), orjson.loads(line)
                 start += len(line)
 
-    def line(self, place: Place) -> bytes:
+    def line(self, place: LinePlace) -> bytes:
         """Read a line again, as it lies there.
 
         Raises:
@@ -185,7 +185,7 @@ class Lines:
         """
         return self._bytes(place.file, place.start, place.size_bytes)
 
-    def beside(self, place: Place, size_bytes: int) -> bytes:
+    def beside(self, place: LinePlace, size_bytes: int) -> bytes:
         """Read what was written beside a new line.
 
         Raises:
@@ -199,7 +199,7 @@ class Lines:
         with disk_errors(self._folder, _HINT, access="read"):
             return os.pread(self._files[file].fileno(), size_bytes, start)
 
-    def get(self, place: Place) -> dict[str, Any]:
+    def get(self, place: LinePlace) -> dict[str, Any]:
         """Read a line again, as JSON.
 
         Raises:
@@ -209,7 +209,7 @@ class Lines:
         return found
 
 
-class Files:
+class DatasetFiles:
     """The files of a dataset on their way: written aside, put in place together, the manifest last."""
 
     def __init__(self, folder: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from draftloop.dataset.sample import Message, Sample, conversation, tools
+from draftloop.dataset.sample import ChatMessage, Sample, conversation, tools
 from draftloop.model.control_tokens import DRAFT_NOTE
 
 Row = dict[str, Any]
@@ -30,25 +30,25 @@ _SWIFT = {
 }
 
 
-class Answer(NamedTuple):
+class JudgedAnswer(NamedTuple):
     """An answer to a sample's question, and whether a human stands by it."""
 
     text: str
     is_right: bool
 
 
-def answers(sample: Sample) -> list[Answer]:
+def judged_answers(sample: Sample) -> list[JudgedAnswer]:
     """List what a human judged: an accepted draft, or a corrected one and its correction."""
     if sample.draft_target is None or any(note["gate"] == DRAFT_NOTE for note in sample.notes):
         return []
     if sample.verdict == "accepted" or sample.draft_target == sample.target:
-        return [Answer(sample.target, is_right=True)]
-    return [Answer(sample.draft_target, is_right=False), Answer(sample.target, is_right=True)]
+        return [JudgedAnswer(sample.target, is_right=True)]
+    return [JudgedAnswer(sample.draft_target, is_right=False), JudgedAnswer(sample.target, is_right=True)]
 
 
 def pairs(sample: Sample) -> list[tuple[str, str]]:
     """Give the correction and the draft that it corrects; empty where the draft was right, or none."""
-    judged = answers(sample)
+    judged = judged_answers(sample)
     return [(judged[1].text, judged[0].text)] if len(judged) == 2 else []
 
 
@@ -117,7 +117,7 @@ def trl_kto(sample: Sample) -> list[Row]:
     prompt = conversation(sample)[:-1]
     return [
         {"prompt": prompt, "completion": [_assistant(answer.text)], "label": answer.is_right} | _tools(sample)
-        for answer in answers(sample)
+        for answer in judged_answers(sample)
     ]
 
 
@@ -149,7 +149,7 @@ def llama_factory_kto(sample: Sample) -> list[Row]:
             "conversations": [*row["conversations"][:-1], {"from": "gpt", "value": answer.text}],
             "label": answer.is_right,
         }
-        for answer in answers(sample)
+        for answer in judged_answers(sample)
     ]
 
 
@@ -173,7 +173,7 @@ def ms_swift_kto(sample: Sample) -> list[Row]:
             "messages": [*row["messages"][:-1], {"role": "assistant", "content": answer.text}],
             "label": answer.is_right,
         }
-        for answer in answers(sample)
+        for answer in judged_answers(sample)
     ]
 
 
@@ -203,11 +203,11 @@ def axolotl_kto(sample: Sample) -> list[Row]:
             "completion": answer.text,
             "label": answer.is_right,
         }
-        for answer in answers(sample)
+        for answer in judged_answers(sample)
     ]
 
 
-def _assistant(text: str) -> Message:
+def _assistant(text: str) -> ChatMessage:
     return {"role": "assistant", "content": text}
 
 
@@ -219,7 +219,9 @@ def _tools_text(sample: Sample) -> Row:
     return {"tools": _compact([tool["function"] for tool in tools(sample)])} if sample.attempts else {}
 
 
-def _turns(found: Sequence[Message], roles: Mapping[str, str], role: str, content: str) -> list[Message]:
+def _turns(
+    found: Sequence[ChatMessage], roles: Mapping[str, str], role: str, content: str
+) -> list[ChatMessage]:
     turns = []
     for message in found:
         if "tool_calls" in message:
@@ -230,8 +232,8 @@ def _turns(found: Sequence[Message], roles: Mapping[str, str], role: str, conten
     return turns
 
 
-def _wire(found: Sequence[Message]) -> list[Message]:
-    wire: list[Message] = []
+def _wire(found: Sequence[ChatMessage]) -> list[ChatMessage]:
+    wire: list[ChatMessage] = []
     for message in found:
         if "tool_calls" in message:
             (call,) = message["tool_calls"]

@@ -18,10 +18,10 @@ from typing import Any
 from draftloop.dataset.personal import Mask, described, strings
 from draftloop.dataset.sample import (
     SAMPLE_VERSION,
+    FailedGate,
     Gate,
     Record,
     Sample,
-    Stopped,
     canonical,
     check_gates,
     collect_notes,
@@ -342,7 +342,7 @@ def is_grounded(candidate: Candidate) -> str | None:
     return _broken(candidate, "grounding")
 
 
-def still_right_when_masked(stopped: Stopped) -> str:
+def still_right_when_masked(stopped: FailedGate) -> str:
     """Stop what was right, and with stand-ins for personal data is not."""
     return f"With stand-ins for personal data it does not pass {stopped.gate}: {stopped.reason}"
 
@@ -369,7 +369,9 @@ SAMPLE_GATES: tuple[SampleGate, ...] = (
 )
 
 # What those say of a masked sample that was right before; only `mask` asks.
-STILL_RIGHT_WHEN_MASKED: Gate[Stopped, str | None] = Gate("still_right_when_masked", still_right_when_masked)
+STILL_RIGHT_WHEN_MASKED: Gate[FailedGate, str | None] = Gate(
+    "still_right_when_masked", still_right_when_masked
+)
 
 PERSONAL_DATA: SampleGate = Gate("personal_data", personal_data)
 

@@ -54,17 +54,17 @@ def nearness(sketches: Iterator[bytes], count: int, same: Callable[[int, int], b
         count: How many they are.
         same: Tells of two places whether what is said of the texts is the same.
     """
-    table = tabled(sketches, count)
+    table = sketch_table(sketches, count)
     buckets = _buckets(table)
     found = Nearness({}, {})
     members: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     for place in range(count):
         shared = [(band, int(bucket)) for band, bucket in enumerate(buckets[place]) if bucket >= 0]
-        shares = {
+        share_of = {
             other: float(np.count_nonzero(table[place] == table[other])) / _PERMUTATIONS
             for other in sorted({other for key in shared for other in members[key]})
         }
-        near = {other: share for other, share in shares.items() if share >= NEAR}
+        near = {other: share for other, share in share_of.items() if share >= NEAR}
         repeated = next((other for other in near if same(place, other)), None)
         if repeated is not None:
             found.repeats[place] = (repeated, near[repeated])
@@ -77,7 +77,7 @@ def nearness(sketches: Iterator[bytes], count: int, same: Callable[[int, int], b
     return found
 
 
-def tabled(sketches: Iterator[bytes], count: int) -> Any:
+def sketch_table(sketches: Iterator[bytes], count: int) -> Any:
     """Put sketches into a table: a row each, an array of `count` rows.
 
     Args:
@@ -90,7 +90,7 @@ def tabled(sketches: Iterator[bytes], count: int) -> Any:
     return table
 
 
-def shares(table: Any, place: int) -> Any:
+def shared_shingles(table: Any, place: int) -> Any:
     """Estimate which share of shingles the text at a place has in common with each of all, itself too."""
     return np.count_nonzero(table == table[place], axis=1) / _PERMUTATIONS
 

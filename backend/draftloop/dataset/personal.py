@@ -26,7 +26,7 @@ _SHORTEST_PHONE = 6  # digits of a number with its country code: +43 and four mo
 _CARD = re.compile(r"[3-6]\d{12,18}")  # how payment cards begin: half of all long numbers pass luhn by chance
 
 
-class Found(NamedTuple):
+class PersonalDatum(NamedTuple):
     """Personal data in a text: its kind and where it stands, half-open, in code points."""
 
     kind: str
@@ -34,18 +34,18 @@ class Found(NamedTuple):
     end: int
 
 
-def find(text: str, region: str) -> list[Found]:
+def find(text: str, region: str) -> list[PersonalDatum]:
     """List the personal data in a text, in order, without overlaps.
 
     Args:
         text: Any text.
         region: Country of telephone numbers without a country code, as two letters: CN, US.
     """
-    found: list[Found] = []
+    found: list[PersonalDatum] = []
     for kind in KINDS:
         for start, end in kind.places(text, region):
             if not any(start < other.end and other.start < end for other in found):
-                found.append(Found(kind.name, start, end))
+                found.append(PersonalDatum(kind.name, start, end))
     return sorted(found, key=lambda one: one.start)
 
 
@@ -153,7 +153,7 @@ def _stand_in(kind: str, hidden: str, number: int) -> str:
     return "".join(shape)
 
 
-class Kind(NamedTuple):
+class PersonalDataKind(NamedTuple):
     """A kind of personal data and how it is found."""
 
     name: str
@@ -161,4 +161,8 @@ class Kind(NamedTuple):
 
 
 # In this order: an identity card is no telephone number, though a part of it may look like one.
-KINDS: tuple[Kind, ...] = (Kind("email", emails), Kind("id", ids), Kind("phone", phones))
+KINDS: tuple[PersonalDataKind, ...] = (
+    PersonalDataKind("email", emails),
+    PersonalDataKind("id", ids),
+    PersonalDataKind("phone", phones),
+)

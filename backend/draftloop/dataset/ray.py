@@ -84,7 +84,7 @@ class RayData:
         quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
         try:
             if address:
-                _reach(address)  # Ray itself waits for minutes
+                _check_reachable(address)  # Ray itself waits for minutes
                 # Every machine works with this code, whatever it has of its own. As `py_modules` it would
                 # come after a folder there that has the path of the one in which we were started.
                 folder = self._ends.enter_context(tempfile.TemporaryDirectory(prefix="ray-"))
@@ -133,7 +133,7 @@ class RayData:
         running: Iterator[Made] = iter(())
         while window := self._window(left, pace.block_items):  # read while the one before is at work
             yield from running
-            running = self._begun(work, window, pace)
+            running = self._start_window(work, window, pace)
         yield from running
 
     def _window(self, left: Iterator[Any], block_items: int) -> list[bytes]:
@@ -148,13 +148,13 @@ class RayData:
             size_bytes += len(blocks[-1])
         return blocks
 
-    def _begun(self, work: Any, window: list[bytes], pace: "_Pace") -> Iterator[Any]:
+    def _start_window(self, work: Any, window: list[bytes], pace: "_Pace") -> Iterator[Any]:
         """Begin with a window; what it gives is there when it is asked for."""
         rows = ray.data.from_items([{"items": block} for block in window], override_num_blocks=len(window))
         with warnings.catch_warnings():
             # Ray has no other way yet to say how often.
             warnings.simplefilter("ignore", DeprecationWarning)
-            done = iter(rows.map(_do, fn_args=[[work]], max_retries=_RETRIES).iter_rows())
+            done = iter(rows.map(_process_block, fn_args=[[work]], max_retries=_RETRIES).iter_rows())
         first = self._next(done)
 
         def results() -> Iterator[Any]:
@@ -191,14 +191,14 @@ class _Pace:
     block_items: int = _FIRST_ITEMS
 
 
-def _reach(address: str) -> None:
+def _check_reachable(address: str) -> None:
     host, _, port = address.rpartition(":")
     socket.create_connection((host, int(port)), timeout=_REACH_S).close()
 
 
-def _do(row: Mapping[str, Any], works: list[Any]) -> dict[str, Any]:
+def _process_block(row: Mapping[str, Any], works: list[Any]) -> dict[str, Any]:
     """Do a block, in a process of Ray's."""
-    function = _function(works[0])
+    function = _fetch_function(works[0])
     started = time.perf_counter()
     made: list[Any] = []
     failed: DraftloopError | None = None
@@ -210,7 +210,7 @@ def _do(row: Mapping[str, Any], works: list[Any]) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _function(work: Any) -> Callable[[Any], Any]:
+def _fetch_function(work: Any) -> Callable[[Any], Any]:
     """Fetch the function once a process: it may hold a tokenizer."""
     found: Callable[[Any], Any] = ray.get(work)
     return found

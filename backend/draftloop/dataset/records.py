@@ -25,12 +25,12 @@ import orjson
 
 from draftloop.dataset.code_gates import CAN_BE_RUN
 from draftloop.dataset.companions import COMPANIONS, Written
-from draftloop.dataset.corpus import Held, Options, Settled, as_judged
+from draftloop.dataset.corpus import DatasetOptions, Held, Settled, as_judged
 from draftloop.dataset.folder import (
     MANIFEST,
-    Files,
+    DatasetFiles,
+    LinePlace,
     Lines,
-    Place,
     is_intact,
     lines_of,
     manifest_of,
@@ -39,7 +39,7 @@ from draftloop.dataset.formats import FORMATS, Format
 from draftloop.dataset.gates import Rejected, group_of
 from draftloop.dataset.nearness import SKETCH_BYTES, sketch
 from draftloop.dataset.report import report_page
-from draftloop.dataset.row_files import KINDS, Kind, RowFile, line_of
+from draftloop.dataset.row_files import KINDS, RowFile, RowFileKind, line_of
 from draftloop.dataset.sample import SAMPLE_VERSION, Brief, Record, Sample, Split, canonical
 from draftloop.dataset.story import story
 from draftloop.dataset.tally import Counts, Tally
@@ -50,11 +50,11 @@ _SCHEMA = Path(__file__).with_name("sample.schema.json")
 _RECORDS = ("samples.jsonl", "held.jsonl", "rejected.jsonl")
 _SPLITS: tuple[Split, ...] = ("train", "test")
 # Of a record: what depends on other samples, and what follows from its own fields.
-_NOT_OWN = {"split", "gates", "held", "review", "drawn", "messages", "tools", "code", "stdout", "stderr"}
+_DERIVED_KEYS = {"split", "gates", "held", "review", "drawn", "messages", "tools", "code", "stdout", "stderr"}
 
 
 @dataclass(frozen=True)
-class Source:
+class ProjectSource:
     """What the manifest keeps about a project: what it was read with, and how far."""
 
     title: str
@@ -66,28 +66,28 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class IndexRow:
     """Where an annotation's record lies, and its hash as it was judged alone; a rejected one has no brief."""
 
     project: int
     task: int
     annotation: int
     digest: bytes
-    place: Place
+    place: LinePlace
     brief: Brief | None
 
 
-Rows = dict[int, Row]  # by annotation
+IndexRows = dict[int, IndexRow]  # by annotation
 
 
-class Recorded(NamedTuple):
+class IndexedRecord(NamedTuple):
     """A record as it was judged alone: the line to write down, and all of its row but the place.
 
     sketch  of what annotators read of it; none of what is no sample
     """
 
     line: bytes
-    row: Row
+    row: IndexRow
     sketch: bytes
 
 
@@ -95,7 +95,7 @@ Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 
-class Each(Protocol):
+class OrderedMap(Protocol):
     """Something that does a piece of work for many, here or elsewhere, and gives the results in order.
 
     `map` is one. Others pickle function, items and results.
@@ -115,17 +115,17 @@ class State:
     unrun      annotations whose code could not be run again: the next sync tries it
     """
 
-    sources: dict[int, Source] = field(default_factory=dict)
-    rows: Rows = field(default_factory=dict)
+    sources: dict[int, ProjectSource] = field(default_factory=dict)
+    rows: IndexRows = field(default_factory=dict)
     splits: dict[str, Split] = field(default_factory=dict)  # by group
     given: dict[int, Split] = field(default_factory=dict)  # by annotation
-    options: Options = field(default_factory=Options)
+    options: DatasetOptions = field(default_factory=DatasetOptions)
     tokenizer: str | None = None
     checks: str = ""
     unrun: set[int] = field(default_factory=set)
     manifest: Record | None = None
 
-    def is_made_like(self, other: "State") -> bool:
+    def gives_same_files_as(self, other: "State") -> bool:
         """Tell whether the same rows would give the same files as those of another state that was stored."""
         same = all(getattr(self, name) == getattr(other, name) for name in ("options", "tokenizer", "checks"))
         return other.manifest is not None and same and self.sources.keys() == other.sources.keys()
@@ -137,8 +137,8 @@ def load(folder: Path, lines: Lines) -> State:
     if manifest is None:
         return State()
     try:
-        sources = {int(key): Source(**entry["source"]) for key, entry in manifest["projects"].items()}
-        options = Options(**_tuples(manifest.get("options", {})))  # the first version had none
+        sources = {int(key): ProjectSource(**entry["source"]) for key, entry in manifest["projects"].items()}
+        options = DatasetOptions(**_tuples(manifest.get("options", {})))  # the first version had none
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SetupError(
             f"The manifest of {folder} is not of this program.",
@@ -172,7 +172,7 @@ def load(folder: Path, lines: Lines) -> State:
 
 
 def write(
-    folder: Path, lines: Lines, after: State, settled: Settled, each: Each = map
+    folder: Path, lines: Lines, after: State, settled: Settled, each: OrderedMap = map
 ) -> tuple[tuple[str, ...], Record]:
     """Write all files of a dataset, the manifest last; gives the names of what differed, and the counts.
 
@@ -186,13 +186,13 @@ def write(
         names = ", ".join(kind.name for kind in KINDS)
         raise SetupError(f"There is no kind of files '{options.files}'.", hint=f"There are: {names}.")
     tally, by_project = Tally(), defaultdict[int, Counts](Counts)
-    with Files(folder) as files:
+    with DatasetFiles(folder) as files:
         samples, held, rejected = (files.open(name) for name in _RECORDS)
         wanted = tuple(form for form in FORMATS if form.name in options.formats)
         forms = [_FormFiles(form, split, kind, files) for form in wanted for split in _SPLITS]
         ordered = sorted(after.rows.values(), key=lambda row: (row.task, row.annotation))
-        left = ((lines.line(row.place), settled.alone(row.annotation)) for row in ordered)
-        for _, told in groupby(each(_Finish(wanted), left), key=lambda finished: finished.record.task):
+        left = ((lines.line(row.place), settled.for_annotation(row.annotation)) for row in ordered)
+        for _, told in groupby(each(_RecordFinalizer(wanted), left), key=lambda one: one.record.task):
             several = []
             for record, reason, line, rows in told:
                 by_project[record.project].add(record, reason)
@@ -227,7 +227,7 @@ def write(
             },
             "options": asdict(options),
             "counts": counts,
-            **_checked(settled),
+            **_spot_check_entry(settled),
             "rows": {form.name: form.rows for form in written},
             "projects": {
                 str(key): {"source": asdict(source), "counts": by_project[key].record()}
@@ -237,7 +237,7 @@ def write(
         return files.store(manifest), counts
 
 
-def _checked(settled: Settled) -> Record:
+def _spot_check_entry(settled: Settled) -> Record:
     """Return what the manifest says of spot checks: nothing where none are drawn."""
     if settled.by_lot is None:
         return {}
@@ -246,7 +246,7 @@ def _checked(settled: Settled) -> Record:
     return {"spot_check": about}
 
 
-class _Finished(NamedTuple):
+class _FinalizedRecord(NamedTuple):
     """A record as it is written: the reason if it is held, its line, and its lines in each format."""
 
     record: Sample | Rejected
@@ -256,28 +256,28 @@ class _Finished(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Finish:
+class _RecordFinalizer:
     """Makes of a record as it was judged alone, and of what became of it, all that is written."""
 
     forms: tuple[Format, ...]
 
-    def __call__(self, item: tuple[bytes, Settled]) -> _Finished:
+    def __call__(self, item: tuple[bytes, Settled]) -> _FinalizedRecord:
         line, settled = item
         record = orjson.loads(line)
         if "gates" not in record:
-            return _Finished(Rejected.from_record(record), None, line, {})
-        record = settled.finished(record)
+            return _FinalizedRecord(Rejected.from_record(record), None, line, {})
+        record = settled.finalize(record)
         sample = Sample.from_record(record)
         held = settled.held.get(sample.annotation)
         kept = self.forms if held is None else ()
         rows = {form.name: [line_of(row) for row in form.rows(sample)] for form in kept}
-        return _Finished(sample, held, _line(record), rows)
+        return _FinalizedRecord(sample, held, _line(record), rows)
 
 
 class _FormFiles:
     """The file of one format and split; one without a row is there too."""
 
-    def __init__(self, form: Format, split: Split, kind: Kind, files: Files) -> None:
+    def __init__(self, form: Format, split: Split, kind: RowFileKind, files: DatasetFiles) -> None:
         self.name, self.split, self.count = form.name, split, 0
         name = Written(form.name, kind.ending, {}).file(split)
         self._rows: RowFile = kind.writer(files.open(name))
@@ -298,37 +298,39 @@ def _line(record: Record) -> bytes:
     return f"{canonical(record)}\n".encode()
 
 
-def recorded(judged: Sample | Rejected) -> Recorded:
+def index_record(judged: Sample | Rejected) -> IndexedRecord:
     """Make a record of what was judged alone."""
     record = judged.record()
     line = _line(record)
     if isinstance(judged, Rejected):
-        return Recorded(line, _row(Place(0, 0, 0), record, None), b"")
-    return Recorded(line, _row(Place(0, 0, 0), record, Brief.of(judged)), sketch(_read(judged.input)))
+        return IndexedRecord(line, _row(LinePlace(0, 0, 0), record, None), b"")
+    return IndexedRecord(
+        line, _row(LinePlace(0, 0, 0), record, Brief.of(judged)), sketch(_joined_texts(judged.input))
+    )
 
 
-def put(lines: Lines, found: Recorded) -> Row:
+def append_record(lines: Lines, found: IndexedRecord) -> IndexRow:
     """Write down a record as it was judged alone; gives where it lies."""
     return replace(found.row, place=lines.add(found.line, found.sketch))
 
 
-def sketches(lines: Lines, places: Iterable[Place]) -> Iterator[bytes]:
+def sketches(lines: Lines, places: Iterable[LinePlace]) -> Iterator[bytes]:
     """Give the sketches of samples; those of lines that were there before are made anew."""
     for place in places:
         known = place.is_new
-        yield lines.beside(place, SKETCH_BYTES) if known else sketch(_read(lines.get(place)["input"]))
+        yield lines.beside(place, SKETCH_BYTES) if known else sketch(_joined_texts(lines.get(place)["input"]))
 
 
-def _read(texts: Mapping[str, str]) -> str:
+def _joined_texts(texts: Mapping[str, str]) -> str:
     return " ".join(texts.values())
 
 
-def _row(place: Place, record: Record, brief: Brief | None) -> Row:
-    own = {key: part for key, part in record.items() if key not in _NOT_OWN}
-    return Row(record["project"], record["task"], record["annotation"], _compared(own), place, brief)
+def _row(place: LinePlace, record: Record, brief: Brief | None) -> IndexRow:
+    own = {key: part for key, part in record.items() if key not in _DERIVED_KEYS}
+    return IndexRow(record["project"], record["task"], record["annotation"], _hash_record(own), place, brief)
 
 
-def _compared(record: Record) -> bytes:
+def _hash_record(record: Record) -> bytes:
     """Hash a record, to be compared with others of the same sync and never kept."""
     try:
         told = orjson.dumps(record, option=orjson.OPT_SORT_KEYS)
@@ -337,7 +339,7 @@ def _compared(record: Record) -> bytes:
     return hashlib.blake2b(told, digest_size=16).digest()
 
 
-def judged_in(line: bytes) -> Sample:
+def parse_judged(line: bytes) -> Sample:
     """Read a sample's line back, as it was judged alone."""
     return Sample.from_record(as_judged(orjson.loads(line)))
 
@@ -345,7 +347,7 @@ def judged_in(line: bytes) -> Sample:
 # ---------------------------------------------------------------------------------- read by itself
 
 
-def manifest_and_options(folder: Path) -> tuple[Record, Options]:
+def manifest_and_options(folder: Path) -> tuple[Record, DatasetOptions]:
     """Give the manifest of a folder whose files are as it says, and what was decided.
 
     Raises:
@@ -358,7 +360,7 @@ def manifest_and_options(folder: Path) -> tuple[Record, Options]:
         or not is_intact(folder, manifest)
     ):
         raise SetupError(f"{folder} holds no dataset that can be read.", hint="Run the sync first.")
-    return manifest, Options(**_tuples(manifest["options"]))
+    return manifest, DatasetOptions(**_tuples(manifest["options"]))
 
 
 def samples_of(folder: Path) -> tuple[dict[str, str], Iterator[Sample]]:

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import islice
 
-from draftloop.dataset.code_gates import CodeTask, finished, run_again
+from draftloop.dataset.code_gates import CodeTask, finalize_sample, run_again
 from draftloop.dataset.gates import Rejected
 from draftloop.dataset.sample import Sample, canonical
 from draftloop.errors import SetupError
@@ -36,7 +36,11 @@ class Reruns:
     """Runs submitted programs again. Safe to call from several threads."""
 
     def __init__(
-        self, store: Store, runner: Runner | None, jobs: int, there: Callable[[Work], int] | None = None
+        self,
+        store: Store,
+        runner: Runner | None,
+        jobs: int,
+        remote_runner: Callable[[Work], int] | None = None,
     ) -> None:
         """Prepare; nothing is started yet.
 
@@ -44,13 +48,13 @@ class Reruns:
             store: Keeps runs and their files.
             runner: Runs code; None where that is switched off.
             jobs: How many run at once.
-            there: Passes a sample through its gates in another process, whose store is this one too, and
+            remote_runner: Passes a sample through its gates in another process with the same store, and
                 says how many programs it ran; it is pickled. Else nothing runs elsewhere.
         """
         self._store = store
         self._runner = runner
         self._jobs = jobs
-        self.there = there
+        self.remote_runner = remote_runner
         # The same program twice at once is one program: the second finds what the first found.
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
         self._counting = threading.Lock()
@@ -107,7 +111,7 @@ class Reruns:
         since = str(sample.metadata.get("updated_at", ""))
 
         def again(scripts: Sequence[Script], inputs: Sequence[InputFile], limit_s: float) -> Attempt:
-            return self._found(scripts, inputs, limit_s, since, sample.project)
+            return self._run_cold(scripts, inputs, limit_s, since, sample.project)
 
         checked = run_again(task, again if rerun else None)
         run = task.run
@@ -117,9 +121,9 @@ class Reruns:
             else:
                 run = replace(own, attempts=(*own.attempts, checked.attempt))
             self._store.put_run(run)
-        return finished(sample, task, checked, run, mask=mask)
+        return finalize_sample(sample, task, checked, run, mask=mask)
 
-    def _found(
+    def _run_cold(
         self,
         scripts: Sequence[Script],
         inputs: Sequence[InputFile],

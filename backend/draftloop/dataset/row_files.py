@@ -105,7 +105,7 @@ def line_of(row: Row) -> bytes:
     return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
 
 
-class Kind(NamedTuple):
+class RowFileKind(NamedTuple):
     """A kind of file: what it is called, how its names end, and how it is written."""
 
     name: str
@@ -113,10 +113,10 @@ class Kind(NamedTuple):
     writer: Callable[[RawIOBase], RowFile]
 
 
-KINDS: tuple[Kind, ...] = (
-    Kind("jsonl", "jsonl", Jsonl),
-    Kind("zstd", "jsonl.zst", Zstd),
-    Kind("parquet", "parquet", Parquet),
+KINDS: tuple[RowFileKind, ...] = (
+    RowFileKind("jsonl", "jsonl", Jsonl),
+    RowFileKind("zstd", "jsonl.zst", Zstd),
+    RowFileKind("parquet", "parquet", Parquet),
 )
 
 

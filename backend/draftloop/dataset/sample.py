@@ -18,8 +18,8 @@ from typing import Any, Generic, Literal, NamedTuple, NotRequired, TypedDict, Ty
 from draftloop.labelling.labelling import Value
 
 Record = dict[str, Any]
-Message = dict[str, Any]
-Tool = dict[str, Any]
+ChatMessage = dict[str, Any]
+ChatTool = dict[str, Any]
 Verdict = Literal["accepted", "corrected", "written"]
 Opinion = Literal["pass", "needs_fix", "partially_correct"]
 Split = Literal["train", "test"]
@@ -28,11 +28,11 @@ Draw = Literal["lot", "stratum"]
 # Raised when the same annotations would give other samples: every dataset is then made anew.
 SAMPLE_VERSION = 5
 
-_TOLD_CHARS = 4000  # of each stream of a program, in a conversation: its first and its last half
+_STREAM_CHARS = 4000  # of each stream of a program, in a conversation: its first and its last half
 _PROGRAM = {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]}
 
 
-class File(TypedDict):
+class SampleFile(TypedDict):
     """A file that a program read or left: path relative to its folder, size, SHA-256 in hex."""
 
     path: str
@@ -40,7 +40,7 @@ class File(TypedDict):
     sha256: str
 
 
-class Step(TypedDict):
+class SampleStep(TypedDict):
     """One program that was run. `exit_status` is negative where a signal ended it."""
 
     language: str
@@ -51,13 +51,13 @@ class Step(TypedDict):
     wall_s: NotRequired[float]
 
 
-class Attempt(TypedDict):
+class SampleAttempt(TypedDict):
     """Programs run one after another, and how that ended."""
 
     outcome: Literal["ok", "failed", "timeout", "killed"]
-    steps: list[Step]
+    steps: list[SampleStep]
     reason: NotRequired[str]
-    files: NotRequired[list[File]]
+    files: NotRequired[list[SampleFile]]
 
 
 class Note(TypedDict):
@@ -83,19 +83,19 @@ class Gate(Generic[_Subject, _Finding]):
     check: Callable[[_Subject], _Finding]
 
 
-class Stopped(NamedTuple):
+class FailedGate(NamedTuple):
     """The gate that a subject did not pass, and why."""
 
     gate: str
     reason: str
 
 
-def check_gates(gates: Iterable[Gate[_Subject, str | None]], subject: _Subject) -> Stopped | None:
+def check_gates(gates: Iterable[Gate[_Subject, str | None]], subject: _Subject) -> FailedGate | None:
     """Return the first gate that gives a reason against a subject; None where it passes all of them."""
     for gate in gates:
         reason = gate.check(subject)
         if reason is not None:
-            return Stopped(gate.name, reason)
+            return FailedGate(gate.name, reason)
     return None
 
 
@@ -152,9 +152,9 @@ class Sample:
     notes: tuple[Note, ...] = ()
     tokens: int | None = None
     control_tokens: tuple[str, ...] = ()
-    attempts: tuple[Attempt, ...] = ()
-    input_files: tuple[File, ...] = ()
-    output_files: tuple[File, ...] = ()
+    attempts: tuple[SampleAttempt, ...] = ()
+    input_files: tuple[SampleFile, ...] = ()
+    output_files: tuple[SampleFile, ...] = ()
     review: Review | None = None
     drawn: Draw | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -176,7 +176,7 @@ class Sample:
         derived: Record = {"schema_version": SAMPLE_VERSION, "messages": conversation(self)}
         if self.attempts:
             derived |= {"tools": tools(self)}
-            derived |= {name: _joined(self.attempts, name) for name in _OF_STEPS}
+            derived |= {name: _joined(self.attempts, name) for name in _STEP_TEXTS}
         return present({**own, **dict.fromkeys(empty), **derived})
 
     @classmethod
@@ -246,8 +246,8 @@ class Brief:
 _FIELDS = tuple(entry.name for entry in fields(Sample))
 _LEFT_OUT_WHEN_EMPTY = ("ground_truth", "control_tokens", "attempts", "input_files", "output_files")
 _CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-_OfStep = Literal["code", "stdout", "stderr"]
-_OF_STEPS: tuple[_OfStep, ...] = ("code", "stdout", "stderr")
+_StepText = Literal["code", "stdout", "stderr"]
+_STEP_TEXTS: tuple[_StepText, ...] = ("code", "stdout", "stderr")
 VERDICT_GATE = "verdict_passes"  # the first gate of code tasks, in `codegates`
 
 
@@ -267,7 +267,7 @@ def present(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: part for key, part in record.items() if part is not None}
 
 
-def conversation(sample: Sample, answer: str | None = None) -> list[Message]:
+def conversation(sample: Sample, answer: str | None = None) -> list[ChatMessage]:
     """Give a sample as messages: the question, the programs that were run with their output, the answer.
 
     `arguments` is an object and `content` never null: the chat templates of Qwen's models want it so.
@@ -276,7 +276,7 @@ def conversation(sample: Sample, answer: str | None = None) -> list[Message]:
         sample: The sample.
         answer: The last message, instead of the target.
     """
-    messages: list[Message] = [
+    messages: list[ChatMessage] = [
         {"role": "system", "content": sample.system},
         {"role": "user", "content": sample.instruction},
     ]
@@ -285,12 +285,12 @@ def conversation(sample: Sample, answer: str | None = None) -> list[Message]:
         messages.append(
             {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
         )
-        messages.append({"role": "tool", "name": step["language"], "content": _told(step)})
+        messages.append({"role": "tool", "name": step["language"], "content": _describe_step(step)})
     messages.append({"role": "assistant", "content": sample.target if answer is None else answer})
     return messages
 
 
-def tools(sample: Sample) -> list[Tool]:
+def tools(sample: Sample) -> list[ChatTool]:
     """List the tools that a sample's conversation uses, one for each language; empty for most cases."""
     languages = {step["language"]: None for attempt in sample.attempts for step in attempt["steps"]}
     return [
@@ -306,19 +306,19 @@ def tools(sample: Sample) -> list[Tool]:
     ]
 
 
-def _joined(attempts: Sequence[Attempt], name: _OfStep) -> str:
+def _joined(attempts: Sequence[SampleAttempt], name: _StepText) -> str:
     """Return the code, or what was printed, of all steps of the last attempt."""
     return "\n".join(step[name] for step in attempts[-1]["steps"]) if attempts else ""
 
 
-def _told(step: Step) -> str:
+def _describe_step(step: SampleStep) -> str:
     streams = {"stdout": _cut(step["stdout"]), "stderr": _cut(step["stderr"])}
     parts = [f"{name}:\n{text}" for name, text in streams.items() if text]
     return "\n".join([*parts, f"exit status {step['exit_status']}"])
 
 
 def _cut(text: str) -> str:
-    if len(text) <= _TOLD_CHARS:
+    if len(text) <= _STREAM_CHARS:
         return text
-    half = _TOLD_CHARS // 2
+    half = _STREAM_CHARS // 2
     return f"{text[:half]}\n[{len(text) - 2 * half} characters left out]\n{text[-half:]}"

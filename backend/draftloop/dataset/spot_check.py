@@ -139,12 +139,12 @@ def drawn(members: Sequence[Brief], share: float) -> set[int]:
     return drawn_by_lot(members, share) or {min(members, key=_lot).annotation}
 
 
-def order(sample: Sample) -> float:
+def review_order(sample: Sample) -> float:
     """Give a place among the tasks of the review project that says nothing about the sample."""
     return _lot(Brief.of(sample))
 
 
-def shown(sample: Sample) -> dict[str, Any]:
+def review_task(sample: Sample) -> dict[str, Any]:
     """Give the data of the review task: what a reviewer sees, and by what the verdict finds back."""
     question = [_PRE.format(html.escape(sample.instruction))]
     if sample.input_files:

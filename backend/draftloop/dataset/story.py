@@ -5,12 +5,12 @@ Knows records. Does not know files.
 
 from collections.abc import Iterator, Sequence
 
-from draftloop.dataset.corpus import Options, split_of
+from draftloop.dataset.corpus import DatasetOptions, split_of
 from draftloop.dataset.formats import FORMATS
 from draftloop.dataset.sample import Record, Sample
 
 
-def story(records: Sequence[Record], options: Options) -> Iterator[str]:
+def story(records: Sequence[Record], options: DatasetOptions) -> Iterator[str]:
     """Tell it line by line.
 
     Args:
@@ -22,7 +22,7 @@ def story(records: Sequence[Record], options: Options) -> Iterator[str]:
         yield from _annotation(record, options)
 
 
-def _annotation(record: Record, options: Options) -> Iterator[str]:
+def _annotation(record: Record, options: DatasetOptions) -> Iterator[str]:
     by = record["metadata"]
     when = f" at {by['updated_at']}" if "updated_at" in by else ""
     yield f"Annotation {record['annotation']}, by annotator {by.get('human', 'unknown')}{when}:"

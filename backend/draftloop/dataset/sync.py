@@ -16,28 +16,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from draftloop.dataset.code_gates import submitted, unrunnable
-from draftloop.dataset.corpus import FITS_TOKENS, Options, settle
-from draftloop.dataset.folder import Lines, Place, locked, store_manifest
+from draftloop.dataset.corpus import FITS_TOKENS, DatasetOptions, settle
+from draftloop.dataset.folder import LinePlace, Lines, locked, store_manifest
 from draftloop.dataset.gates import Annotation, Rejected, annotations_of, fingerprint, judge
 from draftloop.dataset.personal import Mask
 from draftloop.dataset.records import (
-    Each,
-    Recorded,
-    Row,
-    Rows,
-    Source,
+    IndexedRecord,
+    IndexRow,
+    IndexRows,
+    OrderedMap,
+    ProjectSource,
     State,
-    judged_in,
+    append_record,
+    index_record,
     load,
-    put,
-    recorded,
+    parse_judged,
     sketches,
     write,
 )
 from draftloop.dataset.reruns import Reruns, Work
 from draftloop.dataset.sample import (
     Brief,
-    Message,
+    ChatMessage,
     Note,
     Record,
     Sample,
@@ -59,7 +59,7 @@ from draftloop.support.progress import UNWATCHED, Progress
 
 # Label Studio stamps a change before it commits it: a slow commit appears behind the newest stamp.
 _OVERLAP = timedelta(minutes=5)
-_COUNTED = (FITS_TOKENS.name, DRAFT_NOTE)  # notes that counting makes
+_COUNTING_GATES = (FITS_TOKENS.name, DRAFT_NOTE)  # notes that counting makes
 _QWEN_TOKENS = digest(*QWEN).hex()  # what samples are looked through for without a tokenizer
 
 Checks = Mapping[int, Sequence[Check]]  # by annotation
@@ -92,7 +92,7 @@ def sync(  # noqa: PLR0913  # what is read and decided, and who does the work
     changes: Mapping[str, Any] | None = None,
     make_reruns: Callable[[], Reruns] | None = None,
     progress: Progress = UNWATCHED,
-    each: Each = map,
+    each: OrderedMap = map,
 ) -> Report:
     """Bring a dataset folder up to date with its projects.
 
@@ -122,7 +122,9 @@ def sync(  # noqa: PLR0913  # what is read and decided, and who does the work
             raise SetupError(f"{folder} has no project yet.", hint="Say which with --project ID.")
         old_digests = {annotation: row.digest for annotation, row in before.rows.items()}
         # The same table goes on: two of them would take memory.
-        reading = _Reading(label_studio, options, counter, lines, before.rows, before.unrun, each, progress)
+        reading = _ProjectReader(
+            label_studio, options, counter, lines, before.rows, before.unrun, each, progress
+        )
         tokenizer = counter.fingerprint if counter else _QWEN_TOKENS
         after = State(options=options, rows=reading.rows, tokenizer=tokenizer)
         progress.begin("reading tasks")
@@ -134,11 +136,11 @@ def sync(  # noqa: PLR0913  # what is read and decided, and who does the work
                     f"{folder} holds project {project_id} of another Label Studio ('{old.title}').",
                     hint="Use a folder of its own for each server.",
                 )
-            known = wanted_case or project.case or _remembered(old, cases)
+            known = wanted_case or project.case or _known_case(old, cases)
             case = cases.find(project.label_config, known)
             # Asked before the listing: what changes while it runs is newer than this and seen next time.
             cursor = label_studio.newest_change(project)
-            after.sources[project_id] = Source(
+            after.sources[project_id] = ProjectSource(
                 title=project.title,
                 created_at=project.created_at,
                 case=case.name,
@@ -152,9 +154,9 @@ def sync(  # noqa: PLR0913  # what is read and decided, and who does the work
             if make_reruns is None:
                 raise SetupError("There is code, and nothing that runs it again.", hint="Give `make_reruns`.")
             reruns = make_reruns()
-            if reruns.there is not None and options.rerun:
+            if reruns.remote_runner is not None and options.rerun:
                 progress.begin("running code again elsewhere", programs)
-                ran = reading.run_code_there(reruns.there)
+                ran = reading.run_code_remotely(reruns.remote_runner)
             progress.begin("running code again" if options.rerun else "looking for runs of code", programs)
             reading.run_code(reruns)
             ran += reruns.ran
@@ -163,7 +165,7 @@ def sync(  # noqa: PLR0913  # what is read and decided, and who does the work
         checks = _checks(label_studio, options)
         after.checks = digest(canonical([asdict(check) for all_ in checks.values() for check in all_])).hex()
         new, changed, gone = _difference(old_digests, after.rows)
-        if before.manifest is not None and after.is_made_like(before) and not new + changed + gone:
+        if before.manifest is not None and after.gives_same_files_as(before) and not new + changed + gone:
             counts = before.manifest["counts"]
             written = store_manifest(folder, _with_cursors(before.manifest, after.sources))
         else:
@@ -174,7 +176,7 @@ def sync(  # noqa: PLR0913  # what is read and decided, and who does the work
 
 
 @dataclass
-class _Reading:
+class _ProjectReader:
     """Reads projects; `rows` are those of the folder until something newer comes.
 
     unrun   annotations in `rows` whose code could not be run: they are read again in any case
@@ -182,20 +184,20 @@ class _Reading:
     """
 
     label_studio: LabelStudio
-    options: Options
+    options: DatasetOptions
     counter: Tokens | None
     lines: Lines
-    rows: Rows
+    rows: IndexRows
     unrun: set[int]
-    each: Each
+    each: OrderedMap
     progress: Progress
     looked_at: int = 0
-    code: dict[int, tuple[Place, Case]] = field(default_factory=dict)
+    code: dict[int, tuple[LinePlace, Case]] = field(default_factory=dict)
 
-    def read(self, project: Project, case: Case, old: Source | None) -> None:
+    def read(self, project: Project, case: Case, old: ProjectSource | None) -> None:
         """Read what changed in a project, or all of it where that is not enough."""
         if old is not None and old.cursor is not None and old.case_hash == _fingerprint(case, self.options):
-            since = _earlier(old.cursor)
+            since = _minus_overlap(old.cursor)
             # Also those whose last annotation went.
             self._take(project, case, self.label_studio.tasks(project, since=since, full=True))
             unrun = {row.task for row in self._of(project) if row.annotation in self.unrun}
@@ -216,16 +218,16 @@ class _Reading:
             for annotation_id in known.pop(task, []):
                 self._drop(annotation_id)
             for one in found:
-                self._put(one.record)
+                self._store(one.record)
                 if one.code is not None:
                     self.code[one.record.row.annotation] = (self.lines.add(one.code), case)
             self.looked_at += 1
             self.progress.advance()
 
-    def run_code_there(self, there: Callable[[Work], int]) -> int:
+    def run_code_remotely(self, remote_runner: Callable[[Work], int]) -> int:
         """Have the code run where the work is done, into the store that all share; gives how many ran."""
         ran = 0
-        for count in self.each(there, self._submitted()):
+        for count in self.each(remote_runner, self._submitted()):
             ran += count
             self.progress.advance()
         return ran
@@ -234,7 +236,7 @@ class _Reading:
         """Pass the samples with code through the gates of code tasks."""
         mask = self.options.region if self.options.mask else ""
         for judged in reruns.judged(self._submitted(), rerun=self.options.rerun, mask=mask):
-            self._put(_counted(judged, self.counter))
+            self._store(_index_counted(judged, self.counter))
             self.progress.advance()
         self.code.clear()
 
@@ -242,7 +244,7 @@ class _Reading:
         for annotation_id, (place, case) in self.code.items():
             task = submitted(_annotation(self.lines.get(place)), case)
             if task is not None:
-                yield judged_in(self.lines.line(self.rows[annotation_id].place)), task
+                yield parse_judged(self.lines.line(self.rows[annotation_id].place)), task
 
     def _drop(self, annotation: int) -> None:
         del self.rows[annotation]
@@ -253,23 +255,23 @@ class _Reading:
         """Count the tokens of samples that were there before with the tokenizer of now."""
         old = [row for row in self.rows.values() if row.brief is not None and not row.place.is_new]
         for record in self.each(_CountAgain(self.counter), (self.lines.line(row.place) for row in old)):
-            self._put(record)
+            self._store(record)
 
-    def _put(self, record: Recorded) -> None:
-        self.rows[record.row.annotation] = put(self.lines, record)
+    def _store(self, record: IndexedRecord) -> None:
+        self.rows[record.row.annotation] = append_record(self.lines, record)
 
     def sketches(self, briefs: Sequence[Brief]) -> Iterator[bytes]:
         """Give the sketches of what annotators read of samples."""
         return sketches(self.lines, (self.rows[brief.annotation].place for brief in briefs))
 
-    def _of(self, project: Project) -> Iterator[Row]:
+    def _of(self, project: Project) -> Iterator[IndexRow]:
         return (row for row in self.rows.values() if row.project == project.id)
 
 
 class _Judged(NamedTuple):
     """The record of an annotation; and, where its code has to pass its gates yet, the annotation's line."""
 
-    record: Recorded
+    record: IndexedRecord
     code: bytes | None
 
 
@@ -279,7 +281,7 @@ class _Judge:
 
     project: int
     case: Case
-    options: Options
+    options: DatasetOptions
     counter: Tokens | None
 
     def __call__(self, task: Mapping[str, Any]) -> tuple[int, list[_Judged]]:
@@ -293,10 +295,10 @@ class _Judge:
         if isinstance(judged, Sample):
             try:
                 if submitted(annotation, self.case) is not None:
-                    return _Judged(recorded(judged), _line(annotation))
+                    return _Judged(index_record(judged), _line(annotation))
             except TaskError as error:  # the task names inputs that no import wrote
                 judged = unrunnable(judged, error)
-        return _Judged(_counted(judged, self.counter), None)
+        return _Judged(_index_counted(judged, self.counter), None)
 
 
 @dataclass(frozen=True)
@@ -305,20 +307,20 @@ class _CountAgain:
 
     counter: Tokens | None
 
-    def __call__(self, line: bytes) -> Recorded:
-        return _counted(judged_in(line), self.counter)
+    def __call__(self, line: bytes) -> IndexedRecord:
+        return _index_counted(parse_judged(line), self.counter)
 
 
-def _counted(judged: Sample | Rejected, counter: Tokens | None) -> Recorded:
-    return recorded(counted(judged, counter) if isinstance(judged, Sample) else judged)
+def _index_counted(judged: Sample | Rejected, counter: Tokens | None) -> IndexedRecord:
+    return index_record(count_tokens(judged, counter) if isinstance(judged, Sample) else judged)
 
 
-def counted(sample: Sample, counter: Tokens | None) -> Sample:
+def count_tokens(sample: Sample, counter: Tokens | None) -> Sample:
     """Return a sample with its length in tokens, and with the control tokens that it holds.
 
     Without a length where nothing counts, or where the chat template refuses the conversation.
     """
-    notes = [note for note in sample.notes if note["gate"] not in _COUNTED]
+    notes = [note for note in sample.notes if note["gate"] not in _COUNTING_GATES]
     tokens = None
     if counter is not None:
         try:
@@ -336,14 +338,14 @@ def counted(sample: Sample, counter: Tokens | None) -> Sample:
     return sample if is_so else replace(sample, tokens=tokens, notes=counts[1], control_tokens=held)
 
 
-def _written(messages: Iterable[Message]) -> Iterator[str]:
+def _written(messages: Iterable[ChatMessage]) -> Iterator[str]:
     """Yield what a chat template writes of messages, program by program."""
     for message in messages:
         yield message["content"]
         yield from (call["function"]["arguments"]["code"] for call in message.get("tool_calls", ()))
 
 
-def _checks(label_studio: LabelStudio, options: Options) -> Checks:
+def _checks(label_studio: LabelStudio, options: DatasetOptions) -> Checks:
     """Read the verdicts of reviewers; there are as many as were drawn, a few of a hundred."""
     found: dict[int, list[Check]] = {}
     if options.reviews:
@@ -356,14 +358,14 @@ def _checks(label_studio: LabelStudio, options: Options) -> Checks:
     return found
 
 
-def _difference(before: Mapping[int, bytes], rows: Rows) -> tuple[int, int, int]:
+def _difference(before: Mapping[int, bytes], rows: IndexRows) -> tuple[int, int, int]:
     """Count rows that are new, that differ, and that are gone."""
     new = sum(annotation not in before for annotation in rows)
     changed = sum(before.get(annotation, row.digest) != row.digest for annotation, row in rows.items())
     return new, changed, len(before) - (len(rows) - new)
 
 
-def _splits(before: State, found: Rows) -> dict[str, Split]:
+def _splits(before: State, found: IndexRows) -> dict[str, Split]:
     """Give the splits that stay, by group; where groups are cut anew, by the first sample of each.
 
     What is known of splits before is used up: two tables of them would take memory.
@@ -377,7 +379,7 @@ def _splits(before: State, found: Rows) -> dict[str, Split]:
     return splits
 
 
-def _fingerprint(case: Case, options: Options) -> str:
+def _fingerprint(case: Case, options: DatasetOptions) -> str:
     of_code = [] if case.labelling.program is None else [options.rerun]
     return fingerprint(case, options.group_by, options.mask, options.region, *of_code)
 
@@ -391,16 +393,16 @@ def _annotation(record: Record) -> Annotation:
     return Annotation(**{**record, "task": Task(**record["task"])})
 
 
-def _remembered(old: Source | None, cases: Cases) -> str | None:
+def _known_case(old: ProjectSource | None, cases: Cases) -> str | None:
     return old.case if old is not None and old.case in cases.names() else None
 
 
-def _earlier(cursor: str) -> str:
+def _minus_overlap(cursor: str) -> str:
     # Label Studio leaves out the microseconds where they are 0, and demands them in a filter.
     return (datetime.fromisoformat(cursor) - _OVERLAP).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _with_cursors(manifest: Record, sources: Mapping[int, Source]) -> Record:
+def _with_cursors(manifest: Record, sources: Mapping[int, ProjectSource]) -> Record:
     projects = {
         key: entry | {"source": asdict(sources[int(key)])} for key, entry in manifest["projects"].items()
     }

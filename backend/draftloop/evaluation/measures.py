@@ -23,7 +23,7 @@ from draftloop.dataset.sample import canonical
 from draftloop.labelling.labelling import Value
 from draftloop.support.intervals import student
 
-LEAST_GROUPS = 20  # source documents: with fewer, the interval says more about them than about the model
+MIN_GROUPS = 20  # source documents: with fewer, the interval says more about them than about the model
 
 
 class Hits(NamedTuple):
@@ -35,7 +35,7 @@ class Hits(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DraftOutcome:
     """What came of one held-out sample in one version.
 
     group         the source document, or the input
@@ -77,7 +77,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def compared(
+def compare_fields(
     names: Sequence[str], draft: Value | None, value: Value
 ) -> tuple[dict[str, bool], dict[str, Hits]]:
     """Compare a draft with the human's value, field by field; without a draft all of them are wrong."""
@@ -87,7 +87,7 @@ def compared(
     return right, {name: _hits((draft or {}).get(name), value.get(name)) for name in names}
 
 
-def figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def figures(outcomes: Sequence[DraftOutcome]) -> dict[str, Any]:
     """Sum up the outcomes of a version; there is at least one."""
     fields = {
         name: {
@@ -113,7 +113,7 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def gain(before: Sequence[Outcome], after: Sequence[Outcome]) -> Interval:
+def gain(before: Sequence[DraftOutcome], after: Sequence[DraftOutcome]) -> Interval:
     """Return by how much the quality of the same samples rose, and the interval of that.
 
     Source documents, not samples, are taken for independent: samples of one are right or wrong together. Two
@@ -167,17 +167,17 @@ def objections(target: Interval, others: Mapping[str, Interval], margin: float) 
     return said
 
 
-def groups(outcomes: Sequence[Outcome]) -> int:
+def count_groups(outcomes: Sequence[DraftOutcome]) -> int:
     """Count the source documents of outcomes."""
     return len({outcome.group for outcome in outcomes})
 
 
 def _hits(drafted: Any, wanted: Any) -> Hits:
-    ours, theirs = _items(drafted), _items(wanted)
+    ours, theirs = _entries(drafted), _entries(wanted)
     return Hits((ours & theirs).total(), ours.total(), theirs.total())
 
 
-def _items(part: Any) -> Counter[str]:
+def _entries(part: Any) -> Counter[str]:
     if part is None:
         return Counter()
     return Counter(canonical(item) for item in (part if isinstance(part, list) else [part]))

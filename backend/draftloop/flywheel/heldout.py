@@ -16,7 +16,7 @@ from draftloop.dataset.sample import Sample
 from draftloop.drafting.drafts import Draft
 from draftloop.drafting.versions import Version
 from draftloop.errors import ServiceError, SetupError, TaskError
-from draftloop.evaluation.measures import Outcome, compared
+from draftloop.evaluation.measures import DraftOutcome, compare_fields
 from draftloop.labelling.labelling import Task
 from draftloop.labelstudio import Project
 from draftloop.prompting.prompt import NO_OVERRIDES, Case, Overrides
@@ -70,7 +70,7 @@ class BulkDrafter(Protocol):
 
 
 @dataclass(frozen=True)
-class Row:
+class HeldOutRow:
     """A held-out sample, with its case and its task as the annotator had it."""
 
     sample: Sample
@@ -82,7 +82,7 @@ class Row:
 class HeldOut:
     """The held-out samples of one case. `lost` counts those whose task or config is not what it was."""
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[HeldOutRow] = field(default_factory=list)
     lost: int = 0
     datasets: dict[str, str] = field(default_factory=dict)  # by folder, the hash of its manifest
 
@@ -91,7 +91,7 @@ class Measured(NamedTuple):
     """A draft of a held-out sample, and what came of it."""
 
     draft: Draft
-    outcome: Outcome
+    outcome: DraftOutcome
 
 
 class HeldOutSamples:
@@ -130,7 +130,7 @@ class HeldOutSamples:
                     held.rows.append(row)
         return dict(found)
 
-    def _rows(self, project_id: int, samples: Sequence[Sample]) -> Iterator[tuple[Sample, Row | None]]:
+    def _rows(self, project_id: int, samples: Sequence[Sample]) -> Iterator[tuple[Sample, HeldOutRow | None]]:
         """Give samples with case and task: the same texts, under the same config, as when they were made."""
         project: Project | None = None
         asked: list[tuple[Sample, Case]] = []
@@ -149,7 +149,7 @@ class HeldOutSamples:
                 and not case.labelling.dynamic
                 and _same_texts(sample, case, task)
             ):
-                yield sample, Row(sample, case, task)
+                yield sample, HeldOutRow(sample, case, task)
             else:
                 asked.append((sample, case))
         if asked:
@@ -158,7 +158,7 @@ class HeldOutSamples:
             data = {row["id"]: row["data"] for row in self._asked().tasks_by_id(project, ids)}
             for sample, case in asked:
                 task = Task(sample.task, data.get(sample.task, {}), sample.project)
-                yield sample, Row(sample, case, task) if _same_texts(sample, case, task) else None
+                yield sample, HeldOutRow(sample, case, task) if _same_texts(sample, case, task) else None
 
     def _asked(self) -> Projects:
         if self._label_studio is None:
@@ -218,17 +218,17 @@ def _same_texts(sample: Sample, case: Case, task: Task) -> bool:
         return False
 
 
-def _outcome(row: Row, case: Case, draft: Draft, *, runs_code: bool) -> Outcome:
+def _outcome(row: HeldOutRow, case: Case, draft: Draft, *, runs_code: bool) -> DraftOutcome:
     labelling = case.for_task(row.task).labelling
     drafted = None if draft.value is None else labelling.from_regions(draft.regions, row.task)
     names = [control.name for control in labelling.controls if control.name not in labelling.human]
-    right, hits = compared(names, drafted, row.sample.value)
+    right, hits = compare_fields(names, drafted, row.sample.value)
     kinds = {reason.kind for reason in draft.reasons}
     ran = None
     if labelling.program is not None and runs_code:
         ran = draft.run is not None and "run" not in kinds
         right[labelling.program.field] |= ran
-    return Outcome(
+    return DraftOutcome(
         group=row.sample.group,
         right=right,
         hits=hits,

@@ -31,10 +31,10 @@ _PATIENCE_S = 60.0  # for a verb that was told to stop: a training writes its ch
 _LAST_CHARS = 500  # of what a verb said before it failed
 REFUSED = 3  # exit status of draftloop promote where an adapter is not better
 BUTTON = "Label Studio's button"
-_WITH_US = ("setpriv", "--pdeathsig", "TERM")  # the kernel stops a verb whose parent is killed
+_DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "TERM")  # the kernel stops a verb whose parent is killed
 
 
-class Process(Protocol):
+class JobProcess(Protocol):
     """A started process."""
 
     def wait(self) -> int:
@@ -48,7 +48,7 @@ class Jobs:
     def __init__(
         self,
         ledger: Ledger,
-        start: Callable[[Job], Process],
+        start: Callable[[Job], JobProcess],
         *,
         after: int = 0,
         check: Callable[[], object] = lambda: None,
@@ -145,7 +145,7 @@ class Jobs:
             _log.error("job", **about, doing=f"lost: {error}")
 
 
-def starter(command: Sequence[str]) -> Callable[[Job], Process]:
+def starter(command: Sequence[str]) -> Callable[[Job], JobProcess]:
     """Make what starts a job's process: the command, with the job's project and number.
 
     It stays in the process group, so whoever stops the server stops it too; a worker that ends does not.
@@ -224,7 +224,7 @@ class Training:
             start = output.tell() if output else 0
             # A group of its own: Ctrl-C reaches it once, from here.
             process = subprocess.Popen(
-                [*_WITH_US, *self.command(verb), *map(str, arguments)],
+                [*_DIE_WITH_PARENT, *self.command(verb), *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from draftloop.errors import SetupError
-from draftloop.evaluation.measures import LEAST_GROUPS, Interval, Outcome, figures, gain, groups, objections
+from draftloop.evaluation.measures import (
+    MIN_GROUPS,
+    DraftOutcome,
+    Interval,
+    count_groups,
+    figures,
+    gain,
+    objections,
+)
 from draftloop.flywheel.adapters import Adapter, Adapters
 from draftloop.flywheel.heldout import BulkDrafter, CaseFolder, HeldOut, HeldOutSamples, Projects, measure
 from draftloop.labelstudio import Project
@@ -23,7 +31,7 @@ from draftloop.prompting.prompt import Case, Overrides, Promoted, parse_extra_pa
 from draftloop.support.progress import UNWATCHED, Progress
 
 MARGIN = 0.01  # what another case may lose
-_BACK = "roll back"  # in the journal
+ROLLBACK_ACTION = "roll back"  # in the journal
 
 
 class AdapterServer(Protocol):
@@ -150,7 +158,7 @@ class Flywheel:
             )
             for name, held, was, becomes in [
                 (self._case(project, now).name, target, now, then),
-                *((name, held, _bare(now), _bare(then)) for name, held in others.items()),
+                *((name, held, _model_only(now), _model_only(then)) for name, held in others.items()),
             ]
         }
         gains = {name: gain(before, after) for name, (before, after) in outcomes.items()}
@@ -163,7 +171,7 @@ class Flywheel:
             "before": self._drafter.version(self._case(project, now)).name,
             "after": self._drafter.version(self._case(project, then)).name,
             "cases": {
-                name: _told(outcomes[name], gains[name], held)
+                name: _summarize_case(outcomes[name], gains[name], held)
                 for name, held in {own: target, **others}.items()
             },
         }
@@ -194,10 +202,10 @@ class Flywheel:
         """
         now = self._ledger.promoted(project_id)
         for last in [entry for entry in self._adapters.journal() if entry["project"] == project_id][-1:]:
-            if last["action"] == _BACK and (now is None or now.model != last["adapter"]):
+            if last["action"] == ROLLBACK_ACTION and (now is None or now.model != last["adapter"]):
                 return last["adapter"], now
         if now is not None:
-            self._note(_BACK, project_id, who, adapter=now.model)
+            self._note(ROLLBACK_ACTION, project_id, who, adapter=now.model)
         was, below = self._ledger.roll_back(project_id)
         return was.model, below
 
@@ -236,11 +244,11 @@ class Flywheel:
         found = self._samples.read(folder)
         target = found.pop(case, HeldOut())
         count = len({row.sample.group for row in target.rows})
-        if count < LEAST_GROUPS:
+        if count < MIN_GROUPS:
             lost = f" ({target.lost} more have another task or config than now)" if target.lost else ""
             raise SetupError(
                 f"{folder} holds out {count} different texts of case '{case}'{lost}; an interval needs "
-                f"{LEAST_GROUPS}.",
+                f"{MIN_GROUPS}.",
                 hint="One in ten is held out: correct more tasks and sync again, or name another --dataset.",
             )
         for guard in guards or self._guards(project.id):
@@ -266,7 +274,9 @@ class Flywheel:
                 found[entry["project"]] = Path(entry["dataset"])
         return list(dict.fromkeys(found.values()))
 
-    def _outcomes(self, held: HeldOut, overrides: Overrides, doing: str, progress: Progress) -> list[Outcome]:
+    def _outcomes(
+        self, held: HeldOut, overrides: Overrides, doing: str, progress: Progress
+    ) -> list[DraftOutcome]:
         return [found.outcome for found in measure(self._drafter, held, overrides, doing, progress)]
 
 
@@ -274,20 +284,20 @@ def _of(adapter: Adapter) -> Promoted:
     return Promoted(adapter.name, adapter.run["profile"])
 
 
-def _bare(overrides: Overrides) -> Overrides:
+def _model_only(overrides: Overrides) -> Overrides:
     """Give the model alone: the instruction of one project is none of another case."""
     return Overrides(model=overrides.model, profile=overrides.profile)
 
 
-def _told(
-    outcomes: tuple[Sequence[Outcome], Sequence[Outcome]], found: Interval, held: HeldOut
+def _summarize_case(
+    outcomes: tuple[Sequence[DraftOutcome], Sequence[DraftOutcome]], found: Interval, held: HeldOut
 ) -> dict[str, Any]:
     before, after = outcomes
     return {
         "before": figures(before),
         "after": figures(after),
         "gain": found._asdict(),
-        "texts": groups(before),
+        "texts": count_groups(before),
         "lost": held.lost,
         "datasets": held.datasets,
         "samples": [

@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from draftloop.dataset.nearness import shares, sketch, tabled
+from draftloop.dataset.nearness import shared_shingles, sketch, sketch_table
 
 _POOL = 10  # candidates of likeness for each task that is wanted
 _LIKENESS = 0.5  # weight of likeness against uncertainty
 
 
-class Candidate(NamedTuple):
+class TaskCandidate(NamedTuple):
     """A task that nobody has begun, the score of its draft if it has one, and its text."""
 
     task: int
@@ -37,7 +37,7 @@ class Ranked(NamedTuple):
 
 
 def rank(
-    candidates: Iterable[Candidate], count: int, *, seed: int = 0, undrafted: float = 0.0
+    candidates: Iterable[TaskCandidate], count: int, *, seed: int = 0, undrafted: float = 0.0
 ) -> list[Ranked]:
     """Give the tasks to label next, first things first.
 
@@ -55,11 +55,11 @@ def rank(
         then likeness among them: Zhdanov, Diverse mini-batch Active Learning (2019).
     """
 
-    def uncertainty(candidate: Candidate) -> float:
+    def uncertainty(candidate: TaskCandidate) -> float:
         return undrafted if candidate.score is None else 1.0 - min(1.0, max(0.0, candidate.score))
 
     pool = heapq.nlargest(count * _POOL, candidates, key=lambda one: (uncertainty(one), _lot(seed, one.task)))
-    table = tabled((sketch(one.text) for one in pool), len(pool))
+    table = sketch_table((sketch(one.text) for one in pool), len(pool))
     worth = (1 - _LIKENESS) * np.array([uncertainty(one) for one in pool])
     nearest = np.zeros(len(pool))
     found: list[Ranked] = []
@@ -67,11 +67,11 @@ def rank(
         place = int(np.argmax(worth - _LIKENESS * nearest))  # the first of equals: of the highest lot
         found.append(Ranked(pool[place].task, pool[place].score, float(nearest[place])))
         worth[place] = -np.inf
-        nearest = np.maximum(nearest, shares(table, place))
+        nearest = np.maximum(nearest, shared_shingles(table, place))
     return found
 
 
-def by_chance(candidates: Iterable[Candidate], count: int, *, seed: int = 0) -> list[Ranked]:
+def by_chance(candidates: Iterable[TaskCandidate], count: int, *, seed: int = 0) -> list[Ranked]:
     """Give tasks in an order that knows nothing of them: what `rank` is measured against."""
     drawn = heapq.nlargest(count, candidates, key=lambda one: _lot(seed, one.task))
     return [Ranked(one.task, one.score, 0.0) for one in drawn]

@@ -15,16 +15,16 @@ from typing import Any
 from draftloop.dataset.folder import lines_of
 from draftloop.dataset.records import manifest_and_options
 from draftloop.dataset.sample import Record, Sample
-from draftloop.dataset.spot_check import CONFIG, TITLE, WAITS, order, shown
+from draftloop.dataset.spot_check import CONFIG, TITLE, WAITS, review_order, review_task
 from draftloop.errors import SetupError, TaskError
 from draftloop.labelling.labelling import NEXT_KEY, STATUS_KEY, Labelling, Task, compile_labelling
 from draftloop.labelstudio import LabelStudio, Project
-from draftloop.review.acquisition import Candidate, Ranked, by_chance, rank
+from draftloop.review.acquisition import Ranked, TaskCandidate, by_chance, rank
 from draftloop.support.progress import UNWATCHED, Progress
 
 
 @dataclass(frozen=True)
-class Opened:
+class SpotCheckProject:
     """The project with the spot checks: how many samples wait for one, and how many came just now."""
 
     project: Project
@@ -33,7 +33,7 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Stopped:
+class StoppedAnnotation:
     """An annotation that a gate stopped, and why."""
 
     project: int
@@ -64,7 +64,7 @@ class Queue:
     written: int
 
 
-def open_spot_check(label_studio: LabelStudio, folder: Path) -> Opened:
+def open_spot_check(label_studio: LabelStudio, folder: Path) -> SpotCheckProject:
     """Put the drawn samples that wait into a project of their own; makes it at the first time.
 
     Args:
@@ -88,15 +88,15 @@ def open_spot_check(label_studio: LabelStudio, folder: Path) -> Opened:
         if record["held"]["reason"] == WAITS
     ]
     known = {task["data"].get("seal") for task in label_studio.tasks(project)}
-    rows = [shown(sample) for sample in sorted(waiting, key=order)]
+    rows = [review_task(sample) for sample in sorted(waiting, key=review_order)]
     sent = sum(
         len(ids)
         for ids in label_studio.import_tasks(project, [row for row in rows if row["seal"] not in known])
     )
-    return Opened(project, len(waiting), sent)
+    return SpotCheckProject(project, len(waiting), sent)
 
 
-def stopped_by(folder: Path, gate: str = "") -> Iterator[Stopped]:
+def stopped_by(folder: Path, gate: str = "") -> Iterator[StoppedAnnotation]:
     """List what gates stopped, from a dataset's folder; drawn samples that wait are not among it.
 
     Raises:
@@ -179,12 +179,12 @@ def put_next(
     project = label_studio.project(project_id)
     labelling = compile_labelling(project.label_config)
     every = label_studio.count_tasks(project)
-    shown = project.model_version
-    version = shown if shown and label_studio.count_tasks(project, lacking=shown) < every else ""
+    current = project.model_version
+    version = current if current and label_studio.count_tasks(project, lacking=current) < every else ""
     placed: dict[int, str] = {}
     unbegun = 0
 
-    def candidates() -> Iterator[Candidate]:
+    def candidates() -> Iterator[TaskCandidate]:
         nonlocal unbegun
         for task in label_studio.tasks(project, unbegun=True, full=True):
             unbegun += 1
@@ -214,15 +214,15 @@ def status_mark(gate: str) -> str:
     return f"Sent back by {gate}:" if gate else "Sent back by"
 
 
-def _stopped(record: Record, gate: str, reason: str) -> Stopped:
-    return Stopped(record["project"], record["task"], record["annotation"], gate, reason)
+def _stopped(record: Record, gate: str, reason: str) -> StoppedAnnotation:
+    return StoppedAnnotation(record["project"], record["task"], record["annotation"], gate, reason)
 
 
-def _candidate(task: Mapping[str, Any], labelling: Labelling, version: str) -> Candidate:
+def _candidate(task: Mapping[str, Any], labelling: Labelling, version: str) -> TaskCandidate:
     """Read a listed task with its newest draft: of that version, or of any where none is named."""
     drafts = [one for one in task["predictions"] if version in ("", one["model_version"])]
     score = max(drafts, key=lambda one: int(one["id"]))["score"] if drafts else None
     text = ""
     with suppress(TaskError):  # a task that lacks the keys is like every other one that does
         text = "\n".join(labelling.inputs(Task(task["id"], task["data"])).values())
-    return Candidate(task["id"], score, text)
+    return TaskCandidate(task["id"], score, text)

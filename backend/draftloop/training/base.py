@@ -38,7 +38,7 @@ class Base:
         """
         with disk_errors(self.folder, "", access="read"):
             files = sorted(path for path in self.folder.iterdir() if path.is_file())
-            told = [(path.name, hash_file(path)) for path in files if _counts(path)]
+            told = [(path.name, hash_file(path)) for path in files if _is_model_file(path)]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
@@ -72,5 +72,5 @@ def _read(path: Path) -> Mapping[str, Any] | None:
     return found if isinstance(found, Mapping) else None
 
 
-def _counts(path: Path) -> bool:
+def _is_model_file(path: Path) -> bool:
     return not path.name.startswith(".") and path.suffix.lower() != ".md" and path.name != "LICENSE"

@@ -37,8 +37,8 @@ from draftloop.errors import DraftloopError, ServiceError, SetupError
 from draftloop.support.progress import Progress
 from draftloop.training.base import Base
 from draftloop.training.recipe import Recipe
-from draftloop.training.rows import Corpus, Row
-from draftloop.training.runs import ADAPTER, Run, last_checkpoint, mark, marked
+from draftloop.training.rows import TrainingCorpus, TrainingRow
+from draftloop.training.runs import ADAPTER, TrainingRun, last_checkpoint, mark, marked
 
 Stage = Literal["sft", "dpo"]
 _IGNORED = -100  # of labels: no loss here
@@ -65,7 +65,7 @@ class Fitted:
     seconds: float
 
 
-class Group:
+class ProcessGroup:
     """The processes that train together; one where torchrun or accelerate started no others."""
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ class Group:
             dist.destroy_process_group()
 
 
-def surroundings(group: Group) -> dict[str, Any]:
+def surroundings(group: ProcessGroup) -> dict[str, Any]:
     """Tell versions and hardware, for the run's manifest."""
     hardware: dict[str, Any] = {
         "machine": platform.machine(),
@@ -128,7 +128,12 @@ def surroundings(group: Group) -> dict[str, Any]:
 
 
 def fit(
-    run: Run, corpus: Corpus, recipe: Recipe, base: Base, group: Group, progress: Progress
+    run: TrainingRun,
+    corpus: TrainingCorpus,
+    recipe: Recipe,
+    base: Base,
+    group: ProcessGroup,
+    progress: Progress,
 ) -> Fitted | None:
     """Train all stages, going on where an earlier process stopped.
 
@@ -145,7 +150,7 @@ def fit(
         SetupError: The recipe does not fit the model, or the loss is no number.
         ServiceError: The disk is full, or the memory.
     """
-    _quiet()
+    _silence_libraries()
     losses: list[dict[str, Any]] = []
     held_out: dict[str, Any] = {}
     seconds, before = 0.0, None
@@ -153,7 +158,7 @@ def fit(
     for stage in stages:
         done = marked(run.stage(stage) / ADAPTER)
         if done is None:
-            with _words(recipe):
+            with _explain_errors(recipe):
                 done = _Stage(stage, run, recipe, base, group).train(corpus, before, progress)
             if done is None:
                 return None
@@ -169,16 +174,18 @@ def fit(
 class _Stage:
     """One stage of a run."""
 
-    def __init__(self, name: Stage, run: Run, recipe: Recipe, base: Base, group: Group) -> None:
+    def __init__(
+        self, name: Stage, run: TrainingRun, recipe: Recipe, base: Base, group: ProcessGroup
+    ) -> None:
         self._name, self._run, self._recipe, self._base, self._group = name, run, recipe, base, group
         self._folder = run.stage(name)
 
-    def train(self, corpus: Corpus, before: Path | None, progress: Progress) -> dict[str, Any] | None:
+    def train(self, corpus: TrainingCorpus, before: Path | None, progress: Progress) -> dict[str, Any] | None:
         """Train to the end or to a signal; gives what the stage says of itself, None if stopped."""
         self._group.first(lambda: last_checkpoint(self._folder))  # removes what was cut short
         checkpoint = last_checkpoint(self._folder)
         earlier_s = (marked(checkpoint) or {}).get("seconds", 0.0) if checkpoint else 0.0
-        watch = _Watch(self._name, self._group, earlier_s, progress)
+        watch = _ProgressCallback(self._name, self._group, earlier_s, progress)
         trainer = self._trainer(corpus, before, [watch, *self._tracking()])
         trainer.remove_callback(PrinterCallback)
         with watch.catching_signals():
@@ -199,14 +206,18 @@ class _Stage:
         def keep() -> dict[str, Any]:
             model = trainer.accelerator.unwrap_model(trainer.model)
             model.save_pretrained(self._folder / ADAPTER, selected_adapters=["default"])
-            whole = {"losses": losses, "seconds": watch.seconds, "held_out": _look(model, corpus.tests)}
+            whole = {
+                "losses": losses,
+                "seconds": watch.seconds,
+                "held_out": _held_out_losses(model, corpus.tests),
+            }
             mark(self._folder / ADAPTER, whole)
             return whole
 
         kept: dict[str, Any] = self._group.first(keep)
         return kept
 
-    def _trainer(self, corpus: Corpus, before: Path | None, callbacks: list[Any]) -> Any:
+    def _trainer(self, corpus: TrainingCorpus, before: Path | None, callbacks: list[Any]) -> Any:
         # B615 is about a hub without a fixed revision; this is a local folder, and nothing is fetched.
         tokenizer = AutoTokenizer.from_pretrained(self._base.folder, local_files_only=True)  # nosec B615
         model = AutoModelForCausalLM.from_pretrained(  # nosec B615
@@ -311,10 +322,10 @@ class _PairsTrainer(DPOTrainer):
         return dataset
 
 
-class _Watch(TrainerCallback):
+class _ProgressCallback(TrainerCallback):
     """Tells progress, ends a run at a signal, and marks checkpoints that are whole."""
 
-    def __init__(self, stage: Stage, group: Group, earlier_s: float, progress: Progress) -> None:
+    def __init__(self, stage: Stage, group: ProcessGroup, earlier_s: float, progress: Progress) -> None:
         self._stage, self._group, self._progress = stage, group, progress
         self._earlier_s, self._began = earlier_s, time.monotonic()
         self._asked = self.stopped = False
@@ -366,7 +377,7 @@ class _Watch(TrainerCallback):
                 signal.signal(number, handler)
 
 
-def _rows(corpus: Corpus) -> Any:
+def _rows(corpus: TrainingCorpus) -> Any:
     inputs, labels = [], []
     for row in corpus.rows:
         ids = np.array(row.ids)
@@ -377,7 +388,7 @@ def _rows(corpus: Corpus) -> Any:
     return datasets.Dataset.from_dict({"input_ids": inputs, "labels": labels})
 
 
-def _pairs(corpus: Corpus) -> Any:
+def _pairs(corpus: TrainingCorpus) -> Any:
     return datasets.Dataset.from_dict(
         {
             f"{name}_ids": [np.array(getattr(pair, name)) for pair in corpus.pairs]
@@ -386,7 +397,7 @@ def _pairs(corpus: Corpus) -> Any:
     )
 
 
-def _look(model: Any, rows: Sequence[Row]) -> dict[str, Any]:
+def _held_out_losses(model: Any, rows: Sequence[TrainingRow]) -> dict[str, Any]:
     """Give the mean loss of the answers' tokens, without the adapter and with it."""
     if not rows:
         return {"rows": 0, "base_loss": None, "loss": None}
@@ -397,7 +408,7 @@ def _look(model: Any, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _mean_loss(model: Any, rows: Sequence[Row]) -> float:
+def _mean_loss(model: Any, rows: Sequence[TrainingRow]) -> float:
     total = 0.0
     for row in rows:
         ids = torch.tensor([list(row.ids[: row.end])], device=model.device)
@@ -407,7 +418,7 @@ def _mean_loss(model: Any, rows: Sequence[Row]) -> float:
 
 
 @contextmanager
-def _words(recipe: Recipe) -> Iterator[None]:
+def _explain_errors(recipe: Recipe) -> Iterator[None]:
     """Say in words what libraries raise where the machine or the recipe is at fault."""
     try:
         yield
@@ -442,7 +453,7 @@ def _chain(error: BaseException) -> Sequence[tuple[int | None, str]]:
     return found
 
 
-def _quiet() -> None:
+def _silence_libraries() -> None:
     """Leave out what libraries say about themselves; errors stay."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

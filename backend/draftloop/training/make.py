@@ -11,17 +11,17 @@ from typing import Any
 from draftloop.support.files import disk_errors
 from draftloop.support.progress import Progress
 from draftloop.training.base import Base
-from draftloop.training.fit import Group, fit, surroundings
+from draftloop.training.fit import ProcessGroup, fit, surroundings
 from draftloop.training.plot import draw_losses
 from draftloop.training.recipe import Recipe
-from draftloop.training.rows import Corpus, Dataset, Replay
-from draftloop.training.runs import CHECKPOINTS_ARE_KEPT, Run
+from draftloop.training.rows import Dataset, Replay, TrainingCorpus
+from draftloop.training.runs import CHECKPOINTS_ARE_KEPT, TrainingRun
 
 PROFILE = "compact"  # rows ask with the case's one line (prompting/prompt.py), and so does who serves
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What is wanted."""
 
     base: Base
@@ -55,7 +55,9 @@ class Job:
         }
 
 
-def make(job: Job, corpus: Corpus, out: Path, *, resume: bool, progress: Progress) -> dict[str, Any] | None:
+def make(
+    job: TrainingJob, corpus: TrainingCorpus, out: Path, *, resume: bool, progress: Progress
+) -> dict[str, Any] | None:
     """Make a run, or go on with one.
 
     Args:
@@ -70,7 +72,7 @@ def make(job: Job, corpus: Corpus, out: Path, *, resume: bool, progress: Progres
         SetupError: The folder holds something else, or the recipe does not fit.
         ServiceError: The disk is full, or the memory.
     """
-    group, run = Group(), Run(out)
+    group, run = ProcessGroup(), TrainingRun(out)
     try:
         base_sha256 = group.first(job.base.sha256)
         plan = job.plan(base_sha256, group.size)

@@ -28,12 +28,12 @@ from draftloop.training.recipe import Recipe
 
 SFT, DPO = "messages", "trl-dpo"  # formats of backend/draftloop/dataset/formats.py
 _ENDINGS = {"jsonl": "jsonl", "zstd": "jsonl.zst", "parquet": "parquet"}
-_TOLD = 20  # rows that are named among those left out
-_TESTS = 256  # held-out rows that are looked at: seconds, and enough for a mean
+_MAX_NAMED = 20  # rows that are named among those left out
+_MAX_TESTS = 256  # held-out rows that are looked at: seconds, and enough for a mean
 Ids = Sequence[int]  # an array: four bytes a token
 
 
-class Row(NamedTuple):
+class TrainingRow(NamedTuple):
     """A row as tokens; the loss covers `start` to `end`, half-open."""
 
     ids: Ids
@@ -41,7 +41,7 @@ class Row(NamedTuple):
     end: int
 
 
-class Pair(NamedTuple):
+class TrainingPair(NamedTuple):
     """A question with the answer that a human gave and the draft that it corrects."""
 
     prompt: Ids
@@ -101,27 +101,27 @@ class LeftOut:
     def add_not_rendered(self, file: Path, number: int, reason: str) -> None:
         """Count a row that the base model's chat template does not write as it is; some are named."""
         self.not_rendered += 1
-        if len(self.refused) < _TOLD:
+        if len(self.refused) < _MAX_NAMED:
             self.refused.append({"file": str(file), "line": number, "reason": reason})
 
     def add_too_long(self, file: Path, number: int, tokens: int) -> None:
         """Count a row that is longer than the limit; some are named."""
         self.too_long += 1
-        if len(self.longest) < _TOLD:
+        if len(self.longest) < _MAX_NAMED:
             self.longest.append({"file": str(file), "line": number, "tokens": tokens})
 
 
 @dataclass(frozen=True)
-class Corpus:
+class TrainingCorpus:
     """Everything that a run trains on; `own` of the rows are the dataset's, the rest is replayed.
 
     tests   rows that the dataset holds out: the loss on them is told, nothing learns from them
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[TrainingRow, ...]
     own: int
-    pairs: tuple[Pair, ...]
-    tests: tuple[Row, ...]
+    pairs: tuple[TrainingPair, ...]
+    tests: tuple[TrainingRow, ...]
     left_out: LeftOut
 
     def counts(self) -> dict[str, Any]:
@@ -206,7 +206,9 @@ def case_of(dataset: Dataset, wanted: str) -> str:
     return wanted
 
 
-def gather(dataset: Dataset, replays: Sequence[Replay], base: Base, recipe: Recipe, *, dpo: bool) -> Corpus:
+def gather(
+    dataset: Dataset, replays: Sequence[Replay], base: Base, recipe: Recipe, *, dpo: bool
+) -> TrainingCorpus:
     """Read and tokenize all rows.
 
     Args:
@@ -232,7 +234,7 @@ def gather(dataset: Dataset, replays: Sequence[Replay], base: Base, recipe: Reci
     reader = _Reader(base, recipe.max_tokens, held_out, left_out)
     rows = list(reader.rows(dataset.file(SFT)))
     own = len(rows)
-    _enough(own, recipe.min_rows, "rows", dataset, left_out)
+    _check_count(own, recipe.min_rows, "rows", dataset, left_out)
     for replay in replays:
         found = list(reader.rows(replay.dataset.file(SFT)))
         count = min(len(found), round(replay.share * own))
@@ -240,10 +242,10 @@ def gather(dataset: Dataset, replays: Sequence[Replay], base: Base, recipe: Reci
         rows += [found[index] for index in sorted(drawn)]
     pairs = tuple(reader.pairs(dataset.file(DPO))) if dpo else ()
     if dpo:
-        _enough(len(pairs), recipe.min_rows, "pairs of a draft and its correction", dataset, left_out)
+        _check_count(len(pairs), recipe.min_rows, "pairs of a draft and its correction", dataset, left_out)
     of_tests = _Reader(base, recipe.max_tokens, set(), LeftOut())
-    tests = tuple(islice(of_tests.rows(dataset.file(SFT, held_out=True)), _TESTS))
-    return Corpus(tuple(rows), own, pairs, tests, left_out)
+    tests = tuple(islice(of_tests.rows(dataset.file(SFT, held_out=True)), _MAX_TESTS))
+    return TrainingCorpus(tuple(rows), own, pairs, tests, left_out)
 
 
 class _Reader:
@@ -252,23 +254,25 @@ class _Reader:
     def __init__(self, base: Base, limit: int, held_out: set[bytes], left_out: LeftOut) -> None:
         self._base, self._limit, self._held_out, self._left_out = base, limit, held_out, left_out
 
-    def rows(self, file: Path) -> Iterator[Row]:
+    def rows(self, file: Path) -> Iterator[TrainingRow]:
         """Give the rows of a file of the format `messages`."""
         for number, row in enumerate(read(file), 1):
-            encoded = self._encoded(file, number, [*_asked(row["messages"]), row["messages"][-1]])
+            encoded = self._encoded(file, number, [*_question_messages(row["messages"]), row["messages"][-1]])
             if encoded is not None:
                 start = len(encoded.prompt)
                 ids = array("i", encoded.prompt + encoded.answer + encoded.tail)
-                yield Row(ids, start, start + len(encoded.answer))
+                yield TrainingRow(ids, start, start + len(encoded.answer))
 
-    def pairs(self, file: Path) -> Iterator[Pair]:
+    def pairs(self, file: Path) -> Iterator[TrainingPair]:
         """Give the pairs of a file of the format `trl-dpo`."""
         for number, row in enumerate(read(file), 1):
-            asked = _asked(row["prompt"])
+            asked = _question_messages(row["prompt"])
             chosen = self._encoded(file, number, [*asked, *row["chosen"]])
             rejected = chosen and self._encoded(file, number, [*asked, *row["rejected"]])
             if chosen and rejected:
-                yield Pair(array("i", chosen.prompt), array("i", chosen.answer), array("i", rejected.answer))
+                yield TrainingPair(
+                    array("i", chosen.prompt), array("i", chosen.answer), array("i", rejected.answer)
+                )
 
     def _encoded(self, file: Path, number: int, messages: Sequence[Mapping[str, Any]]) -> Encoded | None:
         if _hash(messages[:-1]) in self._held_out:
@@ -297,7 +301,7 @@ class _Reader:
         return encoded
 
 
-def _enough(count: int, least: int, what: str, dataset: Dataset, left_out: LeftOut) -> None:
+def _check_count(count: int, least: int, what: str, dataset: Dataset, left_out: LeftOut) -> None:
     if count < least:
         lost = [f"{left_out.too_long} are too long"] * bool(left_out.too_long)
         lost += [f"{left_out.held_out} are held out"] * bool(left_out.held_out)
@@ -316,10 +320,10 @@ def _enough(count: int, least: int, what: str, dataset: Dataset, left_out: LeftO
 
 def _questions(file: Path) -> Iterator[bytes]:
     for row in read(file):
-        yield _hash(_asked(row["messages"]))
+        yield _hash(_question_messages(row["messages"]))
 
 
-def _asked(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _question_messages(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Give what a draft is asked for with: everything before the first answer, be it a program's call."""
     return list(takewhile(lambda message: message["role"] != "assistant", messages))
 

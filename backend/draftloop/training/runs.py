@@ -29,7 +29,7 @@ CHECKPOINTS_ARE_KEPT = "Make room; checkpoints are kept."  # what to do where th
 _WHOLE = "whole.json"  # in a folder: everything before it was written to the end
 
 
-class Run:
+class TrainingRun:
     """A run's folder, while it is made and afterwards."""
 
     def __init__(self, out: Path) -> None:
