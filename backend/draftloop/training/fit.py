@@ -1,28 +1,24 @@
 """Train an adapter: supervised on rows, then, if wanted, on pairs of draft and correction.
 
-The only file that imports torch, TRL, PEFT and Transformers. Rows come as tokens, so that no trainer's own
+The only module that imports TRL, PEFT and Transformers. Rows come as tokens, so that no trainer's own
 templates change them. A run that was stopped or killed goes on from its last whole checkpoint.
 """
 
 import errno
 import logging
 import math
-import platform
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-import accelerate
 import datasets
 import numpy as np
-import psutil
 import torch
 import torch.distributed as dist
 import transformers
@@ -33,16 +29,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, T
 from transformers.integrations import SwanLabCallback, TensorBoardCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from draftloop.errors import DraftloopError, ServiceError, SetupError
+from draftloop.errors import ServiceError, SetupError
 from draftloop.support.progress import Progress
 from draftloop.training.base import Base
+from draftloop.training.process_group import ProcessGroup
 from draftloop.training.recipe import Recipe
 from draftloop.training.rows import TrainingCorpus, TrainingRow
 from draftloop.training.runs import ADAPTER, TrainingRun, last_checkpoint, mark, marked
 
 Stage = Literal["sft", "dpo"]
 _IGNORED = -100  # of labels: no loss here
-_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 # What torch and safetensors say, whose errors have no number.
 _FULL_WORDS = ("No space left", "File too large", "PytorchStreamWriter", "Disk quota", "Input/output error")
@@ -63,68 +59,6 @@ class Fitted:
     losses: list[dict[str, Any]]
     held_out: dict[str, Any]
     seconds: float
-
-
-class ProcessGroup:
-    """The processes that train together; one where torchrun or accelerate started no others."""
-
-    def __init__(self) -> None:
-        """Join it."""
-        self.has_gpu = torch.cuda.is_available()
-        state = accelerate.PartialState(cpu=not self.has_gpu)  # on CPUs: gloo
-        self.rank: int = state.process_index
-        self.size: int = state.num_processes
-        if self.size == 1 and self.has_gpu and torch.cuda.device_count() > 1:
-            raise SetupError(
-                f"This machine shows {torch.cuda.device_count()} GPUs to one process.",
-                hint="Start it with torchrun (docs/train.md), or set CUDA_VISIBLE_DEVICES=0.",
-            )
-
-    def first(self, do: Callable[[], Any]) -> Any:
-        """Do something in the first process alone; all get what it gives, or its error.
-
-        Raises:
-            DraftloopError: What the first one raised.
-        """
-        told: list[Any] = [None, None]
-        if self.rank == 0:
-            try:
-                told[0] = do()
-            except DraftloopError as error:
-                told[1] = error
-        if self.size > 1:
-            dist.broadcast_object_list(told)
-        if told[1] is not None:
-            raise told[1]
-        return told[0]
-
-    def any(self, here: bool, device: Any) -> bool:  # noqa: FBT001  one value is the whole message
-        """Tell whether it is so in any of the processes."""
-        if self.size == 1:
-            return here
-        flag = torch.tensor(int(here), device=device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag.item())
-
-    def leave(self) -> None:
-        """End the process group."""
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-
-def surroundings(group: ProcessGroup) -> dict[str, Any]:
-    """Tell versions and hardware, for the run's manifest."""
-    hardware: dict[str, Any] = {
-        "machine": platform.machine(),
-        "cores": psutil.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "processes": group.size,
-    }
-    if group.has_gpu:
-        hardware["gpu"] = torch.cuda.get_device_name()
-        hardware["cuda"] = torch.version.cuda
-    versions = {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
-    return {"versions": versions, "hardware": hardware}
 
 
 def fit(

@@ -11,8 +11,9 @@ from typing import Any
 from draftloop.support.files import disk_errors
 from draftloop.support.progress import Progress
 from draftloop.training.base import Base
-from draftloop.training.fit import ProcessGroup, fit, surroundings
+from draftloop.training.fit import fit
 from draftloop.training.plot import draw_losses
+from draftloop.training.process_group import ProcessGroup, describe_environment
 from draftloop.training.recipe import Recipe
 from draftloop.training.rows import Dataset, Replay, TrainingCorpus
 from draftloop.training.runs import CHECKPOINTS_ARE_KEPT, TrainingRun
@@ -97,7 +98,7 @@ def make(
                     "arguments": job.arguments(),
                     "plan": plan,
                     "seed": job.recipe.seed,
-                    **surroundings(group),
+                    **describe_environment(group),
                     "seconds": fitted.seconds,
                     "held_out": fitted.held_out,
                     "loss": fitted.losses,
