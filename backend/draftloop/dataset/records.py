@@ -1,16 +1,16 @@
-"""The records of a dataset's folder: read back, told, and written as all of its files.
+"""The records of a dataset's folder: read back, explained, and written as all of its files.
 
-Knows the folder's files and its manifest. Does not know Label Studio, nor how bytes come to the disk
-(`edge.folder`). Records lie on disk: memory holds less than 2 KB of each.
+Knows the folder's files and its manifest. Does not know Label Studio, nor how files are written safely
+(`folder`). Records stay on disk; memory holds less than 2 KB for each.
 
     samples.jsonl               canonical records, sorted by task and annotation
-    sample.schema.json          what a line of it is
-    held.jsonl                  samples that a gate holds back because of others, with the reason
-    rejected.jsonl              annotations that are no samples, with the gate and the reason
+    sample.schema.json          JSON Schema of a line of samples.jsonl
+    held.jsonl                  samples that a corpus gate holds back, with the reason
+    rejected.jsonl              rejected annotations, with the gate and the reason
     FORMAT.jsonl                training rows           FORMAT.test.jsonl      held out: never train on them
-    README.md, dataset_info.json, FORMAT.yaml           lead `datasets` and trainers to the rows
-    report.html                 for humans: what became of everything, and what to look at first
-    manifest.json               counts, hashes, cursors; written last: what it does not match is not valid
+    README.md, dataset_info.json, FORMAT.yaml           tell `datasets` and trainers about the rows
+    report.html                 for humans: figures of the dataset, and what to look at first
+    manifest.json               counts, hashes, cursors; written last: files that do not match it are invalid
 """
 
 import hashlib
@@ -49,13 +49,13 @@ from draftloop.support.files import hash_file
 _SCHEMA = Path(__file__).with_name("sample.schema.json")
 _RECORDS = ("samples.jsonl", "held.jsonl", "rejected.jsonl")
 _SPLITS: tuple[Split, ...] = ("train", "test")
-# Of a record: what depends on other samples, and what follows from its own fields.
+# Keys of a record that depend on other samples, or that follow from other fields.
 _DERIVED_KEYS = {"split", "gates", "held", "review", "drawn", "messages", "tools", "code", "stdout", "stderr"}
 
 
 @dataclass(frozen=True)
 class ProjectSource:
-    """What the manifest keeps about a project: what it was read with, and how far."""
+    """A project in the manifest: the case that it was read with, and the time of the last change read."""
 
     title: str
     created_at: str
@@ -67,7 +67,10 @@ class ProjectSource:
 
 @dataclass(frozen=True, slots=True)
 class IndexRow:
-    """Where an annotation's record lies, and its hash as it was judged alone; a rejected one has no brief."""
+    """Where an annotation's record is on disk, and its hash; a rejected one has no brief.
+
+    digest  hash of the record without what depends on other samples; never stored
+    """
 
     project: int
     task: int
@@ -81,9 +84,9 @@ IndexRows = dict[int, IndexRow]  # by annotation
 
 
 class IndexedRecord(NamedTuple):
-    """A record as it was judged alone: the line to write down, and all of its row but the place.
+    """A record before the corpus gates: its line, and its row without a place yet.
 
-    sketch  of what annotators read of it; none of what is no sample
+    sketch  sketch of the sample's input; empty where it was rejected
     """
 
     line: bytes
@@ -96,23 +99,23 @@ Made = TypeVar("Made")
 
 
 class OrderedMap(Protocol):
-    """Something that does a piece of work for many, here or elsewhere, and gives the results in order.
+    """Calls a function on many items, here or in other processes, and yields the results in order.
 
-    `map` is one. Others pickle function, items and results.
+    `map` is one. Others pickle the function, items and results.
     """
 
     def __call__(self, function: Callable[[Given], Made], items: Iterable[Given], /) -> Iterator[Made]:
-        """Give what the function makes of each item."""
+        """Yield the function's result for each item."""
         ...
 
 
 @dataclass
 class State:
-    """What is known of a dataset folder's content.
+    """The content of a dataset folder.
 
-    tokenizer  hash of the one that counted its tokens
+    tokenizer  hash of the tokenizer that counted tokens
     checks     hash of the verdicts of reviewers
-    unrun      annotations whose code could not be run again: the next sync tries it
+    unrun      annotations whose code could not be run again; the next sync tries again
     """
 
     sources: dict[int, ProjectSource] = field(default_factory=dict)
@@ -126,13 +129,13 @@ class State:
     manifest: Record | None = None
 
     def gives_same_files_as(self, other: "State") -> bool:
-        """Tell whether the same rows would give the same files as those of another state that was stored."""
+        """Return whether equal rows give the same files as in another, stored state."""
         same = all(getattr(self, name) == getattr(other, name) for name in ("options", "tokenizer", "checks"))
         return other.manifest is not None and same and self.sources.keys() == other.sources.keys()
 
 
 def load(folder: Path, lines: Lines) -> State:
-    """Read the folder; where the manifest does not match the files, only its projects are known."""
+    """Read the folder; where files do not match the manifest, only projects and options."""
     manifest = manifest_of(folder)
     if manifest is None:
         return State()
@@ -149,7 +152,7 @@ def load(folder: Path, lines: Lines) -> State:
         return unread
     about = manifest.get("sample", {})
     if about.get("version") != SAMPLE_VERSION:
-        # Of a version before only the splits are kept: what was held out stays held out.
+        # Of an older version only the splits are kept, so that held-out samples stay held out.
         for record in lines_of(folder, "samples.jsonl"):
             unread.splits[record.get("group") or group_of(record["input"])] = record["split"]
         return unread
@@ -174,10 +177,10 @@ def load(folder: Path, lines: Lines) -> State:
 def write(
     folder: Path, lines: Lines, after: State, settled: Settled, each: OrderedMap = map
 ) -> tuple[tuple[str, ...], Record]:
-    """Write all files of a dataset, the manifest last; gives the names of what differed, and the counts.
+    """Write all files of a dataset, the manifest last; return the names of changed files, and the counts.
 
     Raises:
-        SetupError: There is no such kind of files.
+        SetupError: The options name an unknown kind of files.
         ServiceError: The disk failed.
     """
     options = after.options
@@ -192,9 +195,9 @@ def write(
         forms = [_FormFiles(form, split, kind, files) for form in wanted for split in _SPLITS]
         ordered = sorted(after.rows.values(), key=lambda row: (row.task, row.annotation))
         left = ((lines.line(row.place), settled.for_annotation(row.annotation)) for row in ordered)
-        for _, told in groupby(each(_RecordFinalizer(wanted), left), key=lambda one: one.record.task):
+        for _, finalized in groupby(each(_RecordFinalizer(wanted), left), key=lambda one: one.record.task):
             several = []
-            for record, reason, line, rows in told:
+            for record, reason, line, rows in finalized:
                 by_project[record.project].add(record, reason)
                 if isinstance(record, Rejected):
                     rejected.write(line)
@@ -238,16 +241,15 @@ def write(
 
 
 def _spot_check_entry(settled: Settled) -> Record:
-    """Return what the manifest says of spot checks: nothing where none are drawn."""
+    """Return the manifest's entry about spot checks; empty where none are drawn."""
     if settled.by_lot is None:
         return {}
     low, high = settled.by_lot.interval
-    about = {**settled.by_lot._asdict(), "wrong_at_least": low, "wrong_at_most": high}
-    return {"spot_check": about}
+    return {"spot_check": {**settled.by_lot._asdict(), "wrong_at_least": low, "wrong_at_most": high}}
 
 
 class _FinalizedRecord(NamedTuple):
-    """A record as it is written: the reason if it is held, its line, and its lines in each format."""
+    """A record as it is written: the reason if it is held, its line, and its rows in each format."""
 
     record: Sample | Rejected
     held: Held | None
@@ -257,7 +259,7 @@ class _FinalizedRecord(NamedTuple):
 
 @dataclass(frozen=True)
 class _RecordFinalizer:
-    """Makes of a record as it was judged alone, and of what became of it, all that is written."""
+    """Makes all that is written of a record, from its line and the corpus gates' result. It is pickled."""
 
     forms: tuple[Format, ...]
 
@@ -275,7 +277,7 @@ class _RecordFinalizer:
 
 
 class _FormFiles:
-    """The file of one format and split; one without a row is there too."""
+    """The file of one format and split; written even without a row."""
 
     def __init__(self, form: Format, split: Split, kind: RowFileKind, files: DatasetFiles) -> None:
         self.name, self.split, self.count = form.name, split, 0
@@ -283,14 +285,14 @@ class _FormFiles:
         self._rows: RowFile = kind.writer(files.open(name))
 
     def add(self, sample: Sample, rows: Mapping[str, Sequence[bytes]]) -> None:
-        """Write the sample's rows, if it belongs here."""
+        """Write the sample's rows, if it is in this split."""
         if sample.split == self.split:
             for line in rows.get(self.name, ()):
                 self._rows.write(line)
                 self.count += 1
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the rest of the file."""
         self._rows.close()
 
 
@@ -299,7 +301,7 @@ def _line(record: Record) -> bytes:
 
 
 def index_record(judged: Sample | Rejected) -> IndexedRecord:
-    """Make a record of what was judged alone."""
+    """Return the record of a sample or rejected annotation, before the corpus gates."""
     record = judged.record()
     line = _line(record)
     if isinstance(judged, Rejected):
@@ -309,13 +311,13 @@ def index_record(judged: Sample | Rejected) -> IndexedRecord:
     )
 
 
-def append_record(lines: Lines, found: IndexedRecord) -> IndexRow:
-    """Write down a record as it was judged alone; gives where it lies."""
-    return replace(found.row, place=lines.add(found.line, found.sketch))
+def append_record(lines: Lines, record: IndexedRecord) -> IndexRow:
+    """Write a record; return its row with its place."""
+    return replace(record.row, place=lines.add(record.line, record.sketch))
 
 
 def sketches(lines: Lines, places: Iterable[LinePlace]) -> Iterator[bytes]:
-    """Give the sketches of samples; those of lines that were there before are made anew."""
+    """Yield the sketches of samples: stored ones for lines added in this run, computed for the others."""
     for place in places:
         known = place.is_new
         yield lines.beside(place, SKETCH_BYTES) if known else sketch(_joined_texts(lines.get(place)["input"]))
@@ -331,27 +333,27 @@ def _row(place: LinePlace, record: Record, brief: Brief | None) -> IndexRow:
 
 
 def _hash_record(record: Record) -> bytes:
-    """Hash a record, to be compared with others of the same sync and never kept."""
+    """Hash a record for comparisons within one sync; the hash is never stored."""
     try:
-        told = orjson.dumps(record, option=orjson.OPT_SORT_KEYS)
-    except TypeError:  # numbers of more than 64 bits, which are seldom
-        told = canonical(record).encode()
-    return hashlib.blake2b(told, digest_size=16).digest()
+        content = orjson.dumps(record, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # rare: numbers of more than 64 bits
+        content = canonical(record).encode()
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def parse_judged(line: bytes) -> Sample:
-    """Read a sample's line back, as it was judged alone."""
+    """Parse a sample's line, without what the corpus gates added."""
     return Sample.from_record(as_judged(orjson.loads(line)))
 
 
-# ---------------------------------------------------------------------------------- read by itself
+# ---------------------------------------------------------------------------------- without a sync
 
 
 def manifest_and_options(folder: Path) -> tuple[Record, DatasetOptions]:
-    """Give the manifest of a folder whose files are as it says, and what was decided.
+    """Return a folder's manifest and options, after checking its files against the manifest.
 
     Raises:
-        SetupError: There is no dataset, or its files are not as its manifest says.
+        SetupError: There is no dataset, or its files do not match its manifest.
     """
     manifest = manifest_of(folder)
     if (
@@ -364,10 +366,10 @@ def manifest_and_options(folder: Path) -> tuple[Record, DatasetOptions]:
 
 
 def samples_of(folder: Path) -> tuple[dict[str, str], Iterator[Sample]]:
-    """Give what names a dataset in manifests (path, hash, key of its source documents), and its samples.
+    """Return what identifies a dataset in manifests (path, hash, key of source documents), and its samples.
 
     Raises:
-        SetupError: There is no dataset, or its files are not as its manifest says.
+        SetupError: There is no dataset, or its files do not match its manifest.
     """
     _, options = manifest_and_options(folder)
     about = {
@@ -379,10 +381,10 @@ def samples_of(folder: Path) -> tuple[dict[str, str], Iterator[Sample]]:
 
 
 def explain(folder: Path, task: int) -> list[str]:
-    """Tell from a dataset folder what became of a task's annotations, and why; Label Studio is not asked.
+    """Return the history of a task's annotations, from a dataset folder only; Label Studio is not asked.
 
     Raises:
-        SetupError: There is no dataset, or its files are not as its manifest says.
+        SetupError: There is no dataset, or its files do not match its manifest.
     """
     manifest, options = manifest_and_options(folder)
     records = [record for name in _RECORDS for record in lines_of(folder, name) if record["task"] == task]
@@ -397,5 +399,5 @@ def explain(folder: Path, task: int) -> list[str]:
 
 
 def _tuples(record: Record) -> Record:
-    """Give options as they were before JSON, which has no tuples."""
+    """Turn lists back into tuples, which JSON does not have."""
     return {key: tuple(part) if isinstance(part, list) else part for key, part in record.items()}

@@ -1,4 +1,4 @@
-"""The story of a task: what became of its annotations, and why, from the records of a dataset.
+"""The history of a task's annotations in a dataset: which became samples and which did not, and why.
 
 Knows records. Does not know files.
 """
@@ -11,11 +11,11 @@ from draftloop.dataset.sample import Record, Sample
 
 
 def story(records: Sequence[Record], options: DatasetOptions) -> Iterator[str]:
-    """Tell it line by line.
+    """Yield the history of one task line by line.
 
     Args:
-        records: Of one task, from samples.jsonl, held.jsonl and rejected.jsonl.
-        options: Those of the dataset.
+        records: The task's records from samples.jsonl, held.jsonl and rejected.jsonl.
+        options: The dataset's options.
     """
     yield f"Task {records[0]['task']} of project {records[0]['project']}, case {records[0]['case']}:"
     for record in sorted(records, key=lambda one: int(one["annotation"])):
