@@ -1,10 +1,10 @@
-"""Which tasks humans look at next: those whose drafts are least certain, and no two that are much alike.
+"""The order in which tasks are labelled next: uncertain drafts first, without tasks that are much alike.
 
-Knows scores, texts and the order. Does not know where they come from or where the order goes. What looks like
-chance is a hash of seed and task: the same tasks have the same order, in whatever order they come.
+Knows scores, texts and the order. Does not know where they come from or where the order is stored. Ties are
+broken by a hash of seed and task, so the result does not depend on the order of the candidates.
 
-    uncertainty  1 - score of the draft, so what broke a rule comes first; of a task without a draft as told
-    likeness     share of the text's shingles that the nearest of the tasks before it has, too
+    uncertainty  1 - score of the draft, so drafts that broke a rule come first; without a draft, a parameter
+    likeness     the largest share of a text's shingles that one of the tasks ranked before it has too
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import numpy as np
 
 from draftloop.dataset.nearness import shared_shingles, sketch, sketch_table
 
-_POOL = 10  # candidates of likeness for each task that is wanted
+_POOL = 10  # candidates that are compared for each task that is wanted
 _LIKENESS = 0.5  # weight of likeness against uncertainty
 
 
@@ -29,7 +29,7 @@ class TaskCandidate(NamedTuple):
 
 
 class Ranked(NamedTuple):
-    """A task in the order of labelling, and why it stands there."""
+    """A task in the order of labelling, with the score and likeness that ranked it."""
 
     task: int
     score: float | None
@@ -39,15 +39,15 @@ class Ranked(NamedTuple):
 def rank(
     candidates: Iterable[TaskCandidate], count: int, *, seed: int = 0, undrafted: float = 0.0
 ) -> list[Ranked]:
-    """Give the tasks to label next, first things first.
+    """Return the tasks to label next, in order.
 
-    Each next one is that with the most uncertainty less likeness. Only the most uncertain tasks, ten for each
-    that is wanted, are compared at all, so memory and time go with `count` and not with the candidates.
+    Each next task is the one with the largest weighted uncertainty minus likeness. Only the most uncertain
+    tasks, ten for each that is wanted, are compared, so memory and time grow with `count` only.
 
     Args:
-        candidates: In any order, one at a time.
-        count: How many are wanted.
-        seed: Decides between equals.
+        candidates: Tasks in any order, read once.
+        count: Number of tasks to return.
+        seed: Breaks ties.
         undrafted: Uncertainty of a task without a draft, 0..1.
     Source:
         Least confidence: Settles, Active Learning Literature Survey (2009), 3.1. Maximal marginal relevance:
@@ -62,17 +62,17 @@ def rank(
     table = sketch_table((sketch(one.text) for one in pool), len(pool))
     worth = (1 - _LIKENESS) * np.array([uncertainty(one) for one in pool])
     nearest = np.zeros(len(pool))
-    found: list[Ranked] = []
+    ranked: list[Ranked] = []
     for _ in range(min(count, len(pool))):
-        place = int(np.argmax(worth - _LIKENESS * nearest))  # the first of equals: of the highest lot
-        found.append(Ranked(pool[place].task, pool[place].score, float(nearest[place])))
+        place = int(np.argmax(worth - _LIKENESS * nearest))  # the first of equals has the highest hash
+        ranked.append(Ranked(pool[place].task, pool[place].score, float(nearest[place])))
         worth[place] = -np.inf
         nearest = np.maximum(nearest, shared_shingles(table, place))
-    return found
+    return ranked
 
 
 def by_chance(candidates: Iterable[TaskCandidate], count: int, *, seed: int = 0) -> list[Ranked]:
-    """Give tasks in an order that knows nothing of them: what `rank` is measured against."""
+    """Return tasks in random order, the baseline for `rank`."""
     drawn = heapq.nlargest(count, candidates, key=lambda one: _lot(seed, one.task))
     return [Ranked(one.task, one.score, 0.0) for one in drawn]
 

@@ -1,7 +1,7 @@
-"""Train an adapter: supervised on rows, then, if wanted, on pairs of draft and correction.
+"""Training of an adapter: supervised on rows, then optionally on pairs of draft and correction (DPO).
 
 The only module that imports TRL, PEFT and Transformers. Rows come as tokens, so that no trainer's own
-templates change them. A run that was stopped or killed goes on from its last whole checkpoint.
+templates change them. A run that was stopped or killed continues from its last complete checkpoint.
 """
 
 import errno
@@ -38,21 +38,21 @@ from draftloop.training.rows import TrainingCorpus, TrainingRow
 from draftloop.training.runs import ADAPTER, TrainingRun, last_checkpoint, mark, marked
 
 Stage = Literal["sft", "dpo"]
-_IGNORED = -100  # of labels: no loss here
+_IGNORED = -100  # label of tokens without loss
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
-# What torch and safetensors say, whose errors have no number.
+# Messages of torch and safetensors, whose errors have no errno.
 _FULL_WORDS = ("No space left", "File too large", "PytorchStreamWriter", "Disk quota", "Input/output error")
-_NO_MEMORY = "can't allocate memory"  # what torch says on the CPU
+_NO_MEMORY = "can't allocate memory"  # torch's message on the CPU
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What came of it.
+    """The result of a training.
 
-    adapter    the last stage's
-    losses     of every step
-    held_out   how many rows the dataset holds out, and the mean loss on them of base model and adapter
-    seconds    time of all runs of the processes
+    adapter    folder of the last stage's adapter
+    losses     loss of every step
+    held_out   number of held-out rows, and the mean loss of base model and adapter on them
+    seconds    total time, including earlier processes
     """
 
     adapter: Path
@@ -69,20 +69,20 @@ def fit(
     group: ProcessGroup,
     progress: Progress,
 ) -> Fitted | None:
-    """Train all stages, going on where an earlier process stopped.
+    """Train all stages, continuing where an earlier process stopped.
 
     Args:
-        run: Whose folder takes checkpoints and adapters.
-        corpus: What is trained; with pairs there is a second stage.
-        recipe: How.
-        base: On which model.
+        run: The run, whose folder takes checkpoints and adapters.
+        corpus: The rows; with pairs there is a second stage.
+        recipe: The settings.
+        base: The base model.
         group: The processes.
         progress: Shows the steps of each stage.
     Returns:
-        None where a signal stopped it; then the last step is in a checkpoint.
+        The result; None where a signal stopped it after writing a checkpoint.
     Raises:
-        SetupError: The recipe does not fit the model, or the loss is no number.
-        ServiceError: The disk is full, or the memory.
+        SetupError: The recipe does not fit the model, or the loss is not finite.
+        ServiceError: Disk or memory is full.
     """
     _silence_libraries()
     losses: list[dict[str, Any]] = []
@@ -115,8 +115,8 @@ class _Stage:
         self._folder = run.stage(name)
 
     def train(self, corpus: TrainingCorpus, before: Path | None, progress: Progress) -> dict[str, Any] | None:
-        """Train to the end or to a signal; gives what the stage says of itself, None if stopped."""
-        self._group.first(lambda: last_checkpoint(self._folder))  # removes what was cut short
+        """Train until the end or a signal; return the stage's record, None where a signal stopped it."""
+        self._group.first(lambda: last_checkpoint(self._folder))  # removes incomplete checkpoints
         checkpoint = last_checkpoint(self._folder)
         earlier_s = (marked(checkpoint) or {}).get("seconds", 0.0) if checkpoint else 0.0
         watch = _ProgressCallback(self._name, self._group, earlier_s, progress)
@@ -152,7 +152,7 @@ class _Stage:
         return kept
 
     def _trainer(self, corpus: TrainingCorpus, before: Path | None, callbacks: list[Any]) -> Any:
-        # B615 is about a hub without a fixed revision; this is a local folder, and nothing is fetched.
+        # B615 is about downloads without a fixed revision; this is a local folder, and nothing is downloaded.
         tokenizer = AutoTokenizer.from_pretrained(self._base.folder, local_files_only=True)  # nosec B615
         model = AutoModelForCausalLM.from_pretrained(  # nosec B615
             self._base.folder, dtype=getattr(torch, self._precision()), local_files_only=True
@@ -199,10 +199,10 @@ class _Stage:
             "num_train_epochs": epochs,
             "learning_rate": learning_rate,
             "lr_scheduler_type": recipe.schedule,
-            "warmup_steps": recipe.warmup_share,  # below 1 it is a share
+            "warmup_steps": recipe.warmup_share,  # values below 1 are a share
             "weight_decay": recipe.weight_decay,
             "max_grad_norm": recipe.max_grad_norm,
-            "max_length": None,  # rows that are too long are left out before
+            "max_length": None,  # rows that are too long were left out by `rows`
             "seed": recipe.seed,
             "data_seed": recipe.seed,
             "bf16": self._precision() == "bfloat16",
@@ -210,12 +210,12 @@ class _Stage:
             "gradient_checkpointing": recipe.gradient_checkpointing,
             "use_cpu": not has_gpu,
             "dataloader_pin_memory": has_gpu,
-            # A second stage holds the first one's adapter too, which gets no gradients.
+            # The second stage also contains the first one's adapter, which gets no gradients.
             "ddp_find_unused_parameters": self._name == "dpo",
             "logging_steps": 1,
             "logging_nan_inf_filter": False,
             "save_steps": recipe.checkpoint_steps,
-            "save_total_limit": 2,  # the one before stays until the next one is whole
+            "save_total_limit": 2,  # keeps the previous one until the next is complete
             "report_to": "none",
             "disable_tqdm": True,
         }
@@ -232,14 +232,14 @@ class _Stage:
         if self._recipe.tracking == "none" or self._group.rank:
             return []
         folder.mkdir(parents=True, exist_ok=True)
-        # Loaded where wanted: they take seconds, and SwanLab begins to look around.
+        # Imported only where the recipe asks for them: they take seconds, and SwanLab inspects the system.
         if self._recipe.tracking == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
 
             return [TensorBoardCallback(SummaryWriter(log_dir=str(folder)))]
         import swanlab  # noqa: PLC0415
 
-        # By itself the callback would ask for a login; in local mode nothing leaves the machine.
+        # Without this the callback asks for a login; in local mode nothing leaves the machine.
         swanlab.init(
             project="draftloop",
             experiment_name=f"{self._run.out.name}-{self._name}",
@@ -250,14 +250,14 @@ class _Stage:
 
 
 class _PairsTrainer(DPOTrainer):
-    """A trainer of pairs that are tokens already; by itself TRL 1.16 renders them anew."""
+    """A DPO trainer for tokenized pairs; TRL 1.16 would tokenize them again."""
 
     def _prepare_dataset(self, dataset: Any, *_: object) -> Any:
         return dataset
 
 
 class _ProgressCallback(TrainerCallback):
-    """Tells progress, ends a run at a signal, and marks checkpoints that are whole."""
+    """Shows progress, stops a run at a signal, and marks complete checkpoints."""
 
     def __init__(self, stage: Stage, group: ProcessGroup, earlier_s: float, progress: Progress) -> None:
         self._stage, self._group, self._progress = stage, group, progress
@@ -266,23 +266,23 @@ class _ProgressCallback(TrainerCallback):
 
     @property
     def seconds(self) -> float:
-        """Time of the stage, that of earlier processes included."""
+        """Time of the stage, including earlier processes."""
         return round(self._earlier_s + time.monotonic() - self._began, 1)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: object) -> None:
-        """Begin to count."""
+        """Start the clock and the progress."""
         self._began = time.monotonic()
         self._progress.begin(self._stage, state.max_steps, done=state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: object) -> None:
-        """Tell the step; at a signal, save and end."""
+        """Show the step; after a signal, save and stop."""
         self._progress.advance()
         if self._group.any(self._asked, args.device) and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: object) -> None:
-        """Mark the checkpoint: everything is written."""
+        """Mark the checkpoint as complete."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if self._group.size > 1:
             dist.barrier()  # every process writes its own part
@@ -291,9 +291,9 @@ class _ProgressCallback(TrainerCallback):
 
     @contextmanager
     def catching_signals(self) -> Iterator[None]:
-        """Note SIGINT and SIGTERM; the second one of a kind ends at once, as it does elsewhere.
+        """Handle SIGINT and SIGTERM: the first stops training after the step, the second of a kind at once.
 
-        torchrun passes a Ctrl-C on as a SIGTERM, after the terminal's own SIGINT: one wish, two signals.
+        With torchrun one Ctrl-C arrives as two signals: the terminal's SIGINT, and torchrun's SIGTERM.
         """
         seen: set[int] = set()
 
@@ -332,7 +332,7 @@ def _pairs(corpus: TrainingCorpus) -> Any:
 
 
 def _held_out_losses(model: Any, rows: Sequence[TrainingRow]) -> dict[str, Any]:
-    """Give the mean loss of the answers' tokens, without the adapter and with it."""
+    """Return the mean loss on the answers' tokens, without the adapter and with it."""
     if not rows:
         return {"rows": 0, "base_loss": None, "loss": None}
     model.eval()
@@ -346,14 +346,14 @@ def _mean_loss(model: Any, rows: Sequence[TrainingRow]) -> float:
     total = 0.0
     for row in rows:
         ids = torch.tensor([list(row.ids[: row.end])], device=model.device)
-        said = model(ids, logits_to_keep=row.end - row.start + 1).logits[0, :-1]
-        total += cross_entropy(said.float(), ids[0, row.start :], reduction="sum").item()
+        logits = model(ids, logits_to_keep=row.end - row.start + 1).logits[0, :-1]
+        total += cross_entropy(logits.float(), ids[0, row.start :], reduction="sum").item()
     return total / sum(row.end - row.start for row in rows)
 
 
 @contextmanager
 def _explain_errors(recipe: Recipe) -> Iterator[None]:
-    """Say in words what libraries raise where the machine or the recipe is at fault."""
+    """Turn libraries' errors into ours where the machine or the recipe is the cause."""
     try:
         yield
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
@@ -379,16 +379,16 @@ def _explain_errors(recipe: Recipe) -> Iterator[None]:
 
 
 def _chain(error: BaseException) -> Sequence[tuple[int | None, str]]:
-    found = []
+    chain = []
     inner: BaseException | None = error
     while inner is not None:
-        found.append((getattr(inner, "errno", None), str(inner)))
+        chain.append((getattr(inner, "errno", None), str(inner)))
         inner = inner.__cause__ or inner.__context__
-    return found
+    return chain
 
 
 def _silence_libraries() -> None:
-    """Leave out what libraries say about themselves; errors stay."""
+    """Silence warnings and progress bars of libraries; errors stay."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
