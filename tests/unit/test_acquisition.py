@@ -13,7 +13,7 @@ CANDIDATES = st.lists(st.tuples(SCORES, st.text(max_size=30)), max_size=25).map(
 )
 
 
-def told(score: float | None) -> float:
+def score_or_zero(score: float | None) -> float:
     return 1.0 if score is None else score
 
 
@@ -23,29 +23,29 @@ def test_the_order_holds_each_wanted_task_once_whatever_order_they_come_in(
 ) -> None:
     shuffled = random.Random(seed).sample(candidates, len(candidates))
     for order in (rank, by_chance):
-        found = order(candidates, count, seed=seed)
-        assert len({one.task for one in found}) == len(found) == min(count, len(candidates))
-        assert {(one.task, one.score) for one in found} <= {(one.task, one.score) for one in candidates}
-        assert found == order(shuffled, count, seed=seed)
+        ranked = order(candidates, count, seed=seed)
+        assert len({one.task for one in ranked}) == len(ranked) == min(count, len(candidates))
+        assert {(one.task, one.score) for one in ranked} <= {(one.task, one.score) for one in candidates}
+        assert ranked == order(shuffled, count, seed=seed)
 
 
 @given(st.lists(SCORES, max_size=40), st.integers(1, 50))
 def test_where_all_texts_are_the_same_the_least_certain_come_first(
     scores: list[float | None], count: int
 ) -> None:
-    found = rank([TaskCandidate(task, score, "the same") for task, score in enumerate(scores)], count)
-    assert [told(one.score) for one in found] == sorted(map(told, scores))[:count]
+    ranked = rank([TaskCandidate(task, score, "the same") for task, score in enumerate(scores)], count)
+    assert [score_or_zero(one.score) for one in ranked] == sorted(map(score_or_zero, scores))[:count]
 
 
 @given(st.lists(st.text("abcdefghij", min_size=30, max_size=40), min_size=2, max_size=6, unique=True))
 def test_copies_of_a_text_come_after_one_of_each(texts: list[str]) -> None:
     candidates = [TaskCandidate(number, 0.5, text) for number, text in enumerate(texts * 3)]
-    found = rank(candidates, len(candidates))
-    assert len({texts[one.task % len(texts)] for one in found[: len(texts)]}) == len(texts)
-    assert all(one.likeness == 1.0 for one in found[len(texts) :])
+    ranked = rank(candidates, len(candidates))
+    assert len({texts[one.task % len(texts)] for one in ranked[: len(texts)]}) == len(texts)
+    assert all(one.likeness == 1.0 for one in ranked[len(texts) :])
 
 
-def test_drafts_that_broke_a_rule_come_first_and_those_never_made_where_they_are_told_to() -> None:
+def test_broken_drafts_come_first_and_undrafted_tasks_by_parameter() -> None:
     drafts = [
         TaskCandidate(1, 0.9, "parcel lost"),
         TaskCandidate(2, None, "gas leak"),
@@ -55,7 +55,7 @@ def test_drafts_that_broke_a_rule_come_first_and_those_never_made_where_they_are
     assert [one.task for one in rank(drafts, 3, undrafted=0.5)] == [3, 2, 1]
 
 
-def test_a_copy_of_what_is_least_certain_waits_for_something_else() -> None:
+def test_copies_of_an_uncertain_task_are_ranked_last() -> None:
     text = "the lift has been out of order since Monday and nobody comes"
     drafts = [
         TaskCandidate(1, 0.01, text),

@@ -62,8 +62,8 @@ def first_of_each(strata: Numbers, lots: Numbers) -> Numbers:
     """Return where the sample of the lowest lot of each stratum is."""
     ordered = np.lexsort((lots, strata))
     starts = np.flatnonzero(np.diff(strata[ordered], prepend=-1))
-    found: Numbers = ordered[starts]
-    return found
+    result: Numbers = ordered[starts]
+    return result
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -132,9 +132,9 @@ def test_the_gate_itself_draws_and_counts_so_that_the_truth_is_in_the_interval()
         ]
         corpus = Corpus(corrected, DatasetOptions(spot_check=0.2), lambda _: iter(()), checks=checks)
         spot_checked(corpus)
-        assert corpus.by_lot is not None
-        assert corpus.by_lot.drawn == list(corpus.drawn.values()).count("lot")
-        low, high = corpus.by_lot.interval
+        assert corpus.result.by_lot is not None
+        assert corpus.result.by_lot.drawn == list(corpus.result.drawn.values()).count("lot")
+        low, high = corpus.result.by_lot.interval
         held += low <= wrong.mean() <= high
     assert held >= WANTED * projects
 
@@ -233,10 +233,10 @@ def test_alpha_is_in_its_interval(tasks: int, noise: float, frequent: float) -> 
     held = 0
     repeats = 600
     for _ in range(repeats):
-        found = Agreement()
+        agreement = Agreement()
         for place, pair in enumerate(answers(tasks).tolist()):
-            found.add(pair, f"{place * 7919:x}")
-        low, high = found.alpha_interval
+            agreement.add(pair, f"{place * 7919:x}")
+        low, high = agreement.alpha_interval
         held += math.isnan(low) or low <= truth <= high  # all answers are one: nothing is shown
     assert held >= WANTED * repeats
 
@@ -266,9 +266,9 @@ def test_a_gain_is_in_its_interval(documents: int, better: float, worse: float) 
         before, after = (
             [KNOWN[str(place), one] for place, one in enumerate(column)] for column in (old, new)
         )
-        found = gain(before, after)
-        held += found.low <= better - worse <= found.high
-        promoted += not objections(found, {}, 0.01)
+        result = gain(before, after)
+        held += result.low <= better - worse <= result.high
+        promoted += not objections(result, {}, 0.01)
     assert held >= WANTED * repeats
     assert better > worse or promoted <= 0.03 * repeats
     assert better < 0.8 or promoted == repeats

@@ -15,7 +15,7 @@ NAMES = ["name", "tags"]
 
 def outcome(draft: Any, value: Any, group: str = "g", **more: Any) -> DraftOutcome:
     right, hits = compare_fields(NAMES, draft, value)
-    told = {
+    defaults = {
         "schema_valid": True,
         "rule_valid": True,
         "ran": None,
@@ -24,11 +24,11 @@ def outcome(draft: Any, value: Any, group: str = "g", **more: Any) -> DraftOutco
         "completion_tokens": 4,
         "ms": 5.0,
     }
-    return DraftOutcome(group=group, right=right, hits=hits, **{**told, **more})
+    return DraftOutcome(group=group, right=right, hits=hits, **{**defaults, **more})
 
 
 def outcomes(*qualities: float, group: str = "") -> list[DraftOutcome]:
-    """Give outcomes of two fields each: 0, 0.5 or 1 of them right."""
+    """Return outcomes of two fields each: 0, 0.5 or 1 of them right."""
     values = {0.0: {}, 0.5: {"name": "a"}, 1.0: {"name": "a", "tags": ["x"]}}
     return [
         outcome(values[quality], values[1.0], group or str(number))
@@ -36,7 +36,7 @@ def outcomes(*qualities: float, group: str = "") -> list[DraftOutcome]:
     ]
 
 
-def test_a_field_is_right_where_it_says_what_the_human_submitted() -> None:
+def test_a_field_is_right_where_it_equals_the_human_value() -> None:
     half = outcome({"name": "a", "tags": ["x", "y"]}, {"name": "a", "tags": ["x"]})
     assert half.right == {"name": True, "tags": False}
     assert (half.quality, half.accepted) == (0.5, False)
@@ -45,47 +45,52 @@ def test_a_field_is_right_where_it_says_what_the_human_submitted() -> None:
 
 
 def test_f1_counts_what_a_field_holds() -> None:
-    told = figures(
+    summary = figures(
         [
             outcome({"name": "a", "tags": ["x", "y"]}, {"name": "a", "tags": ["x", "z", "z"]}),
             outcome({"name": "b"}, {"tags": []}),
             outcome(None, {"name": "c", "tags": ["z"]}),
         ]
     )
-    assert told["fields"]["name"] == {"exact_match": round(1 / 3, 4), "f1": 0.5}  # 1 of 2 and of 2
-    assert told["fields"]["tags"]["f1"] == round(2 * 1 / (2 + 4), 4)
+    assert summary["fields"]["name"] == {"exact_match": round(1 / 3, 4), "f1": 0.5}  # 1 of 2 and of 2
+    assert summary["fields"]["tags"]["f1"] == round(2 * 1 / (2 + 4), 4)
     assert figures([outcome({}, {})])["fields"]["tags"] == {"exact_match": 1.0, "f1": 1.0}
 
 
 def test_figures_hold_validity_acceptance_tokens_and_times() -> None:
-    told = figures(
+    summary = figures(
         [
             outcome({"name": "a"}, {"name": "a"}, ms=10.0),
             outcome({"name": "a"}, {"name": "b"}, ms=30.0, rule_valid=False, ran=True, completion_tokens=8),
         ]
     )
-    assert (told["accepted"], told["schema_valid"], told["rule_valid"], told["ran"]) == (0.5, 1.0, 0.5, 1.0)
-    assert (told["completion_tokens"], told["ms"]) == (6.0, {"mean": 20.0, "p95": 30.0})
+    assert (summary["accepted"], summary["schema_valid"], summary["rule_valid"], summary["ran"]) == (
+        0.5,
+        1.0,
+        0.5,
+        1.0,
+    )
+    assert (summary["completion_tokens"], summary["ms"]) == (6.0, {"mean": 20.0, "p95": 30.0})
     assert "ran" not in figures([outcome({}, {})])
 
 
 def test_a_gain_is_paired_and_its_interval_repeats() -> None:
     before, after = outcomes(*[0.0, 0.5, 0.5, 1.0] * 10), outcomes(*[0.5, 0.5, 1.0, 1.0] * 10)
-    found = gain(before, after)
-    assert found == gain(before, after)
-    assert found.mean == 0.25
+    result = gain(before, after)
+    assert result == gain(before, after)
+    assert result.mean == 0.25
     # Half the samples gain 0.5: a standard error of 0.25 / sqrt(40) by hand, and the two assumed documents.
     error = math.sqrt((20 * 0.25 + 2 - 42 * (10 / 42) ** 2) / 41 / 42)
     reach = 2.0227 * error  # Student's t of 39 degrees
-    assert (found.low, found.high) == pytest.approx((10 / 42 - reach, 10 / 42 + reach), abs=1e-4)
+    assert (result.low, result.high) == pytest.approx((10 / 42 - reach, 10 / 42 + reach), abs=1e-4)
 
 
 def test_versions_that_draft_alike_gain_nothing() -> None:
     same = outcomes(*[0.0, 0.5, 1.0] * 10)
-    found = gain(same, same)
-    assert found.mean == 0
-    assert found.low == -found.high
-    assert 0 < found.high < 0.1  # what 30 documents that do not differ say
+    result = gain(same, same)
+    assert result.mean == 0
+    assert result.low == -result.high
+    assert 0 < result.high < 0.1  # what 30 documents that do not differ say
 
 
 def test_samples_of_one_document_count_as_one() -> None:
@@ -128,9 +133,9 @@ def test_an_interval_holds_its_mean_and_turns_with_the_sign(qualities: list[floa
         ),
     ],
 )
-def test_what_is_not_surely_better_or_loses_elsewhere_is_told(
+def test_objections_to_an_unsure_gain_and_to_losses_elsewhere(
     own: Interval, other: Interval, said: list[str]
 ) -> None:
-    found = objections(own, {"other": other}, 0.01)
-    assert len(found) == len(said)
-    assert all(words in sentence for words, sentence in zip(said, found, strict=True))
+    result = objections(own, {"other": other}, 0.01)
+    assert len(result) == len(said)
+    assert all(words in sentence for words, sentence in zip(said, result, strict=True))

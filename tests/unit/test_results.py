@@ -66,23 +66,23 @@ def judged(name: str, result: Any, draft: Any = None, **more: Any) -> Sample | R
 @given(data=st.data())
 def test_any_result_is_a_sample_or_a_reason_and_can_be_written_down(name: str, data: st.DataObject) -> None:
     labelling, task = LABELLINGS[name], TASKS[name]
-    found = judged(name, data.draw(results(labelling, task)), data.draw(results(labelling, task)))
-    line = index_record(found).line
-    if isinstance(found, Rejected):
-        assert found.reason
-        assert Rejected.from_record(orjson.loads(line)) == found
+    result = judged(name, data.draw(results(labelling, task)), data.draw(results(labelling, task)))
+    line = index_record(result).line
+    if isinstance(result, Rejected):
+        assert result.reason
+        assert Rejected.from_record(orjson.loads(line)) == result
         return
-    assert parse_judged(line) == found
+    assert parse_judged(line) == result
     bound = labelling.for_task(task)
-    for target in (found.target, found.draft_target):
+    for target in (result.target, result.draft_target):
         if target is None:
             continue
         value = json.loads(target)
         assert bound.encode(bound.decode(target)) == target
         _check_whole_numbers(value, bound)
-    assert Draft202012Validator(bound.decoding_schema).is_valid(json.loads(found.target))
+    assert Draft202012Validator(bound.decoding_schema).is_valid(json.loads(result.target))
     for form in FORMATS:
-        form.rows(found)
+        form.rows(result)
 
 
 def _check_whole_numbers(value: Mapping[str, Any], labelling: Labelling) -> None:
@@ -110,9 +110,9 @@ def test_whatever_stands_in_a_listing_is_an_annotation_or_left_out(
         {"id": 1, "data": {"text": data}, "annotations": [{"id": 9, **entry, "parent_prediction": 5}]},
     ]
     for task in tasks:
-        for found in annotations_of(task, project=2):
-            orjson.loads(index_record(judge(found, CASES["form"])).line)
-            orjson.loads(index_record(judge(found, CASES["form"], mask=True, group_by="text")).line)
+        for listed in annotations_of(task, project=2):
+            orjson.loads(index_record(judge(listed, CASES["form"])).line)
+            orjson.loads(index_record(judge(listed, CASES["form"], mask=True, group_by="text")).line)
 
 
 # ---------------------------------------------------------------------------------- legal, though unusual
@@ -141,7 +141,7 @@ def test_whatever_stands_in_a_listing_is_an_annotation_or_left_out(
         ("tree", {"taxonomy": "D"}, ["D"]),
     ],
 )
-def test_a_shape_that_says_the_same_is_read(control: str, value: Any, wanted: Any) -> None:
+def test_equivalent_shapes_are_read(control: str, value: Any, wanted: Any) -> None:
     part = read("form", region(control, value))[control]
     assert (part, type(part)) == (wanted, type(wanted))
 
@@ -159,7 +159,7 @@ def test_a_shape_that_says_the_same_is_read(control: str, value: Any, wanted: An
         ("tree", "taxonomy"),
     ],
 )
-def test_an_emptied_control_says_nothing(control: str, key: str, nothing: Any) -> None:
+def test_an_emptied_control_has_no_value(control: str, key: str, nothing: Any) -> None:
     value = {} if nothing == {} else {key: nothing}
     assert read("form", region(control, value)).get(control) in (None, [])
 
@@ -238,10 +238,10 @@ def test_positions_may_be_texts_or_floats_as_the_page_takes_them() -> None:
 def test_a_region_that_does_not_fit_is_rejected_with_its_control_and_what_stands_there(
     control: str, value: Any, words: str
 ) -> None:
-    found = judged("form", [region(control, value)])
-    assert isinstance(found, Rejected)
-    assert found.gate == "readable"
-    assert words in found.reason
+    result = judged("form", [region(control, value)])
+    assert isinstance(result, Rejected)
+    assert result.gate == "readable"
+    assert words in result.reason
 
 
 @pytest.mark.parametrize(
@@ -299,14 +299,14 @@ def test_a_region_that_does_not_fit_is_rejected_with_its_control_and_what_stands
     ],
 )
 def test_a_result_that_is_none_is_rejected_in_a_sentence(name: str, regions: Any, words: str) -> None:
-    found = judged(name, regions)
-    assert isinstance(found, Rejected)
-    assert words in found.reason
+    result = judged(name, regions)
+    assert isinstance(result, Rejected)
+    assert words in result.reason
     with pytest.raises(InvalidValue):
         LABELLINGS[name].from_regions(regions, TASKS[name])
 
 
-def test_spans_that_cannot_be_told_apart_are_rejected() -> None:
+def test_ambiguous_spans_are_rejected() -> None:
     first, second = ({"start": 1, "end": 3, "labels": [name]} for name in ("Person", "Place"))
     hung = region("gender", {"start": 1, "end": 3, "choices": ["male"]})
     spans = [region("spans", first, id="a"), region("spans", second, id="b")]
@@ -327,25 +327,25 @@ def test_a_draft_that_cannot_be_read_costs_no_sample() -> None:
         [None],
         [region("one", {"text": [None]})],
     ):
-        found = judged("form", right, draft)
-        assert isinstance(found, Sample), found
-        assert (found.verdict, found.draft) == ("written", None)
+        result = judged("form", right, draft)
+        assert isinstance(result, Sample), result
+        assert (result.verdict, result.draft) == ("written", None)
 
 
 def test_a_number_that_the_page_writes_otherwise_is_no_correction() -> None:
-    found = judged("form", [region("share", {"number": 3})], [region("share", {"number": 3.0})])
-    assert isinstance(found, Sample)
-    assert (found.verdict, found.changed) == ("accepted", ())
+    result = judged("form", [region("share", {"number": 3})], [region("share", {"number": 3.0})])
+    assert isinstance(result, Sample)
+    assert (result.verdict, result.changed) == ("accepted", ())
 
 
 @pytest.mark.parametrize("depth", [200, 5000])
-def test_what_is_nested_without_an_end_is_one_annotations_reason(depth: int) -> None:
+def test_deep_nesting_rejects_only_its_annotation(depth: int) -> None:
     deep: Any = "x"
     for _ in range(depth):
         deep = [deep]
-    found = judged("form", [region("one", {"text": deep})], draft=[region("one", {"text": deep})])
-    assert isinstance(found, Rejected)
-    assert "nested deeper than 100" in found.reason
+    result = judged("form", [region("one", {"text": deep})], draft=[region("one", {"text": deep})])
+    assert isinstance(result, Rejected)
+    assert "nested deeper than 100" in result.reason
     task = {**listed("form", []), "data": {"text": deep}}
     (annotation,) = annotations_of(task, project=2)
     for mask in (False, True):
@@ -356,8 +356,8 @@ def test_what_is_nested_without_an_end_is_one_annotations_reason(depth: int) -> 
 
 def test_a_lone_surrogate_is_written_down_nowhere() -> None:
     prompt = region("prompt", {"text": ["half \ud83d"]})
-    found = judged("form", [prompt, region("one", {"text": ["a"]})], updated_at="\ud83d")
-    assert found.metadata["prompt"] == "half ?"
-    assert index_record(found).line
+    result = judged("form", [prompt, region("one", {"text": ["a"]})], updated_at="\ud83d")
+    assert result.metadata["prompt"] == "half ?"
+    assert index_record(result).line
     with pytest.raises(TaskError, match="half a character"):
         LABELLINGS["options"].for_task(Task(1, {**TASKS["options"].data, "options": [{"value": "\ud83d"}]}))

@@ -142,6 +142,22 @@ class Settled:
 
 
 @dataclass
+class CorpusResult:
+    """What gates record about samples besides the reasons that hold them, by annotation.
+
+    given    splits that were assigned
+    reviews  verdicts that hold
+    drawn    how samples were drawn for spot checks
+    """
+
+    given: dict[int, Split] = field(default_factory=dict)
+    reviews: dict[int, Review] = field(default_factory=dict)
+    strata: list[Stratum] = field(default_factory=list)
+    drawn: dict[int, Draw] = field(default_factory=dict)
+    by_lot: ByLot | None = None
+
+
+@dataclass
 class Corpus:
     """The samples that passed so far, in the order of their annotations, and what gates need besides."""
 
@@ -150,11 +166,7 @@ class Corpus:
     sketches: Callable[[Sequence[Brief]], Iterator[bytes]]
     splits: Mapping[str, Split] = field(default_factory=dict)  # by group, as they were given before
     checks: Mapping[int, Sequence[Check]] = field(default_factory=dict)  # by annotation
-    given: dict[int, Split] = field(default_factory=dict)  # by annotation, now
-    reviews: dict[int, Review] = field(default_factory=dict)  # by annotation, those that hold
-    strata: list[Stratum] = field(default_factory=list)
-    drawn: dict[int, Draw] = field(default_factory=dict)  # by annotation, for spot checks
-    by_lot: ByLot | None = None
+    result: CorpusResult = field(default_factory=CorpusResult)
 
     @cached_property
     def nearness(self) -> "Nearness":
@@ -197,7 +209,8 @@ def settle(
         reasons = gate.check(corpus)
         held |= {annotation: Held(gate.name, reason) for annotation, reason in reasons.items()}
         corpus.samples = [sample for sample in corpus.samples if sample.annotation not in reasons]
-    return Settled(corpus.given, held, corpus.reviews, tuple(corpus.strata), corpus.drawn, corpus.by_lot)
+    result = corpus.result
+    return Settled(result.given, held, result.reviews, tuple(result.strata), result.drawn, result.by_lot)
 
 
 def split_of(group: str) -> Split:
@@ -299,8 +312,8 @@ def not_leaking(corpus: Corpus) -> Mapping[int, str]:
     for sample in sorted(corpus.samples, key=lambda one: one.group not in corpus.splits):
         ties: dict[Split, str] = {}  # why the sample belongs to a split
         for other in sorted(corpus.nearness.near.get(sample.annotation, ())):
-            if other in corpus.given:
-                ties.setdefault(corpus.given[other], f"nearly the same text as annotation {other}")
+            if other in corpus.result.given:
+                ties.setdefault(corpus.result.given[other], f"nearly the same text as annotation {other}")
         own = splits.get(sample.group)
         if own is not None:
             ties[own] = "the same source"
@@ -308,7 +321,7 @@ def not_leaking(corpus: Corpus) -> Mapping[int, str]:
             reasons[sample.annotation] = f"It would bridge train ({ties['train']}) and test ({ties['test']})."
             continue
         (split,) = ties or {split_of(sample.group): ""}
-        corpus.given[sample.annotation] = splits[sample.group] = split
+        corpus.result.given[sample.annotation] = splits[sample.group] = split
     return reasons
 
 
@@ -319,18 +332,20 @@ def spot_checked(corpus: Corpus) -> Mapping[int, str]:
     for (case, human, band), members in strata(corpus.samples).items():
         picked = drawn(members, options.spot_check)
         by_lot = drawn_by_lot(members, options.spot_check)
-        corpus.drawn |= {annotation: "lot" if annotation in by_lot else "stratum" for annotation in picked}
+        corpus.result.drawn |= {
+            annotation: "lot" if annotation in by_lot else "stratum" for annotation in picked
+        }
         reviews = {
             brief.annotation: review
             for brief in members
             if (review := latest_of(corpus.checks.get(brief.annotation, ()), brief)) is not None
         }
-        corpus.reviews |= reviews
+        corpus.result.reviews |= reviews
         judged = picked & reviews.keys()
         wrong = {annotation for annotation in reviews if reviews[annotation]["verdict"] != "pass"}
         stratum = Stratum(case, human, band, len(members), len(picked), len(judged), len(judged & wrong))
         if picked:
-            corpus.strata.append(stratum)
+            corpus.result.strata.append(stratum)
         low, high = stratum.interval
         if stratum.checked >= ENOUGH and low > options.max_error:
             share = f"{stratum.failed} of {stratum.checked} checks found it wrong ({low:.0%} to {high:.0%})"
@@ -342,13 +357,13 @@ def spot_checked(corpus: Corpus) -> Mapping[int, str]:
             comment = f": {review['comment']}" if "comment" in review else "."
             reasons[annotation] = f"Reviewer {review['by']} says {review['verdict']}{comment}"
     if options.spot_check:
-        corpus.by_lot = _count_lot(corpus)
+        corpus.result.by_lot = _count_lot(corpus)
     return reasons
 
 
 def _count_lot(corpus: Corpus) -> ByLot:
     """Count the samples that were drawn by lot, and the verdicts on them."""
-    lot = [brief for brief in corpus.samples if corpus.drawn.get(brief.annotation) == "lot"]
+    lot = [brief for brief in corpus.samples if corpus.result.drawn.get(brief.annotation) == "lot"]
     verdicts = [right_as_submitted(corpus.checks.get(brief.annotation, ()), brief) for brief in lot]
     return ByLot(len(corpus.samples), len(lot), len(lot) - verdicts.count(None), verdicts.count(False))
 

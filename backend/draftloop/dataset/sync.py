@@ -10,7 +10,7 @@ loses nothing and doubles nothing.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,10 +123,7 @@ def sync(  # noqa: PLR0913  # sources, options and workers
         if not ids:
             raise SetupError(f"{folder} has no project yet.", hint="Say which with --project ID.")
         old_digests = {annotation: row.digest for annotation, row in before.rows.items()}
-        # `before.rows` is mutated in place to save memory.
-        reading = _ProjectReader(
-            label_studio, options, counter, lines, before.rows, before.unrun, each, progress
-        )
+        reading = _ProjectReader(label_studio, before, options, counter, lines, each, progress)
         tokenizer = counter.fingerprint if counter else _QWEN_TOKENS
         after = State(options=options, rows=reading.rows, tokenizer=tokenizer)
         progress.begin("reading tasks")
@@ -177,7 +174,6 @@ def sync(  # noqa: PLR0913  # sources, options and workers
     return Report(reading.looked_at, new, changed, gone, written, counts, programs, ran)
 
 
-@dataclass
 class _ProjectReader:
     """Reads projects into `rows`, which starts with the rows of the folder.
 
@@ -185,16 +181,22 @@ class _ProjectReader:
     code    places of annotations whose code has not passed its gates yet, and their cases
     """
 
-    label_studio: LabelStudio
-    options: DatasetOptions
-    counter: Tokens | None
-    lines: Lines
-    rows: IndexRows
-    unrun: set[int]
-    each: OrderedMap
-    progress: Progress
-    looked_at: int = 0
-    code: dict[int, tuple[LinePlace, Case]] = field(default_factory=dict)
+    def __init__(
+        self,
+        label_studio: LabelStudio,
+        before: State,
+        options: DatasetOptions,
+        counter: Tokens | None,
+        lines: Lines,
+        each: OrderedMap,
+        progress: Progress,
+    ) -> None:
+        self.label_studio, self.options, self.counter = label_studio, options, counter
+        self.lines, self.each, self.progress = lines, each, progress
+        self.rows: IndexRows = before.rows  # mutated in place to save memory
+        self.unrun = before.unrun
+        self.code: dict[int, tuple[LinePlace, Case]] = {}
+        self.looked_at = 0
 
     def read(self, project: Project, case: Case, old: ProjectSource | None) -> None:
         """Read the changes of a project, or all of it where changes are not enough."""

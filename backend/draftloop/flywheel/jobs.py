@@ -158,14 +158,10 @@ def starter(command: Sequence[str]) -> Callable[[Job], JobProcess]:
 
 
 @dataclass(frozen=True)
-class Training:
-    """A job in its own process: sync, train, promote.
+class VerbRunner:
+    """Runs the verbs of a job one after another, and keeps the job's lease while they run.
 
     command   returns the command line that runs a verb
-    home      folder of the project's dataset and runs
-    base      folder of the base model
-    options   further options of draftloop train
-    adapters  the registry
     log       file for the verbs' output; None: the terminal
     progress  shows the steps
     """
@@ -173,53 +169,10 @@ class Training:
     ledger: Ledger
     job: Job
     command: Callable[[str], Sequence[str]]
-    home: Path
-    base: Path
-    options: Sequence[str]
-    adapters: Adapters
     log: Path | None
     progress: Progress
 
-    def run(self) -> str:
-        """Run all steps and store the result in the ledger; return `promoted` or `refused`.
-
-        Raises:
-            ServiceError: A verb failed, or others marked the job as killed.
-        """
-        state, summary = "failed", "It failed; see the log."
-        try:
-            state, summary = self._steps()
-        except KeyboardInterrupt:
-            state, summary = "stopped", "It was told to stop."
-            raise
-        except DraftloopError as error:
-            summary = str(error)
-            raise
-        finally:
-            self.ledger.end_job(self.job.id, state, summary)
-            self.progress.begin(f"{state}: {summary}")
-        return state
-
-    def _steps(self) -> tuple[str, str]:
-        project = ("--project", self.job.project)
-        dataset = self.home / "dataset"
-        self._verb("sync", *project, "--out", dataset)
-        # The run is named by its inputs, so that equal inputs continue from the last checkpoint.
-        about = ((dataset / MANIFEST).read_bytes(), str(self.base), *self.options)
-        run = self.home / "runs" / hashlib.sha256(repr(about).encode()).hexdigest()[:12]
-        for begun in run.parent.glob("*.part"):
-            if begun.name != f"{run.name}.part":  # unfinished, of other inputs
-                shutil.rmtree(begun, ignore_errors=True)
-        given = ("--dataset", dataset, "--base", self.base, "--out", run, "--resume")
-        self._verb("train", *given, *self.options)
-        code = self._verb("promote", run, *project, "--out", self.home / "drafts.jsonl", also=REFUSED)
-        if code == REFUSED:
-            decisions = [one for one in self.adapters.journal() if one["project"] == self.job.project]
-            return "refused", f"{decisions[-1]['adapter']}: {' '.join(decisions[-1]['reasons'])}"
-        promoted = self.ledger.promoted(self.job.project)
-        return "promoted", f"{promoted.model} drafts." if promoted else "It was rolled back meanwhile."
-
-    def _verb(self, verb: str, *arguments: object, also: int = 0) -> int:
+    def run(self, verb: str, *arguments: object, also: int = 0) -> int:
         """Run a verb to its end; return its exit status, 0 or `also`."""
         self.progress.begin(verb)
         with self._output() as output:
@@ -256,6 +209,64 @@ class Training:
             return
         with self.log.open("ab+") as stream:
             yield stream
+
+
+@dataclass(frozen=True)
+class Training:
+    """A job in its own process: sync, train, promote.
+
+    verbs     runs the verbs of the job
+    home      folder of the project's dataset and runs
+    base      folder of the base model
+    options   further options of draftloop train
+    adapters  the registry
+    """
+
+    verbs: VerbRunner
+    home: Path
+    base: Path
+    options: Sequence[str]
+    adapters: Adapters
+
+    def run(self) -> str:
+        """Run all steps and store the result in the ledger; return `promoted` or `refused`.
+
+        Raises:
+            ServiceError: A verb failed, or others marked the job as killed.
+        """
+        state, summary = "failed", "It failed; see the log."
+        try:
+            state, summary = self._steps()
+        except KeyboardInterrupt:
+            state, summary = "stopped", "It was told to stop."
+            raise
+        except DraftloopError as error:
+            summary = str(error)
+            raise
+        finally:
+            self.verbs.ledger.end_job(self.verbs.job.id, state, summary)
+            self.verbs.progress.begin(f"{state}: {summary}")
+        return state
+
+    def _steps(self) -> tuple[str, str]:
+        job = self.verbs.job
+        project = ("--project", job.project)
+        dataset = self.home / "dataset"
+        self.verbs.run("sync", *project, "--out", dataset)
+        # The run is named by its inputs, so that equal inputs continue from the last checkpoint.
+        about = ((dataset / MANIFEST).read_bytes(), str(self.base), *self.options)
+        run = self.home / "runs" / hashlib.sha256(repr(about).encode()).hexdigest()[:12]
+        for begun in run.parent.glob("*.part"):
+            if begun.name != f"{run.name}.part":  # unfinished, of other inputs
+                shutil.rmtree(begun, ignore_errors=True)
+        given = ("--dataset", dataset, "--base", self.base, "--out", run, "--resume")
+        self.verbs.run("train", *given, *self.options)
+        code = self.verbs.run("promote", run, *project, "--out", self.home / "drafts.jsonl", also=REFUSED)
+        if code == REFUSED:
+            decisions = [one for one in self.adapters.journal() if one["project"] == job.project]
+            return "refused", f"{decisions[-1]['adapter']}: {' '.join(decisions[-1]['reasons'])}"
+        promoted = self.verbs.ledger.promoted(job.project)
+        return "promoted", f"{promoted.model} drafts." if promoted else "It was rolled back meanwhile."
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -89,7 +89,7 @@ class Replay(NamedTuple):
 
 
 @dataclass
-class LeftOut:
+class LeftOutRows:
     """Rows that are not trained, and why."""
 
     too_long: int = 0
@@ -122,7 +122,7 @@ class TrainingCorpus:
     own: int
     pairs: tuple[TrainingPair, ...]
     tests: tuple[TrainingRow, ...]
-    left_out: LeftOut
+    left_out: LeftOutRows
 
     def counts(self) -> dict[str, Any]:
         """Return the counts for a run's manifest."""
@@ -225,13 +225,13 @@ def gather(
             f"max_tokens is {recipe.max_tokens}, but {base.name} was made for {base.positions} tokens.",
             hint=f"Set max_tokens={base.positions} or less.",
         )
-    left_out = LeftOut()
+    left_out = LeftOutRows()
     held_out = {
         question
         for one in (dataset, *(replay.dataset for replay in replays))
         for question in _questions(one.file(SFT, held_out=True))
     }
-    reader = _Reader(base, recipe.max_tokens, held_out, left_out)
+    reader = _RowReader(base, recipe.max_tokens, held_out, left_out)
     rows = list(reader.rows(dataset.file(SFT)))
     own = len(rows)
     _check_count(own, recipe.min_rows, "rows", dataset, left_out)
@@ -243,15 +243,15 @@ def gather(
     pairs = tuple(reader.pairs(dataset.file(DPO))) if dpo else ()
     if dpo:
         _check_count(len(pairs), recipe.min_rows, "pairs of a draft and its correction", dataset, left_out)
-    of_tests = _Reader(base, recipe.max_tokens, set(), LeftOut())
+    of_tests = _RowReader(base, recipe.max_tokens, set(), LeftOutRows())
     tests = tuple(islice(of_tests.rows(dataset.file(SFT, held_out=True)), _MAX_TESTS))
     return TrainingCorpus(tuple(rows), own, pairs, tests, left_out)
 
 
-class _Reader:
+class _RowReader:
     """Reads rows as tokens and counts the rows that it leaves out."""
 
-    def __init__(self, base: Base, limit: int, held_out: set[bytes], left_out: LeftOut) -> None:
+    def __init__(self, base: Base, limit: int, held_out: set[bytes], left_out: LeftOutRows) -> None:
         self._base, self._limit, self._held_out, self._left_out = base, limit, held_out, left_out
 
     def rows(self, file: Path) -> Iterator[TrainingRow]:
@@ -301,7 +301,7 @@ class _Reader:
         return encoded
 
 
-def _check_count(count: int, minimum: int, what: str, dataset: Dataset, left_out: LeftOut) -> None:
+def _check_count(count: int, minimum: int, what: str, dataset: Dataset, left_out: LeftOutRows) -> None:
     if count < minimum:
         lost = [f"{left_out.too_long} are too long"] * bool(left_out.too_long)
         lost += [f"{left_out.held_out} are held out"] * bool(left_out.held_out)
