@@ -42,7 +42,7 @@ def corrected(folder: Path, count: int, *, case: str = "complaint", split: Split
 
 
 def corrections(case: str, count: int, split: Split = "train") -> Iterator[Sample]:
-    """Give samples of a demo case, one in ten held out, most of them corrected drafts."""
+    """Return samples of a demo case, one in ten held out, most of them corrected drafts."""
     labelling = Cases(ROOT / "label_config").get(case).labelling
     texts = generate(case, split, count, 0)
     before: dict[str, Any] = {}

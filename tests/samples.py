@@ -76,7 +76,7 @@ def samples(draw: st.DrawFn, *, code: bool | None = None) -> Sample:
 
 
 def written_out(*, code: bool) -> list[Sample]:
-    """Give twelve samples, four of each verdict; of a code task with two attempts each, if wanted."""
+    """Return twelve samples, four of each verdict; optionally of a code task, with two attempts each."""
     programs = [("print(1/0)", "", "ZeroDivisionError"), ("print('总数 2')", "总数 2\n", "")]
     attempts = tuple(
         SampleAttempt(
@@ -85,7 +85,7 @@ def written_out(*, code: bool) -> list[Sample]:
         )
         for index, (run, out, err) in enumerate(programs)
     )
-    found = []
+    samples_ = []
     for number in range(12):
         right, wrong = f'{{"name":"张三{number}","email":null}}', f'{{"name":"李{number}","email":null}}'
         verdict = VERDICTS[number % 3]
@@ -98,7 +98,7 @@ def written_out(*, code: bool) -> list[Sample]:
             },
             "written": {},
         }[verdict]
-        found.append(
+        samples_.append(
             Sample(
                 project=1,
                 task=number,
@@ -117,4 +117,4 @@ def written_out(*, code: bool) -> list[Sample]:
                 **drafted,
             )
         )
-    return found
+    return samples_
