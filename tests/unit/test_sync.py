@@ -215,7 +215,7 @@ def test_a_first_sync_counts_tokens_once(tmp_path: Path) -> None:
     changes = {"tokenizer": str(ROOT / "models" / "tiny-qwen3")}
     with project(3) as (_, studio):
         sync(studio, CASES, tmp_path / "d", [1], wanted_case="sentiment", changes=changes, each=watched)
-    assert done == {"_Judge": 3, "_Finish": 3}
+    assert done == {"_Judge": 3, "_RecordFinalizer": 3}
 
 
 def test_a_task_is_explained_from_the_folder(tmp_path: Path) -> None:
