@@ -241,8 +241,8 @@ def _wire(conversation_: Sequence[ChatMessage]) -> list[ChatMessage]:
             sent = {"id": f"call_{len(wire)}", "type": "function", "function": function}
             wire.append({"role": "assistant", "content": "", "tool_calls": [sent]})
         elif message["role"] == "tool":
-            asked = f"call_{len(wire) - 1}"
-            wire.append({"role": "tool", "tool_call_id": asked, "content": message["content"]})
+            call_id = f"call_{len(wire) - 1}"
+            wire.append({"role": "tool", "tool_call_id": call_id, "content": message["content"]})
         else:
             wire.append(message)
     return wire

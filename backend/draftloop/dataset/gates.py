@@ -171,9 +171,9 @@ def judge(
         mask: Whether personal data is replaced by stand-ins, in reasons too.
         region: Country of telephone numbers without a country code.
     """
-    asked = case.labelling.words(annotation.regions)
-    if asked:
-        annotation = replace(annotation, metadata={**annotation.metadata, "prompt": asked})
+    prompt = case.labelling.words(annotation.regions)
+    if prompt:
+        annotation = replace(annotation, metadata={**annotation.metadata, "prompt": prompt})
     try:
         case = case.for_task(annotation.task)
         question = case.labelling.read(annotation.task)
@@ -190,7 +190,7 @@ def judge(
         source = annotation.task.data.get(group_by) if group_by else None
         return group_of(texts if source is None else {group_by: source})
 
-    hide = Mask([annotation.task.data, candidate.value, draft, asked], region) if mask else None
+    hide = Mask([annotation.task.data, candidate.value, draft, prompt], region) if mask else None
     if hide is not None:
         annotation = replace(annotation, metadata=hide(dict(annotation.metadata)))
     stopped = check_gates(SAMPLE_GATES, candidate)

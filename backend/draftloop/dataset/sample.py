@@ -106,7 +106,7 @@ def collect_notes(gates: Iterable[Gate[_Subject, str | None]], subject: _Subject
 
 
 class Review(TypedDict):
-    """What a second human said about the sample, who and when."""
+    """The verdict of a second human on a sample."""
 
     verdict: Opinion
     by: int

@@ -151,13 +151,13 @@ def review_task(sample: Sample) -> dict[str, Any]:
     if sample.input_files:
         files = ", ".join(file["path"] for file in sample.input_files)
         question += [f"<b>It reads</b> {html.escape(files)}"]
-    asked = json.loads(sample.target)  # without the annotator's own verdict and comment
+    answered = json.loads(sample.target)  # without the annotator's own verdict and comment
     form = _CODE if sample.attempts else _PRE
     answer = [
         "<br>".join(
             f"<b>{html.escape(name)}</b>{form.format(html.escape(_words(part)))}"
             for name, part in sample.value.items()
-            if name in asked
+            if name in answered
         )
         or "<i>nothing</i>"
     ]

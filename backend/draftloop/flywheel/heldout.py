@@ -133,11 +133,11 @@ class HeldOutSamples:
     def _rows(self, project_id: int, samples: Sequence[Sample]) -> Iterator[tuple[Sample, HeldOutRow | None]]:
         """Yield samples with case and task; None in place of these where texts or config have changed."""
         project: Project | None = None
-        asked: list[tuple[Sample, Case]] = []
+        incomplete: list[tuple[Sample, Case]] = []
         for sample in samples:
             case = self._cases.get(sample.case) if sample.case in self._cases.names() else None
             if case is None or not _is_of(sample, case):
-                project = project or self._asked().project(project_id)
+                project = project or self._require_label_studio().project(project_id)
                 case = self._cases.find(project.label_config, project.case)
             if not _is_of(sample, case):
                 yield sample, None
@@ -151,16 +151,16 @@ class HeldOutSamples:
             ):
                 yield sample, HeldOutRow(sample, case, task)
             else:
-                asked.append((sample, case))
-        if asked:
-            project = project or self._asked().project(project_id)
-            ids = {sample.task for sample, _ in asked}
-            data = {row["id"]: row["data"] for row in self._asked().tasks_by_id(project, ids)}
-            for sample, case in asked:
+                incomplete.append((sample, case))
+        if incomplete:
+            project = project or self._require_label_studio().project(project_id)
+            ids = {sample.task for sample, _ in incomplete}
+            data = {row["id"]: row["data"] for row in self._require_label_studio().tasks_by_id(project, ids)}
+            for sample, case in incomplete:
                 task = Task(sample.task, data.get(sample.task, {}), sample.project)
                 yield sample, HeldOutRow(sample, case, task) if _same_texts(sample, case, task) else None
 
-    def _asked(self) -> Projects:
+    def _require_label_studio(self) -> Projects:
         if self._label_studio is None:
             raise SetupError(
                 "The dataset does not hold all that its tasks show.",
