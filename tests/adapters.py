@@ -10,7 +10,7 @@ from typing import Any
 from draftloop.support.environments import MODELS, ROOT, find_environment
 
 
-def run_of(folder: Path, *, rank: int = 8, weights: bytes = b"weights", **told: Any) -> Path:
+def run_of(folder: Path, *, rank: int = 8, weights: bytes = b"weights", **changes: Any) -> Path:
     """Write a run's folder without a training; its weights are no weights."""
     adapter = folder / "adapter"
     adapter.mkdir(parents=True)
@@ -24,7 +24,7 @@ def run_of(folder: Path, *, rank: int = 8, weights: bytes = b"weights", **told: 
         "dataset": {"path": str(folder.parent / "dataset"), "manifest_sha256": "0" * 64},
         "seed": 0,
     }
-    (folder / "run.json").write_text(json.dumps({**about, **told}))
+    (folder / "run.json").write_text(json.dumps({**about, **changes}))
     return folder
 
 
@@ -41,7 +41,7 @@ def peft_runs(folder: Path, *, rank: int = 8) -> dict[str, Path]:
 
 def pointed_at(run: Path, dataset: Path) -> Path:
     """Have a run say that it was trained on a dataset."""
-    told = json.loads((run / "run.json").read_text())
-    told["dataset"] = {"path": str(dataset), "manifest_sha256": ""}
-    (run / "run.json").write_text(json.dumps(told))
+    record = json.loads((run / "run.json").read_text())
+    record["dataset"] = {"path": str(dataset), "manifest_sha256": ""}
+    (run / "run.json").write_text(json.dumps(record))
     return run

@@ -8,13 +8,13 @@ from typing import Any
 
 from demo.corpus import INSTRUCTIONS, Split, generate
 from draftloop.cli import servers
-from draftloop.dataset.corpus import Options, Settled
+from draftloop.dataset.corpus import DatasetOptions, Settled
 from draftloop.dataset.folder import Lines
 from draftloop.dataset.formats import FORMATS
-from draftloop.dataset.records import Source, State, put, recorded
+from draftloop.dataset.records import ProjectSource, State, append_record, index_record
 from draftloop.dataset.records import write as write_dataset
 from draftloop.dataset.sample import Sample
-from draftloop.dataset.sync import counted
+from draftloop.dataset.sync import count_tokens
 from draftloop.model.tokens import Tokens
 from draftloop.prompting.cases import Cases
 from draftloop.support.environments import MODELS, ROOT, find_environment
@@ -25,7 +25,7 @@ from tests.samples import written_out
 def write(folder: Path, *, code: bool, files: str = "jsonl") -> Path:
     """Write twelve samples (nine for training) in every format and give the folder."""
     counter = Tokens(MODELS / "tiny-qwen3")
-    samples = [counted(sample, counter) for sample in written_out(code=code)]
+    samples = [count_tokens(sample, counter) for sample in written_out(code=code)]
     return store(folder, samples, files=files)
 
 
@@ -42,7 +42,7 @@ def corrected(folder: Path, count: int, *, case: str = "complaint", split: Split
 
 
 def corrections(case: str, count: int, split: Split = "train") -> Iterator[Sample]:
-    """Give samples of a demo case, one in ten held out, most of them corrected drafts."""
+    """Return samples of a demo case, one in ten held out, most of them corrected drafts."""
     labelling = Cases(ROOT / "label_config").get(case).labelling
     texts = generate(case, split, count, 0)
     before: dict[str, Any] = {}
@@ -71,12 +71,12 @@ def corrections(case: str, count: int, split: Split = "train") -> Iterator[Sampl
 
 def store(folder: Path, samples: Sequence[Sample], *, files: str = "jsonl") -> Path:
     """Write samples with a split in every format and give the folder."""
-    options = Options(formats=tuple(form.name for form in FORMATS), files=files)
+    options = DatasetOptions(formats=tuple(form.name for form in FORMATS), files=files)
     splits = {sample.annotation: sample.split for sample in samples if sample.split}
-    source = Source("Project", "2026-01-01T00:00:00Z", samples[0].case, "0" * 16, "0" * 16, None)
+    source = ProjectSource("Project", "2026-01-01T00:00:00Z", samples[0].case, "0" * 16, "0" * 16, None)
     folder.mkdir(parents=True)
     with Lines(folder) as lines:
-        rows = {sample.annotation: put(lines, recorded(sample)) for sample in samples}
+        rows = {sample.annotation: append_record(lines, index_record(sample)) for sample in samples}
         state = State({samples[0].project: source}, options=options, rows=rows)
         write_dataset(folder, lines, state, Settled(splits, {}))
     return folder

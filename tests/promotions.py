@@ -14,7 +14,7 @@ from draftloop.cli import servers
 from draftloop.dataset.corpus import Settled
 from draftloop.dataset.folder import Lines
 from draftloop.dataset.gates import Annotation, judge
-from draftloop.dataset.records import State, put, recorded, write
+from draftloop.dataset.records import State, append_record, index_record, write
 from draftloop.dataset.sample import Sample, Split, present
 from draftloop.flywheel.adapters import Adapters
 from draftloop.labelling.labelling import Task
@@ -47,7 +47,7 @@ def of_truths(folder: Path, *cases: tuple[Case, Iterable[Generated]], project: i
     folder.mkdir(parents=True)
     splits: dict[int, Split] = {sample.annotation: "test" for sample in samples}
     with Lines(folder) as lines:
-        rows = {sample.annotation: put(lines, recorded(sample)) for sample in samples}
+        rows = {sample.annotation: append_record(lines, index_record(sample)) for sample in samples}
         write(folder, lines, State(rows=rows), Settled(splits, {}))
     return folder
 
@@ -73,7 +73,7 @@ class Stage:
         return run_here(self.env, "promote", *arguments, *where)
 
     def predictions(self) -> list[list[str]]:
-        """Give the versions of each task's predictions, oldest first."""
+        """Return the versions of each task's predictions, oldest first."""
         tasks = self.studio.tasks(self.project, full=True)
         return [
             [one["model_version"] for one in sorted(task["predictions"], key=lambda one: int(one["id"]))]
@@ -81,7 +81,7 @@ class Stage:
         ]
 
     def shown(self) -> str:
-        """Give the version whose scores the project's tabs show."""
+        """Return the version whose scores the project's tabs show."""
         return self.studio.project(self.project.id).model_version
 
     def asked(self) -> httpx.Client:
@@ -97,8 +97,8 @@ class Stage:
             stated = client.post("/setup", json={**about, "schema": self.project.label_config})
             task = {"id": time.time_ns() % 10**9, "data": data}
             body = {**about, "tasks": [task], "label_config": self.project.label_config}
-            found = client.post("/predict", json=body).json()["results"]
-        return {stated.json()["model_version"], *(result["model_version"] for result in found)}
+            results = client.post("/predict", json=body).json()["results"]
+        return {stated.json()["model_version"], *(result["model_version"] for result in results)}
 
 
 def press_train(server: LabelStudioServer, project: Project) -> None:

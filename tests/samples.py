@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 from hypothesis import strategies as st
 
-from draftloop.dataset.sample import Attempt, File, Note, Sample, Step, Verdict
+from draftloop.dataset.sample import Note, Sample, SampleAttempt, SampleFile, SampleStep, Verdict
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -13,13 +13,13 @@ _VALUES = st.dictionaries(
     _NAMES, TEXTS | st.integers(-(2**40), 2**40) | st.lists(TEXTS, max_size=2), max_size=2
 )
 _FILES = st.builds(
-    File,
+    SampleFile,
     path=_NAMES,
     size_bytes=st.integers(0, 2**40),
     sha256=st.sampled_from(["0" * 64, "f" * 64]),
 )
 _STEPS = st.builds(
-    Step,
+    SampleStep,
     language=st.sampled_from(["python", "javascript", "shell"]),
     code=TEXTS,
     stdout=TEXTS | st.just("much " * 2000),
@@ -27,7 +27,7 @@ _STEPS = st.builds(
     exit_status=st.integers(-9, 255),
 )
 _ATTEMPTS = st.builds(
-    Attempt,
+    SampleAttempt,
     outcome=st.sampled_from(["ok", "failed", "timeout", "killed"]),
     steps=st.lists(_STEPS, min_size=1, max_size=2),
     files=st.lists(_FILES, max_size=1),
@@ -76,16 +76,16 @@ def samples(draw: st.DrawFn, *, code: bool | None = None) -> Sample:
 
 
 def written_out(*, code: bool) -> list[Sample]:
-    """Give twelve samples, four of each verdict; of a code task with two attempts each, if wanted."""
+    """Return twelve samples, four of each verdict; optionally of a code task, with two attempts each."""
     programs = [("print(1/0)", "", "ZeroDivisionError"), ("print('总数 2')", "总数 2\n", "")]
     attempts = tuple(
-        Attempt(
+        SampleAttempt(
             outcome="ok" if index else "failed",
-            steps=[Step(language="python", code=run, stdout=out, stderr=err, exit_status=1 - index)],
+            steps=[SampleStep(language="python", code=run, stdout=out, stderr=err, exit_status=1 - index)],
         )
         for index, (run, out, err) in enumerate(programs)
     )
-    found = []
+    samples_ = []
     for number in range(12):
         right, wrong = f'{{"name":"张三{number}","email":null}}', f'{{"name":"李{number}","email":null}}'
         verdict = VERDICTS[number % 3]
@@ -98,7 +98,7 @@ def written_out(*, code: bool) -> list[Sample]:
             },
             "written": {},
         }[verdict]
-        found.append(
+        samples_.append(
             Sample(
                 project=1,
                 task=number,
@@ -117,4 +117,4 @@ def written_out(*, code: bool) -> list[Sample]:
                 **drafted,
             )
         )
-    return found
+    return samples_

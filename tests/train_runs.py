@@ -25,7 +25,7 @@ FEW = {
 
 
 def command(dataset: Path, out: Path, *more: str | Path, **changes: Any) -> list[str]:
-    """Give the verb's arguments, with few steps unless the changes say otherwise."""
+    """Return the verb's arguments, with few steps unless the changes set more."""
     sets = [word for key, value in {**FEW, **changes}.items() for word in ("--set", f"{key}={value}")]
     return [
         "-m",
@@ -82,5 +82,5 @@ def checkpoint_after(out: Path, step: int, process: subprocess.Popen[str]) -> in
 
 def record(out: Path) -> dict[str, Any]:
     """Read what a run says of itself."""
-    found: dict[str, Any] = json.loads((out / "run.json").read_bytes())
-    return found
+    content: dict[str, Any] = json.loads((out / "run.json").read_bytes())
+    return content

@@ -18,7 +18,7 @@ import orjson
 from demo.corpus import Generated, generate, shifted
 from demo.projects.stage import SEED, Demo
 from demo.projects.texts import correct
-from draftloop.dataset.folder import MANIFEST, Files, lines_of, manifest_of
+from draftloop.dataset.folder import MANIFEST, DatasetFiles, lines_of, manifest_of
 from draftloop.dataset.sample import present
 from draftloop.errors import ServiceError
 from draftloop.flywheel.adapters import Adapters
@@ -235,7 +235,7 @@ def shuffled(dataset: Path, folder: Path) -> Path:
         row["messages"][-1] = answer
     lines = b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
     folder.mkdir(exist_ok=True)
-    with Files(folder) as files:
+    with DatasetFiles(folder) as files:
         for name in manifest["files"]:
             files.add(name, lines if name == _ROWS else (dataset / name).read_bytes())
         files.store({key: part for key, part in manifest.items() if key != "files"})

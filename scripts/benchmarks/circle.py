@@ -22,7 +22,7 @@ from demo.corpus import shifted
 from draftloop.dataset.corpus import Settled
 from draftloop.dataset.folder import Lines
 from draftloop.dataset.gates import Annotation, Rejected, judge
-from draftloop.dataset.records import Source, State, put, recorded, write
+from draftloop.dataset.records import ProjectSource, State, append_record, index_record, write
 from draftloop.dataset.sample import Sample, Split, present
 from draftloop.drafting.drafter import Drafter
 from draftloop.drafting.versions import AskOptions
@@ -30,12 +30,12 @@ from draftloop.errors import ServiceError
 from draftloop.evaluation.measures import figures
 from draftloop.flywheel import heldout
 from draftloop.flywheel.adapters import Adapters
-from draftloop.flywheel.heldout import HeldOut, Row
+from draftloop.flywheel.heldout import HeldOut, HeldOutRow
 from draftloop.labelling.labelling import STATUS_KEY, Task
 from draftloop.model.vllm import VllmModel
 from draftloop.prompting.cases import Cases
 from draftloop.prompting.prompt import Overrides
-from draftloop.review.acquisition import Candidate, by_chance, rank
+from draftloop.review.acquisition import TaskCandidate, by_chance, rank
 from draftloop.support.files import creating_folder, write_atomically
 from draftloop.support.progress import UNWATCHED
 from scripts.training import train
@@ -123,7 +123,7 @@ class _Bench:
 
         def make() -> dict[str, Any]:
             candidates = [
-                Candidate(place, score, row.sample.instruction)
+                TaskCandidate(place, score, row.sample.instruction)
                 for place, (row, score) in enumerate(zip(rows, pool["scores"], strict=True))
             ]
             picked = [one.task for one in ORDERS[order](candidates, size, seed=seed)]
@@ -147,7 +147,7 @@ class _Bench:
         self._tell(f"{_NAMES[order]}, {size} corrections, seed {seed}: {found['right']:.3f} right")
         return found
 
-    def drafted(self, rows: Sequence[Row], adapter: str = "") -> dict[str, Any]:
+    def drafted(self, rows: Sequence[HeldOutRow], adapter: str = "") -> dict[str, Any]:
         """Draft tasks, by an adapter where one is named, and compare with their answers."""
         drafted_by = Overrides(model=adapter, profile="compact")
         with VllmModel(self._vllm, self._model) as model:
@@ -228,7 +228,7 @@ def _figures(samples: Mapping[str, Any]) -> dict[str, float]:
     return told | {f"circle_needed_{order}": needed(curve, accuracy) for order, curve in curves.items()}
 
 
-def _rows(count: int, seed: int, *, held_out: bool) -> list[Row]:
+def _rows(count: int, seed: int, *, held_out: bool) -> list[HeldOutRow]:
     """Make tasks, and what their humans would submit."""
     case = Cases(shifted.CASES).get(shifted.CASE)
     rows = []
@@ -238,7 +238,7 @@ def _rows(count: int, seed: int, *, held_out: bool) -> list[Row]:
         sample = judge(Annotation(number, _PROJECT, task, regions, cancelled=False), case)
         if isinstance(sample, Rejected):
             raise ServiceError(f"Task {number} is no sample: {sample.reason}")
-        rows.append(Row(sample, case, task))
+        rows.append(HeldOutRow(sample, case, task))
     return rows
 
 
@@ -246,6 +246,6 @@ def _store(folder: Path, samples: Sequence[Sample]) -> None:
     """Write a dataset as scripts/sync does; nothing is held out of so few."""
     splits: dict[int, Split] = {sample.annotation: "train" for sample in samples}
     with creating_folder(folder, durable=False) as part, Lines(part) as lines:
-        placed = {sample.annotation: put(lines, recorded(sample)) for sample in samples}
-        source = Source("Pool", "", samples[0].case, "", samples[0].metadata["config_hash"], None)
+        placed = {sample.annotation: append_record(lines, index_record(sample)) for sample in samples}
+        source = ProjectSource("Pool", "", samples[0].case, "", samples[0].metadata["config_hash"], None)
         write(part, lines, State({_PROJECT: source}, rows=placed), Settled(splits, {}))

@@ -19,8 +19,8 @@ from draftloop.dataset.sample import Sample, Split
 from draftloop.drafting.drafter import Drafter
 from draftloop.drafting.examples import Snapshot, freeze
 from draftloop.drafting.versions import AskOptions
-from draftloop.evaluation.measures import Outcome, figures, gain
-from draftloop.flywheel.heldout import HeldOut, Measured, Row
+from draftloop.evaluation.measures import DraftOutcome, figures, gain
+from draftloop.flywheel.heldout import HeldOut, HeldOutRow, Measured
 from draftloop.flywheel.heldout import measure as drafts
 from draftloop.labelling.labelling import Task
 from draftloop.model.vllm import VllmModel
@@ -69,7 +69,7 @@ def measure(
     case = Cases(ROOT / "label_config").get(_CASE)
     told: dict[str, float] = {}
     samples: dict[str, Any] = {}
-    without: list[Outcome] = []
+    without: list[DraftOutcome] = []
     with VllmModel(f"{vllm}/v1", model) as client:
         for way in ((0, 0), *sizes.ways):
             name = f"examples_{way[0]}_of_{way[1]}" if way[0] else "examples_none"
@@ -112,7 +112,7 @@ def _frozen(folder: Path, case: Case, way: Way, number: int) -> Snapshot | None:
 
 def _held(case: Case, tasks: int, number: int) -> HeldOut:
     samples = _samples(case, tasks, _TASKS_SEED + number, "test")
-    return HeldOut([Row(sample, case, Task(sample.task, dict(sample.input))) for sample in samples])
+    return HeldOut([HeldOutRow(sample, case, Task(sample.task, dict(sample.input))) for sample in samples])
 
 
 def _samples(case: Case, count: int, seed: int, split: Split) -> Iterator[Sample]:
@@ -135,7 +135,7 @@ def _samples(case: Case, count: int, seed: int, split: Split) -> Iterator[Sample
         )
 
 
-def _by_draw(outcomes: Sequence[Outcome], draws: int) -> list[float]:
+def _by_draw(outcomes: Sequence[DraftOutcome], draws: int) -> list[float]:
     size = len(outcomes) // draws
     return [
         round(fmean(outcome.quality for outcome in outcomes[draw * size : (draw + 1) * size]), 4)

@@ -64,8 +64,8 @@ def check(folder: Path, work: Path, name: str) -> None:
     demand(config.exists() == bool(wanted[""]), f"{name}: {len(wanted[''])} rows and {config}")
     if not wanted[""]:
         return
-    found = loaded(work, name, config.read_text(encoding="utf-8"))
-    for split, came in (("", found.train_dataset), (".test", found.eval_dataset)):
+    loaded_sets = loaded(work, name, config.read_text(encoding="utf-8"))
+    for split, came in (("", loaded_sets.train_dataset), (".test", loaded_sets.eval_dataset)):
         count = 0 if came is None else len(came)
         demand(count == len(wanted[split]), f"{name}{split}: {count} of {len(wanted[split])} rows came")
         for row, prepared in zip(wanted[split], came or (), strict=True):
@@ -86,9 +86,9 @@ def conversations(row: Row, prepared: Row) -> None:
         for call in message.get("tool_calls") or ()
     ]
     demand(len(calls) == len(programs), f"the loss covers {calls!r} for {programs!r}")
-    for told, program in zip(calls, programs, strict=True):
-        call = json.loads(told.strip().removeprefix("<tool_call>").removesuffix("</tool_call>"))
-        demand(call["arguments"] == {"code": program}, f"the loss covers {told!r} for {program!r}")
+    for covered, program in zip(calls, programs, strict=True):
+        call = json.loads(covered.strip().removeprefix("<tool_call>").removesuffix("</tool_call>"))
+        demand(call["arguments"] == {"code": program}, f"the loss covers {covered!r} for {program!r}")
 
 
 def alpaca(row: Row, prepared: Row) -> None:
@@ -139,13 +139,13 @@ def without_null(part: Any) -> Any:
 
 
 def rendered(messages: list[Row], **more: Any) -> str:
-    """Give messages as text by Qwen's own template."""
+    """Render messages with Qwen's own template."""
     text: str = TOKENIZER.apply_chat_template(messages, tokenize=False, **more)
     return text
 
 
 def trained(prepared: Row) -> str:
-    """Give the text that the loss covers."""
+    """Return the text that the loss covers."""
     text: str = TOKENIZER.decode([label for label in prepared["labels"] if label != -100])
     return text
 

@@ -45,19 +45,22 @@ def loaded(folder: Path, work: Path, name: str, stage: str) -> tuple[Any, Any]:
     )
     module = load_tokenizer(model_args)
     template = get_template_and_fix_tokenizer(module["tokenizer"], data_args)
-    found = get_dataset(template, model_args, data_args, training_args, stage=stage, **module)
-    return module["tokenizer"], found["train_dataset"]
+    sets = get_dataset(template, model_args, data_args, training_args, stage=stage, **module)
+    return module["tokenizer"], sets["train_dataset"]
 
 
 def check(folder: Path, work: Path, name: str, stage: str) -> None:
     """Compare what the loader gives with what the file holds."""
     info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))[name]
     rows = [json.loads(line) for line in (folder / info["file_name"]).read_bytes().splitlines()]
-    tokenizer, found = loaded(folder, work, name, stage)
-    demand(len(found) == len(rows) > 0, f"{name}: {len(found)} of {len(rows)} rows came through")
+    tokenizer, tokenized_rows = loaded(folder, work, name, stage)
+    demand(
+        len(tokenized_rows) == len(rows) > 0,
+        f"{name}: {len(tokenized_rows)} of {len(rows)} rows came through",
+    )
     if stage != "sft":
         return
-    for row, tokenized in zip(rows, found, strict=True):
+    for row, tokenized in zip(rows, tokenized_rows, strict=True):
         answer = row["output"] if name == "alpaca" else row["conversations"][-1]["value"]
         trained = tokenizer.decode([label for label in tokenized["labels"] if label != -100])
         parts = [part.replace("<think>\n\n</think>\n\n", "").strip() for part in trained.split("<|im_end|>")]

@@ -22,12 +22,12 @@ def check(folder: Path, name: str, mode: str) -> None:
     """Load every row strictly, encode it as the trainer would, and look at what is trained."""
     file = folder / f"{name}.jsonl"
     rows = [json.loads(line) for line in file.read_bytes().splitlines()]
-    found, _ = load_dataset(str(file), strict=True, load_from_cache_file=False)
-    demand(len(found) == len(rows) > 0, f"{name}: {len(found)} of {len(rows)} rows came through")
+    loaded_rows, _ = load_dataset(str(file), strict=True, load_from_cache_file=False)
+    demand(len(loaded_rows) == len(rows) > 0, f"{name}: {len(loaded_rows)} of {len(rows)} rows came through")
     processor = get_processor(MODEL, model_type="qwen3")
     template = get_template(processor, template_type="qwen3", max_length=2048, enable_thinking=False)
     template.set_mode(mode)
-    for row, loaded in zip(rows, found, strict=True):
+    for row, loaded in zip(rows, loaded_rows, strict=True):
         encoded = template.encode(dict(loaded))
         expected = {
             "ms-swift": {"": row["messages"][-1]["content"]},
@@ -51,7 +51,7 @@ def check(folder: Path, name: str, mode: str) -> None:
 
 
 def decoded(processor: Any, ids: list[int]) -> str:
-    """Give tokens as text."""
+    """Decode tokens."""
     text: str = processor.decode(ids)
     return text
 

@@ -24,7 +24,7 @@ model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
 
 
 def mean_loss(name: str) -> float:
-    """Give the mean loss of the answers' tokens, each with the token that ends it."""
+    """Return the mean loss on the answers' tokens, each with the token that ends it."""
     losses: list[float] = []
     for line in (dataset / name).read_text(encoding="utf-8").splitlines():
         messages = json.loads(line)["messages"]
@@ -41,17 +41,17 @@ def mean_loss(name: str) -> float:
     return sum(losses) / len(losses)
 
 
-def demand(told: float, found: float, what: str) -> None:
+def demand(recorded: float, measured: float, what: str) -> None:
     """End here where a loss is another one."""
-    if not math.isclose(told, found, rel_tol=2e-3):
-        raise SystemExit(f"{what}: {told} is told, {found} found")
+    if not math.isclose(recorded, measured, rel_tol=2e-3):
+        raise SystemExit(f"{what}: {recorded} is recorded, {measured} is measured")
 
 
-told = json.loads((run / "run.json").read_bytes())
-demand(told["loss"][0]["loss"], mean_loss("messages.jsonl"), "the first step's loss")
-demand(told["held_out"]["base_loss"], mean_loss("messages.test.jsonl"), "the base model's loss")
+record = json.loads((run / "run.json").read_bytes())
+demand(record["loss"][0]["loss"], mean_loss("messages.jsonl"), "the first step's loss")
+demand(record["held_out"]["base_loss"], mean_loss("messages.test.jsonl"), "the base model's loss")
 model = PeftModel.from_pretrained(model, run / "adapter").eval()
-demand(told["held_out"]["loss"], mean_loss("messages.test.jsonl"), "the adapter's loss")
+demand(record["held_out"]["loss"], mean_loss("messages.test.jsonl"), "the adapter's loss")
 config = model.peft_config["default"]
 if (config.r, config.lora_alpha, config.lora_dropout, set(config.target_modules)) != (8, 32, 0.1, LAYERS):
     raise SystemExit(f"another adapter: {config}")

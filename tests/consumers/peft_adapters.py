@@ -37,7 +37,7 @@ def main(model: Path, folder: Path, rank: int) -> None:
                 )
         tuned.save_pretrained(folder / name / "adapter")
         content = (folder / name / "adapter" / "adapter_model.safetensors").read_bytes()
-        told = {
+        record = {
             "base_model": str(model),
             "case": "complaint",
             "profile": "compact",
@@ -48,7 +48,7 @@ def main(model: Path, folder: Path, rank: int) -> None:
             "seed": SEED,
             "seconds": 0.0,
         }
-        (folder / name / "run.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
+        (folder / name / "run.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -74,35 +74,38 @@ def tokens(folder: Path, work: Path) -> None:
 def sft(folder: Path, work: Path) -> None:
     """Train one step; the loss covers the answer and what ends it, nothing else."""
     for name, how in (("messages", {"assistant_only_loss": True}), ("prompt-completion", {})):
-        found = rows(folder, name)
-        trainer = SFTTrainer(model=MODEL, args=SFTConfig(str(work), **ON_CPU, **how), train_dataset=found)
+        trained_rows = rows(folder, name)
+        trainer = SFTTrainer(
+            model=MODEL, args=SFTConfig(str(work), **ON_CPU, **how), train_dataset=trained_rows
+        )
         batch = next(iter(trainer.get_train_dataloader()))
         tokenizer = trainer.processing_class
         answers = {
-            (row["messages"] if name == "messages" else row["completion"])[-1]["content"] for row in found
+            (row["messages"] if name == "messages" else row["completion"])[-1]["content"]
+            for row in trained_rows
         }
         for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
             trained = tokenizer.decode(ids[labels != -100]).replace("<think>\n\n</think>\n\n", "")
             parts = [part.strip() for part in trained.split("<|im_end|>") if part.strip()]
             demand(parts[-1] in answers, f"{name}: the loss covers {trained!r}")
-            if not any("tool_calls" in str(row) for row in found):
+            if not any("tool_calls" in str(row) for row in trained_rows):
                 demand(len(parts) == 1, f"{name}: the loss covers {trained!r}")
             demand(bool((labels == -100).any()), f"{name}: the loss covers the prompt")
         step(trainer)
-        demand(len(trainer.train_dataset) == len(found), f"{name}: rows were dropped")
+        demand(len(trainer.train_dataset) == len(trained_rows), f"{name}: rows were dropped")
 
 
 def dpo(folder: Path, work: Path) -> None:
     """Train one step on pairs."""
-    found = rows(folder, "trl-dpo")
-    step(DPOTrainer(model=MODEL, args=DPOConfig(str(work), **ON_CPU), train_dataset=found))
+    trained_rows = rows(folder, "trl-dpo")
+    step(DPOTrainer(model=MODEL, args=DPOConfig(str(work), **ON_CPU), train_dataset=trained_rows))
 
 
 def kto(folder: Path, work: Path) -> None:
     """Train one step on judged answers."""
-    found = rows(folder, "trl-kto")
-    demand(set(found["label"]) == {True, False}, "KTO has one label only")
-    step(KTOTrainer(model=MODEL, args=KTOConfig(str(work), **ON_CPU), train_dataset=found))
+    trained_rows = rows(folder, "trl-kto")
+    demand(set(trained_rows["label"]) == {True, False}, "KTO has one label only")
+    step(KTOTrainer(model=MODEL, args=KTOConfig(str(work), **ON_CPU), train_dataset=trained_rows))
 
 
 def without_null(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -51,8 +51,8 @@ class Wheel:
     def promote(self, run: Path, **more: Any) -> Decision:
         return self.flywheel.promote(PROJECT, run, who="ann", **more)
 
-    def run(self, name: str = "run", **told: Any) -> Path:
-        return run_of(self.folder / name, **told)
+    def run(self, name: str = "run", **record: Any) -> Path:
+        return run_of(self.folder / name, **record)
 
     def answer(self, body: Body) -> str:
         """Answer with the truth, or without one of its fields where the model is wrong."""
@@ -93,20 +93,20 @@ def test_an_adapter_that_is_surely_better_drafts_from_then_on(wheel: Wheel) -> N
     assert decision.promoted
     name = decision.adapter.name
     assert wheel.ledger.promoted(PROJECT) == Promoted(name, "compact")
-    told = decision.evidence["cases"]["complaint"]
-    assert (told["before"]["accepted"], told["after"]["accepted"]) == (0.0, 1.0)
-    assert (told["before"]["quality"], told["after"]["quality"]) == (0.75, 1.0)
-    assert told["after"]["fields"]["question"] == {"exact_match": 1.0, "f1": 1.0}
-    assert told["before"]["fields"]["question"]["exact_match"] == 0.0
-    assert told["gain"]["mean"] == 0.25
-    assert 0 < told["gain"]["low"] < 0.25 < told["gain"]["high"]
-    assert (told["texts"], len(told["samples"]), told["lost"]) == (24, 24, 0)
+    case = decision.evidence["cases"]["complaint"]
+    assert (case["before"]["accepted"], case["after"]["accepted"]) == (0.0, 1.0)
+    assert (case["before"]["quality"], case["after"]["quality"]) == (0.75, 1.0)
+    assert case["after"]["fields"]["question"] == {"exact_match": 1.0, "f1": 1.0}
+    assert case["before"]["fields"]["question"]["exact_match"] == 0.0
+    assert case["gain"]["mean"] == 0.25
+    assert 0 < case["gain"]["low"] < 0.25 < case["gain"]["high"]
+    assert (case["texts"], len(case["samples"]), case["lost"]) == (24, 24, 0)
     assert {version.rpartition("-")[0] for version in (decision.evidence["after"],)} == {name}
     (entry,) = wheel.adapters.journal()
     assert (entry["action"], entry["who"], entry["adapter"], entry["reasons"]) == ("promote", "ann", name, [])
     assert decision.evidence_file == wheel.adapters.evidence(entry["evidence"])
     assert decision.evidence_file is not None
-    assert json.loads(decision.evidence_file.read_text())["cases"]["complaint"]["gain"] == told["gain"]
+    assert json.loads(decision.evidence_file.read_text())["cases"]["complaint"]["gain"] == case["gain"]
     assert wheel.promote(wheel.folder / "run").already
     assert len(wheel.adapters.journal()) == 1
 
@@ -239,13 +239,13 @@ def registry_in_the_way(wheel: Wheel) -> dict[str, Any]:
         (registry_in_the_way, ServiceError, "registry of adapters .* cannot be written"),
     ],
 )
-def test_whatever_fails_is_told_and_leaves_the_old_version_drafting(
+def test_after_any_failure_the_old_version_drafts(
     wheel: Wheel, fault: Any, kind: type[DraftloopError], said: str
 ) -> None:
     given = fault(wheel)
-    with pytest.raises(kind) as told:
+    with pytest.raises(kind) as raised:
         wheel.promote(given.pop("run"), **given)
-    assert re.search(said, str(told.value), re.DOTALL), told.value
+    assert re.search(said, str(raised.value), re.DOTALL), raised.value
     assert wheel.ledger.promoted(PROJECT) is None
 
 

@@ -94,17 +94,17 @@ def test_a_job_of_another_project_has_to_end_first(url: str, process: Started) -
 
 
 @pytest.mark.parametrize(("owner", "lease_s"), [(GONE, 60.0), ("elsewhere:1:1", -1.0)])
-def test_a_job_that_died_is_told_and_the_next_one_begins(
+def test_a_dead_job_is_marked_and_the_next_one_begins(
     url: str, process: Started, owner: str, lease_s: float
 ) -> None:
     died = Ledger(url, owner=owner)
     died.begin_job(7, BUTTON, 3, lease_s)
     jobs = Jobs(Ledger(url), process)
-    (told,) = jobs.listed(7)
-    assert (told["state"], told["told"]) == ("killed", "Its process ended without a word.")
-    assert told["ended"] is not None
+    (job,) = jobs.listed(7)
+    assert (job["state"], job["told"]) == ("killed", "Its process ended without a word.")
+    assert job["ended"] is not None
     assert jobs.ask(7, 3)[1]
-    # Should it live after all, it is told that it has been given up, and changes nothing.
+    # A process that is alive after all cannot renew its lease, and changes nothing.
     assert not died.keep_job(1, "promote", 60)
     died.end_job(1, "promoted", "")
     with pytest.raises(SetupError, match="Job 1 does not run"):
@@ -153,7 +153,7 @@ def test_enough_new_annotations_start_a_job_and_count_from_then_on(url: str, pro
     assert len(ledger.jobs()) == 3
 
 
-def test_what_is_not_set_up_trains_nothing_and_says_why(url: str, process: Started) -> None:
+def test_missing_setup_is_an_error_and_trains_nothing(url: str, process: Started) -> None:
     def check() -> None:
         raise SetupError("There is no model to train on.", hint="Set FLYWHEEL_BASE.")
 

@@ -13,7 +13,7 @@ from tests.verbs import environment, run_here
 def test_the_button_starts_one_job_however_many_press_it_and_a_new_annotation_the_next(
     label_studio: LabelStudioServer, vllm: ModelServer, tmp_path: Path
 ) -> None:
-    """The project has next to no annotation, so it is not trained: which is told at /jobs and in the log."""
+    """A project with few annotations is not trained; /jobs and the log say why."""
     settings = backend_settings(
         label_studio,
         vllm,

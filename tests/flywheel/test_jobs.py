@@ -34,8 +34,8 @@ def correct(stage: Stage) -> None:
 def jobs(stage: Stage) -> list[dict[str, Any]]:
     """Ask the backend what became of its jobs, newest first."""
     with stage.asked() as client:
-        found: list[dict[str, Any]] = client.get("/jobs").json()["jobs"]
-    return found
+        jobs_: list[dict[str, Any]] = client.get("/jobs").json()["jobs"]
+    return jobs_
 
 
 @pytest.mark.timeout(1800)

@@ -1,4 +1,4 @@
-"""What breaks while an adapter is promoted, on real servers: the old version drafts on, and it is told why.
+"""Failures while an adapter is promoted, on real servers: the old version drafts on, with a reason shown.
 
 `zero` drafts as the base does, `worse` worse than it (tests/consumers/peft_adapters.py). Projects begin with
 `worse`, so `zero` is promoted whenever it is measured.
@@ -78,7 +78,7 @@ def served(vllm: ModelServer) -> list[str]:
 
 
 def is_measuring(stage: Stage) -> Callable[[], bool]:
-    """Tell whether the server was handed another adapter, which is what a measurement begins with."""
+    """Return whether the server has loaded another adapter, the first step of a measurement."""
     before = served(stage.vllm)
     return lambda: served(stage.vllm) != before
 
@@ -93,8 +93,8 @@ def test_killed_before_and_after_the_switch_it_goes_on_and_drafts_every_task_onc
     assert stage.adapters.journal() == []
 
     def switched() -> bool:
-        found = stage.ledger.promoted(stage.project.id)
-        return found is not None and not stage.base.startswith(found.model)
+        promoted = stage.ledger.promoted(stage.project.id)
+        return promoted is not None and not stage.base.startswith(promoted.model)
 
     with asked_all_along(stage) as seen:
         killed_when(stage, switched, runs["zero"])

@@ -27,13 +27,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory, sentiment: Path) -> Path:
 def test_a_few_hundred_corrections_of_a_shifted_kind_are_learned(tmp_path: Path) -> None:
     dataset = datasets.corrected(tmp_path / "dataset", 330, case="flight_booking", split="held_out")
     log = tmp_path / "log"
-    told = train_to_end(dataset, tmp_path / "run", log=log)
-    assert told == record(tmp_path / "run")
-    assert told["rows"]["own"] == 297
-    assert told["held_out"]["rows"] == 33
-    assert told["held_out"]["loss"] < 0.5 * told["held_out"]["base_loss"]
+    result = train_to_end(dataset, tmp_path / "run", log=log)
+    assert result == record(tmp_path / "run")
+    assert result["rows"]["own"] == 297
+    assert result["held_out"]["rows"] == 33
+    assert result["held_out"]["loss"] < 0.5 * result["held_out"]["base_loss"]
     assert " s left" in log.read_text()
-    assert train_to_end(dataset, tmp_path / "run") == told  # it is there already
+    assert train_to_end(dataset, tmp_path / "run") == result  # it is there already
 
 
 def test_a_second_stage_learns_from_pairs_and_replayed_rows_take_part(
@@ -44,17 +44,17 @@ def test_a_second_stage_learns_from_pairs_and_replayed_rows_take_part(
     changes = {"dpo_epochs": 2, "dpo_learning_rate": 1e-3, "tracking": "tensorboard"}
     done = train(sentiment, out, "--replay", f"{flights}:0.25", "--dpo", **changes)
     assert done.returncode == 0, done.stderr
-    told = record(out)
-    assert (told["rows"]["own"], told["rows"]["replayed"]) == (36, 9)
-    assert told["arguments"]["replay"][0]["path"] == str(flights)
-    steps = [(entry["stage"], entry["step"]) for entry in told["loss"]]
-    of_pairs = 2 * ((told["rows"]["pairs"] + 1) // 2)
+    result = record(out)
+    assert (result["rows"]["own"], result["rows"]["replayed"]) == (36, 9)
+    assert result["arguments"]["replay"][0]["path"] == str(flights)
+    steps = [(entry["stage"], entry["step"]) for entry in result["loss"]]
+    of_pairs = 2 * ((result["rows"]["pairs"] + 1) // 2)
     assert steps == [
         *(("sft", step + 1) for step in range(23)),
         *(("dpo", step + 1) for step in range(of_pairs)),
     ]
     # The loss of pairs begins where the adapter is its own reference: -log(1/2).
-    losses = [entry["loss"] for entry in told["loss"] if entry["stage"] == "dpo"]
+    losses = [entry["loss"] for entry in result["loss"] if entry["stage"] == "dpo"]
     assert abs(losses[0] - 0.6931) < 1e-3
     assert sum(losses[-5:]) < sum(losses[:5])
     assert list((out / "tracking" / "sft").glob("events.out.tfevents.*"))
@@ -109,8 +109,8 @@ def test_two_processes_train_together_on_the_rows_of_one(
     out = tmp_path / "run"
     done = finished(start([*launch, *command(sentiment, out, batch_rows=1)], program))
     assert done.returncode == 0, done.stderr
-    told = record(out)
-    assert told["hardware"]["processes"] == 2
+    result = record(out)
+    assert result["hardware"]["processes"] == 2
     ours, theirs = ([entry["loss"] for entry in record(run)["loss"]] for run in (out, whole))
     assert len(ours) == len(theirs) == 18
     # A new adapter changes nothing, so the first step's loss is that of the same two rows.

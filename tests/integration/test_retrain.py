@@ -12,7 +12,7 @@ import pytest
 
 from draftloop.errors import ServiceError
 from draftloop.flywheel.adapters import Adapters
-from draftloop.flywheel.jobs import REFUSED, Training
+from draftloop.flywheel.jobs import REFUSED, Training, VerbRunner
 from draftloop.ledger.sqlite import Ledger
 from draftloop.prompting.prompt import Promoted
 from draftloop.support.environments import ROOT
@@ -49,17 +49,8 @@ def training(folder: Path, ledger: Ledger, **verbs: str) -> Training:
     assert new
     adapters = Adapters(folder / "registry")
     log = home / "log"
-    return Training(
-        ledger,
-        job,
-        lambda verb: [str(scripts / verb)],
-        home,
-        Path("/base"),
-        ["--set", "r=4"],
-        adapters,
-        log,
-        UNWATCHED,
-    )
+    runner = VerbRunner(ledger, job, lambda verb: [str(scripts / verb)], log, UNWATCHED)
+    return Training(runner, home, Path("/base"), ["--set", "r=4"], adapters)
 
 
 @pytest.fixture
@@ -116,7 +107,7 @@ def test_an_adapter_that_is_not_better_ends_the_job_with_the_reasons(tmp_path: P
 
 def test_a_job_that_was_given_up_by_others_stops_its_verb(tmp_path: Path, ledger: Ledger) -> None:
     job = training(tmp_path, ledger, sync="exec sleep 60")
-    ledger.end_job(job.job.id, "killed", "")
+    ledger.end_job(job.verbs.job.id, "killed", "")
     with pytest.raises(ServiceError, match="counts as killed"):
         job.run()
 
@@ -134,7 +125,7 @@ def test_what_ends_a_job_ends_its_verb_too_and_the_next_job_begins(
     signals = tmp_path / "signals"
     waits = f"trap 'echo TERM >>{signals}; exit 1' TERM; echo $$ >{tmp_path}/pid; while :; do sleep 0.1; done"
     scripts = training(tmp_path, ledger, train=waits)
-    ledger.end_job(scripts.job.id, "stopped", "Only its verbs were wanted.")
+    ledger.end_job(scripts.verbs.job.id, "stopped", "Only its verbs were wanted.")
     url = f"sqlite:///{tmp_path}/ledger.sqlite3"
     process = subprocess.Popen([sys.executable, "-c", IN_A_PROCESS, tmp_path, url], cwd=ROOT)
     until((tmp_path / "pid").exists)

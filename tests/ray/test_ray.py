@@ -21,7 +21,7 @@ from draftloop.cli.servers import PYTHONPATH
 from draftloop.dataset import formats
 from draftloop.dataset.formats import FORMATS
 from draftloop.dataset.ray import RayData
-from draftloop.dataset.records import Each
+from draftloop.dataset.records import OrderedMap
 from draftloop.dataset.sync import Report, sync
 from draftloop.errors import ServiceError, SetupError, Unreachable
 from draftloop.labelling.labelling import STATUS_KEY, Labelling, Task
@@ -95,7 +95,7 @@ def project(tasks: int = TASKS) -> Iterator[LabelStudio]:
             yield studio
 
 
-def synced(studio: LabelStudio, folder: Path, each: Each = map) -> Report:
+def synced(studio: LabelStudio, folder: Path, each: OrderedMap = map) -> Report:
     return sync(studio, CASES, folder, [1], wanted_case="complaint", changes=OPTIONS, each=each)
 
 
@@ -146,9 +146,9 @@ class DiesOnce:
     flag: Path
 
     def __call__(self, item: Any) -> Any:
-        with (self.flag / str(os.getpid())).open("a") as told:
-            told.write(".")
-            if told.tell() == 40 and not (self.flag / "died").exists():
+        with (self.flag / str(os.getpid())).open("a") as log:
+            log.write(".")
+            if log.tell() == 40 and not (self.flag / "died").exists():
                 (self.flag / "died").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
         return self.function(item)
@@ -175,9 +175,9 @@ def test_results_come_in_order_and_errors_as_they_are() -> None:
     with RayData(cpus=2) as rays:
         assert list(rays(one_more, range(5000))) == list(range(1, 5001))
         assert list(rays(one_more, [])) == []
-        found: list[int] = []
+        results: list[int] = []
         with pytest.raises(SetupError, match=r"70 is refused\. Take another"):
-            found.extend(rays(refuses, count()))  # endless: it is not all read first
+            results.extend(rays(refuses, count()))  # endless: it is not all read first
         with pytest.raises(ServiceError, match="WorkerCrashed"):
             list(rays(dies, range(10)))
         assert list(rays(one_more, range(10))) == list(range(1, 11))
@@ -267,15 +267,15 @@ def test_the_verb_leaves_nothing_of_ray_and_no_process_when_it_is_killed(tmp_pat
 
 def processes(folder: Path) -> list[str]:
     """List the running processes that name a folder."""
-    found = []
+    kept = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
         if str(folder) in line:
-            found.append(line)
-    return found
+            kept.append(line)
+    return kept
 
 
 def test_a_machine_works_with_the_code_that_was_sent() -> None:
@@ -301,7 +301,7 @@ def test_code_is_run_again_on_the_machines_and_counts_here_as_if_it_had_run_here
         )
         url = str(folder / "artifacts")
 
-        def told(name: str, each: Each, there: RemoteReruns | None) -> tuple[Report, int]:
+        def synced_with(name: str, each: OrderedMap, there: RemoteReruns | None) -> tuple[Report, int]:
             reruns = _reruns(url, execution, 2, there)
             report = sync(
                 studio,
@@ -316,17 +316,17 @@ def test_code_is_run_again_on_the_machines_and_counts_here_as_if_it_had_run_here
 
         with LabelStudio(fake.url, "a-token") as studio:
             with machines() as cluster, RayData(cluster.address) as rays:
-                report, ran_here = told("there", rays, RemoteReruns(url, execution))
+                report, ran_here = synced_with("there", rays, RemoteReruns(url, execution))
             assert (report.programs, report.ran, ran_here) == (12, 12, 0)
             assert report.counts["stopped_by"] == {"code_runs": 3, "files_exist": 3}
-            report, ran_here = told("here", map, None)
-            assert (report.programs, ran_here) == (12, 0), "what was found there counts here"
+            report, ran_here = synced_with("here", map, None)
+            assert (report.programs, ran_here) == (12, 0), "runs by the other machine count here"
     assert content(tmp_path / "there") == content(tmp_path / "here")
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Give a folder that the sandbox's own users may enter."""
+    """Make a folder that the sandbox's own users may enter."""
     with tempfile.TemporaryDirectory(prefix="ray-code-", dir="/var/tmp") as name:
         Path(name).chmod(0o755)
         yield Path(name)

@@ -30,7 +30,7 @@ def test_the_same_content_has_one_name_and_other_content_another(adapters: Adapt
     assert adapters.find(first.name) == first.folder
 
 
-def test_what_is_no_name_of_the_registry_is_not_found(adapters: Adapters, tmp_path: Path) -> None:
+def test_other_names_are_no_adapters(adapters: Adapters, tmp_path: Path) -> None:
     adapters.register(run_of(tmp_path / "a"), "m")
     (tmp_path / "x-0123456789ab").mkdir()
     for name in ("tiny-qwen3", "m-complaint-0123456789ab", "../x-0123456789ab", "evidence", "", ".."):
@@ -40,10 +40,10 @@ def test_what_is_no_name_of_the_registry_is_not_found(adapters: Adapters, tmp_pa
 
 
 def test_an_adapter_that_was_changed_is_never_given(adapters: Adapters, tmp_path: Path) -> None:
-    found = adapters.register(run_of(tmp_path / "a"), "m")
-    (found.folder / "adapter_model.safetensors").write_bytes(b"others")
+    adapter = adapters.register(run_of(tmp_path / "a"), "m")
+    (adapter.folder / "adapter_model.safetensors").write_bytes(b"others")
     with pytest.raises(SetupError, match="is not what was registered"):
-        adapters.find(found.name)
+        adapters.find(adapter.name)
     with pytest.raises(SetupError, match="is not what was registered"):
         adapters.register(tmp_path / "a", "m")
 
@@ -66,7 +66,7 @@ def test_an_adapter_that_was_changed_is_never_given(adapters: Adapters, tmp_path
         ),
     ],
 )
-def test_what_is_no_run_is_refused_in_words(
+def test_folders_that_are_no_run_are_refused(
     adapters: Adapters, tmp_path: Path, broken: Any, said: str
 ) -> None:
     run = run_of(tmp_path / "a")
@@ -76,7 +76,7 @@ def test_what_is_no_run_is_refused_in_words(
     assert not list(adapters.folder.glob("*"))
 
 
-def test_a_registry_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+def test_an_unwritable_registry_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "registry").write_text("in the way")
     with pytest.raises(ServiceError, match=r"registry.* cannot be written: .*ADAPTERS_DIR"):
         Adapters(tmp_path / "registry").register(run_of(tmp_path / "a"), "m")
@@ -91,7 +91,7 @@ def test_the_journal_survives_a_line_that_a_crash_cut(adapters: Adapters) -> Non
     assert [entry["action"] for entry in adapters.journal()] == ["promote", "roll back"]
 
 
-def test_evidence_is_found_by_its_hash(adapters: Adapters) -> None:
+def test_evidence_is_stored_under_its_hash(adapters: Adapters) -> None:
     name = adapters.keep_evidence({"gain": 0.1})
     assert name == adapters.keep_evidence({"gain": 0.1})
     assert json.loads(adapters.evidence(name).read_text()) == {"gain": 0.1}

@@ -21,7 +21,7 @@ from draftloop.drafting.drafts import Draft
 from draftloop.drafting.escalation import Larger
 from draftloop.drafting.versions import AskOptions
 from draftloop.errors import SetupError
-from draftloop.evaluation.measures import Hits, Outcome
+from draftloop.evaluation.measures import DraftOutcome, Hits
 from draftloop.labelling.labelling import Task, compile_labelling
 from draftloop.ledger.sqlite import Ledger
 from draftloop.model.vllm import VllmModel
@@ -39,8 +39,8 @@ SURE, UNSURE, WRONG, UNREADABLE = "从昆明到哈尔滨", "从上海到哈尔�
 CITIES = {SURE: ("昆明", "哈尔滨"), UNSURE: ("上海", "哈尔滨"), WRONG: ("昆明", "昆明")}
 
 
-def outcome(*, right: bool, group: str = "g", tokens: int = 10, ms: float = 1.0) -> Outcome:
-    return Outcome(group, {"a": right}, {"a": Hits(right, 1, 1)}, True, True, None, 1, tokens, 0, ms)
+def outcome(*, right: bool, group: str = "g", tokens: int = 10, ms: float = 1.0) -> DraftOutcome:
+    return DraftOutcome(group, {"a": right}, {"a": Hits(right, 1, 1)}, True, True, None, 1, tokens, 0, ms)
 
 
 def pair(score: float | None, small: bool, larger: bool, group: str = "g") -> Pair:

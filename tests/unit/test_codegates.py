@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from draftloop.dataset.code_gates import CodeTask, finished, run_again, submitted
+from draftloop.dataset.code_gates import CodeTask, finalize_sample, run_again, submitted
 from draftloop.dataset.file_check import checker
 from draftloop.dataset.gates import Rejected, annotations_of, judge
 from draftloop.dataset.sample import Sample, canonical
@@ -75,10 +75,10 @@ def stopped(task: CodeTask, *answers: Attempt) -> tuple[str, str] | None:
 
 def test_a_program_that_runs_again_and_leaves_its_files_passes() -> None:
     rerun = FakeRerun([attempt("1\n", "2\n", "{}", files=["out.csv"])])
-    found = run_again(task(attempt("1\n", "2\n", files=["out.csv"])), rerun)
-    assert (found.stopped, found.notes) == (None, ())
-    assert found.attempt is not None
-    assert [step.script for step in found.attempt.steps] == list(SCRIPTS), "without our own program"
+    result = run_again(task(attempt("1\n", "2\n", files=["out.csv"])), rerun)
+    assert (result.stopped, result.notes) == (None, ())
+    assert result.attempt is not None
+    assert [step.script for step in result.attempt.steps] == list(SCRIPTS), "without our own program"
     ((scripts, inputs, limit_s),) = rerun.asked
     assert scripts == (*SCRIPTS, checker(["out.csv"]))
     assert (inputs, limit_s) == (INPUTS, 30.0)
@@ -94,12 +94,12 @@ def test_the_limit_is_twice_the_drafts_time_and_at_least_half_a_minute() -> None
 
 def test_a_program_that_fails_again_is_stopped_with_the_reason_and_its_last_words() -> None:
     failing = attempt("1\n", "", exit_status=1)
-    told = replace(
+    failed = replace(
         failing, steps=(*failing.steps[:1], replace(failing.steps[1], stderr="Trace\nKeyError: x\u2028y\n"))
     )
-    found = run_again(task(attempt("1\n", "2\n", files=["out.csv"])), FakeRerun([told]))
-    assert found.stopped == ("code_runs", "It does not end well (failed): exit status 1 KeyError: x\u2028y")
-    assert found.notes == ()
+    result = run_again(task(attempt("1\n", "2\n", files=["out.csv"])), FakeRerun([failed]))
+    assert result.stopped == ("code_runs", "It does not end well (failed): exit status 1 KeyError: x\u2028y")
+    assert result.notes == ()
     assert stopped(task(), failing) == ("code_runs", "It does not end well (failed): exit status 1")
 
 
@@ -111,13 +111,13 @@ def test_files_that_are_missing_or_not_what_they_claim_are_named() -> None:
         "Run again: a.png is not there; b.csv is empty",
     )
     many = {f"{number}.txt": "is empty" for number in range(5)}
-    found = stopped(declared, attempt("", "", json.dumps(many)))
-    assert found is not None
-    assert found[1].endswith("and 2 more")
+    result = stopped(declared, attempt("", "", json.dumps(many)))
+    assert result is not None
+    assert result[1].endswith("and 2 more")
     for broken in (attempt("", "", "no JSON"), attempt("", "", "[]"), attempt("", "", "{}", exit_status=-9)):
-        found = stopped(declared, broken)
-        assert found is not None
-        assert found[0] == "files_exist"
+        result = stopped(declared, broken)
+        assert result is not None
+        assert result[0] == "files_exist"
 
 
 def test_files_of_a_draft_that_ended_well_are_wanted_where_none_are_declared() -> None:
@@ -132,7 +132,7 @@ def test_files_of_a_draft_that_ended_well_are_wanted_where_none_are_declared() -
     assert rerun.asked[0][0] == SCRIPTS  # nothing to look at, no checker
 
 
-def test_what_nobody_ran_before_has_to_leave_what_its_first_run_left() -> None:
+def test_a_program_without_a_run_must_write_the_files_of_its_first_run() -> None:
     rerun = FakeRerun([attempt("", "", files=["new.csv"]), attempt("", "", '{"new.csv": "is empty"}')])
     assert run_again(task(), rerun).stopped == ("files_exist", "Run again: new.csv is empty")
     assert [scripts for scripts, _, _ in rerun.asked] == [SCRIPTS, (*SCRIPTS, checker(["new.csv"]))]
@@ -142,14 +142,14 @@ def test_other_output_than_before_is_noted_and_stops_nothing() -> None:
     before = attempt("10:00\n", "2\n", files=["a.csv", "b.xlsx", "c.txt"])
     now = attempt("10:01\n", "2\n", "{}", files=["a.csv", "b.xlsx", "d.txt"])
     other = tuple(replace(file, sha256="0" * 64) for file in now.files)
-    found = run_again(task(before), FakeRerun([replace(now, files=other)]))
-    assert found.stopped is None
-    assert found.notes == (
+    result = run_again(task(before), FakeRerun([replace(now, files=other)]))
+    assert result.stopped is None
+    assert result.notes == (
         {"gate": "same_output", "reason": "Run again, it is not what it was: stdout, a.csv, c.txt, d.txt."},
     )
 
 
-def test_what_the_annotator_says_is_not_right_is_not_run_at_all() -> None:
+def test_code_that_its_annotator_marked_wrong_is_not_run() -> None:
     rerun = FakeRerun([attempt("", "")])
     said = task(attempt("", ""), value={"verdict": "needs_fix", "comment": "wrong month"})
     assert run_again(said, rerun).stopped == ("verdict_passes", "The annotator says needs_fix: wrong month")
@@ -167,7 +167,7 @@ def test_inputs_that_are_gone_are_a_gate_of_their_own() -> None:
     )
 
 
-def test_what_is_not_run_again_says_so_and_fails_where_it_is_known_to() -> None:
+def test_code_without_a_rerun_is_noted_and_judged_by_its_known_run() -> None:
     known, unknown = run_again(task(attempt("", "")), None), run_again(task(), None)
     assert [note["gate"] for note in (*known.notes, *unknown.notes)] == ["not_run_again"] * 2
     assert "nobody has run exactly this code" in unknown.notes[0]["reason"]
@@ -175,7 +175,7 @@ def test_what_is_not_run_again_says_so_and_fails_where_it_is_known_to() -> None:
     assert failed.stopped is not None
     assert failed.stopped[0] == "code_runs"
     plain = written_out(code=False)[0]
-    sample = finished(plain, task(), unknown, None)
+    sample = finalize_sample(plain, task(), unknown, None)
     assert isinstance(sample, Sample)
     assert (sample.gates[-1], sample.attempts) == ("verdict_passes", ())
     assert unknown.notes[0] in sample.notes
@@ -186,17 +186,17 @@ def test_a_sample_tells_of_its_run_and_a_rejected_one_of_the_gate() -> None:
     own = attempt("1\n", "2\n", files=["out.csv"])
     one = task(own)
     checked = run_again(one, FakeRerun([attempt("1\n", "2\n", "{}", files=["out.csv"])]))
-    found = finished(plain, one, checked, one.run)
-    assert isinstance(found, Sample)
-    assert [(file["path"], file["sha256"]) for file in found.output_files] == [
+    result = finalize_sample(plain, one, checked, one.run)
+    assert isinstance(result, Sample)
+    assert [(file["path"], file["sha256"]) for file in result.output_files] == [
         ("out.csv", own.files[0].sha256)
     ]
-    assert found.input_files == ({"path": "a.csv", "size_bytes": 3, "sha256": "0" * 64},)
-    assert [step["stdout"] for step in found.attempts[0]["steps"]] == ["1\n", "2\n"]
-    assert found.gates[-4:] == ("verdict_passes", "can_be_run", "code_runs", "files_exist")
-    assert (found.metadata["run"], found.metadata["run_by"]) == ("e" * 64, "human")
-    SCHEMA.validate(json.loads(canonical(found.record())))
-    refused = finished(plain, one, run_again(one, FakeRerun([attempt("1\n", exit_status=1)])), None)
+    assert result.input_files == ({"path": "a.csv", "size_bytes": 3, "sha256": "0" * 64},)
+    assert [step["stdout"] for step in result.attempts[0]["steps"]] == ["1\n", "2\n"]
+    assert result.gates[-4:] == ("verdict_passes", "can_be_run", "code_runs", "files_exist")
+    assert (result.metadata["run"], result.metadata["run_by"]) == ("e" * 64, "human")
+    SCHEMA.validate(json.loads(canonical(result.record())))
+    refused = finalize_sample(plain, one, run_again(one, FakeRerun([attempt("1\n", exit_status=1)])), None)
     assert isinstance(refused, Rejected)
     assert (refused.gate, refused.annotation) == ("code_runs", plain.annotation)
 
@@ -217,11 +217,11 @@ def test_with_stand_ins_the_program_and_what_it_printed_hold_no_personal_data() 
     assert one is not None
     assert one.scripts == (Script(code),), "what runs is what was submitted"
     printed = Attempt("ok", "", (Step(one.scripts[0], 0, "carl@corp.cn\n", "", 0.1),), 0.1, 0.1, 1)
-    found = finished(sample, one, run_again(one, FakeRerun([printed])), run(printed), mask="CN")
-    assert isinstance(found, Sample)
-    assert found.attempts[0]["steps"][0]["code"] == found.value["code"]
-    assert "person3@example.com" in found.attempts[0]["steps"][0]["stdout"]
-    assert "corp.cn" not in canonical(found.record())
+    result = finalize_sample(sample, one, run_again(one, FakeRerun([printed])), run(printed), mask="CN")
+    assert isinstance(result, Sample)
+    assert result.attempts[0]["steps"][0]["code"] == result.value["code"]
+    assert "person3@example.com" in result.attempts[0]["steps"][0]["stdout"]
+    assert "corp.cn" not in canonical(result.record())
 
 
 @pytest.mark.parametrize(

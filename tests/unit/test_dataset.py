@@ -68,25 +68,25 @@ def judged(task: dict[str, Any], case: Any = COMPLAINT) -> Sample | Rejected:
 
 
 def sample(task: dict[str, Any], case: Any = COMPLAINT) -> Sample:
-    found = judged(task, case)
-    assert isinstance(found, Sample), found
-    return found
+    result = judged(task, case)
+    assert isinstance(result, Sample), result
+    return result
 
 
-def test_a_correction_says_what_the_draft_had_and_which_fields_the_human_changed() -> None:
-    found = sample(listed(regions(RIGHT)))
-    assert (found.verdict, found.changed) == ("corrected", ("address",))
-    assert (found.draft, found.value) == (DRAFT, RIGHT)
-    assert found.input == {"text": TEXT}
-    assert found.metadata["human"] == 3
-    assert found.metadata["draft_version"] == "m-1"
-    assert found.metadata["draft_prediction"] == 5
-    assert found.metadata["lead_time_s"] == 4.5
+def test_a_correction_keeps_the_draft_and_lists_changed_fields() -> None:
+    result = sample(listed(regions(RIGHT)))
+    assert (result.verdict, result.changed) == ("corrected", ("address",))
+    assert (result.draft, result.value) == (DRAFT, RIGHT)
+    assert result.input == {"text": TEXT}
+    assert result.metadata["human"] == 3
+    assert result.metadata["draft_version"] == "m-1"
+    assert result.metadata["draft_prediction"] == 5
+    assert result.metadata["lead_time_s"] == 4.5
 
 
 def test_a_draft_submitted_unchanged_is_accepted() -> None:
-    found = sample(listed(regions(DRAFT)))
-    assert (found.verdict, found.changed) == ("accepted", ())
+    result = sample(listed(regions(DRAFT)))
+    assert (result.verdict, result.changed) == ("accepted", ())
 
 
 def test_a_newline_that_the_editor_added_is_no_correction() -> None:
@@ -95,11 +95,11 @@ def test_a_newline_that_the_editor_added_is_no_correction() -> None:
     assert sample(listed(result)).verdict == "accepted"
 
 
-def test_an_annotation_without_a_draft_is_written_by_the_human_alone() -> None:
-    found = sample(listed(regions(RIGHT), parent_prediction=None))
-    assert (found.verdict, found.draft, found.changed) == ("written", None, ())
-    assert "draft" not in found.record()
-    assert "draft_version" not in found.record()["metadata"]
+def test_an_annotation_without_a_draft_is_written() -> None:
+    result = sample(listed(regions(RIGHT), parent_prediction=None))
+    assert (result.verdict, result.draft, result.changed) == ("written", None, ())
+    assert "draft" not in result.record()
+    assert "draft_version" not in result.record()["metadata"]
 
 
 def test_what_a_human_asked_the_model_for_is_metadata_and_nothing_else() -> None:
@@ -117,24 +117,24 @@ def test_the_origin_of_regions_is_never_asked() -> None:
     assert sample(listed(result)).verdict == "accepted"
 
 
-def test_the_target_is_the_canonical_serialization_with_null_for_what_is_absent() -> None:
-    found = sample(listed(regions(DRAFT)))
-    assert found.target == '{"name":"张三","address":null,"email":null,"question":"快递还没到!"}'
-    assert COMPLAINT.labelling.decode(found.target) == DRAFT
+def test_the_target_is_canonical_with_null_for_absent_fields() -> None:
+    result = sample(listed(regions(DRAFT)))
+    assert result.target == '{"name":"张三","address":null,"email":null,"question":"快递还没到!"}'
+    assert COMPLAINT.labelling.decode(result.target) == DRAFT
 
 
 def test_training_rows_ask_exactly_what_a_tuned_model_is_asked() -> None:
-    found = sample(listed(regions(RIGHT)))
+    result = sample(listed(regions(RIGHT)))
     asked = [
         {"role": message.role, "content": message.content}
         for message in render(COMPLAINT, Task(1, {"text": TEXT}), "compact")
     ]
-    by_name = {form.name: form.rows(found) for form in FORMATS}
-    assert by_name["messages"][0]["messages"] == [*asked, {"role": "assistant", "content": found.target}]
+    by_name = {form.name: form.rows(result) for form in FORMATS}
+    assert by_name["messages"][0]["messages"] == [*asked, {"role": "assistant", "content": result.target}]
     (alpaca,) = by_name["alpaca"]
     assert set(alpaca) == {"instruction", "input", "output", "system"}
     assert (alpaca["system"], alpaca["instruction"] + alpaca["input"]) == tuple(m["content"] for m in asked)
-    assert alpaca["output"] == found.target
+    assert alpaca["output"] == result.target
 
 
 def test_no_key_of_a_record_is_null() -> None:
@@ -149,8 +149,8 @@ def test_no_key_of_a_record_is_null() -> None:
 
 def test_records_read_back_as_they_were_written() -> None:
     for task in (listed(regions(RIGHT)), listed(regions(RIGHT), parent_prediction=None)):
-        found = sample(task)
-        assert Sample.from_record(orjson.loads(orjson.dumps(found.record()))) == found
+        result = sample(task)
+        assert Sample.from_record(orjson.loads(orjson.dumps(result.record()))) == result
     rejected = judged(listed([], was_cancelled=True))
     assert isinstance(rejected, Rejected)
     assert Rejected.from_record(orjson.loads(orjson.dumps(rejected.record()))) == rejected
@@ -169,19 +169,19 @@ def test_records_read_back_as_they_were_written() -> None:
         (listed(textarea("name", "\ud83d")), "readable", "surrogate"),
     ],
 )
-def test_each_gate_stops_what_it_is_for_and_says_why(task: dict[str, Any], gate: str, word: str) -> None:
-    found = judged(task)
-    assert isinstance(found, Rejected)
-    assert found.gate == gate
-    assert word in found.reason
+def test_each_gate_rejects_with_a_reason(task: dict[str, Any], gate: str, word: str) -> None:
+    result = judged(task)
+    assert isinstance(result, Rejected)
+    assert result.gate == gate
+    assert word in result.reason
 
 
 def test_a_human_may_say_that_there_is_nothing_where_a_draft_stood() -> None:
     quote = {"entities": [{"text": "张三", "nth": 0, "label": "PER"}]}
     task = listed([])
     task["predictions"][0]["result"] = regions(quote, ENTITIES)
-    found = sample(task, ENTITIES)
-    assert (found.value, found.verdict, found.changed) == ({"entities": []}, "corrected", ("entities",))
+    result = sample(task, ENTITIES)
+    assert (result.value, result.verdict, result.changed) == ({"entities": []}, "corrected", ("entities",))
 
 
 def test_a_draft_that_the_config_cannot_read_is_no_draft() -> None:
@@ -200,10 +200,10 @@ def test_a_draft_accepted_unchanged_gives_the_models_own_answer_back_to_the_byte
     result = list(case.labelling.to_regions(case.labelling.decode(answered), Task(1, data)).regions)
     task = {**listed(result), "data": data}
     task["predictions"][0]["result"] = result
-    found = sample(task, case)
-    assert (found.verdict, found.target, found.draft_target) == ("accepted", answered, answered)
+    accepted = sample(task, case)
+    assert (accepted.verdict, accepted.target, accepted.draft_target) == ("accepted", answered, answered)
     for form in FORMATS:
-        for row in form.rows(found):
+        for row in form.rows(accepted):
             assert any(answered in text for text in strings(row))
 
 
@@ -214,7 +214,7 @@ def test_the_same_text_is_one_group_whatever_else_differs() -> None:
 
 
 @given(st.integers(0, 10**9))
-def test_the_split_depends_on_the_text_alone(seed: int) -> None:
+def test_the_split_depends_only_on_the_text(seed: int) -> None:
     texts = {"text": str(seed)}
     assert split_of(group_of(texts)) == split_of(group_of(json.loads(json.dumps(texts))))
 
@@ -229,7 +229,9 @@ def test_a_source_document_makes_one_group_of_its_tasks() -> None:
     one["data"] |= {"source": "a.pdf"}
     other["data"] = {**one["data"], "text": TEXT + "."}
     groups = [judge(annotations_of(task, 2)[0], COMPLAINT, group_by="source") for task in (one, other)]
-    assert {found.group for found in groups if isinstance(found, Sample)} == {group_of({"source": "a.pdf"})}
+    assert {result.group for result in groups if isinstance(result, Sample)} == {
+        group_of({"source": "a.pdf"})
+    }
     assert len({sample(task).group for task in (one, other)}) == 2  # without it, each text by itself
 
 
@@ -254,22 +256,22 @@ def test_personal_data_is_noted_without_being_quoted_and_stops_nothing() -> None
 
 
 def test_a_masked_sample_has_stand_ins_everywhere_and_still_passes_its_gates() -> None:
-    found = judge(annotations_of(private(), 2)[0], COMPLAINT, mask=True)
-    assert isinstance(found, Sample), found
-    assert found.value["email"] in found.instruction
-    assert found.value["email"].endswith("@example.com")
-    everything = canonical(found.record())
+    result = judge(annotations_of(private(), 2)[0], COMPLAINT, mask=True)
+    assert isinstance(result, Sample), result
+    assert result.value["email"] in result.instruction
+    assert result.value["email"].endswith("@example.com")
+    everything = canonical(result.record())
     assert "13812345678" not in everything
     assert "zhang.san" not in everything
-    assert found.group == sample(private()).group  # so it stays in its split
+    assert result.group == sample(private()).group  # so it stays in its split
 
 
 def test_reasons_are_masked_too() -> None:
     task = private()
     task["annotations"][0]["result"][1]["value"]["text"] = ["zhang.san2@qq.com"]
-    found = judge(annotations_of(task, 2)[0], COMPLAINT, mask=True)
-    assert isinstance(found, Rejected)
-    assert (found.gate, "zhang" in found.reason) == ("is_grounded", False)
+    result = judge(annotations_of(task, 2)[0], COMPLAINT, mask=True)
+    assert isinstance(result, Rejected)
+    assert (result.gate, "zhang" in result.reason) == ("is_grounded", False)
 
 
 def test_a_changed_prompt_or_schema_makes_other_samples() -> None:

@@ -15,8 +15,8 @@ import yaml
 from hypothesis import given
 
 from draftloop.dataset.companions import COMPANIONS, Written
-from draftloop.dataset.formats import DEFAULT_FORMATS, FORMATS, answers
-from draftloop.dataset.row_files import KINDS, Kind, line_of
+from draftloop.dataset.formats import DEFAULT_FORMATS, FORMATS, judged_answers
+from draftloop.dataset.row_files import KINDS, RowFileKind, line_of
 from draftloop.dataset.sample import Sample, conversation
 from draftloop.support.files import AtomicFileWriter
 from tests.samples import samples, written_out
@@ -39,15 +39,15 @@ def nulls(part: Any) -> Iterator[None]:
 @given(samples())
 def test_rows_are_json_without_null_and_with_the_same_keys(sample: Sample) -> None:
     for form in FORMATS:
-        found = form.rows(sample)
-        assert json.loads(json.dumps(found)) == found
-        assert not list(nulls(found))
-        assert len({tuple(row) for row in found}) <= 1
+        rows = form.rows(sample)
+        assert json.loads(json.dumps(rows)) == rows
+        assert not list(nulls(rows))
+        assert len({tuple(row) for row in rows}) <= 1
 
 
 @given(samples(code=False))
 def test_a_samples_rows_hold_its_target_to_the_byte(sample: Sample) -> None:
-    judged = [answer.text for answer in answers(sample)]
+    judged = [answer.text for answer in judged_answers(sample)]
     for form in FORMATS:
         texts = [text for row in form.rows(sample) for text in strings(row)]
         if form.name.endswith("-dpo"):
@@ -65,14 +65,14 @@ def strings(part: Any) -> list[str]:
     return [text for one in inner for text in strings(one)]
 
 
-def test_an_accepted_draft_is_right_a_corrected_one_wrong_and_nothing_is_said_without_one() -> None:
+def test_accepted_drafts_are_right_and_corrected_ones_wrong() -> None:
     accepted, corrected, written = written_out(code=False)[:3]
-    assert [answer.is_right for answer in answers(accepted)] == [True]
-    assert [(answer.text, answer.is_right) for answer in answers(corrected)] == [
+    assert [answer.is_right for answer in judged_answers(accepted)] == [True]
+    assert [(answer.text, answer.is_right) for answer in judged_answers(corrected)] == [
         (corrected.draft_target, False),
         (corrected.target, True),
     ]
-    assert answers(written) == []
+    assert judged_answers(written) == []
     (pair,) = BY_NAME["trl-dpo"].rows(corrected)
     assert pair["chosen"][0]["content"] == corrected.target
     assert pair["rejected"][0]["content"] == corrected.draft_target
@@ -139,32 +139,32 @@ def test_every_format_has_rows_of_code_tasks_alpaca_with_the_final_program() -> 
 @pytest.mark.parametrize("code", [False, True])
 def test_every_kind_of_file_holds_the_same_rows(code: bool) -> None:
     for form in FORMATS:
-        found = [row for sample in written_out(code=code) for row in form.rows(sample)]
-        by_kind = {kind.name: content(kind, found) for kind in KINDS}
-        assert by_kind == {kind.name: content(kind, found) for kind in KINDS}
-        assert [json.loads(line) for line in by_kind["jsonl"].splitlines()] == found
+        rows = [row for sample in written_out(code=code) for row in form.rows(sample)]
+        by_kind = {kind.name: content(kind, rows) for kind in KINDS}
+        assert by_kind == {kind.name: content(kind, rows) for kind in KINDS}
+        assert [json.loads(line) for line in by_kind["jsonl"].splitlines()] == rows
         unpacked = pa.CompressedInputStream(pa.py_buffer(by_kind["zstd"]), "zstd").read()
         assert unpacked == by_kind["jsonl"]
         table = pa.parquet.read_table(io.BytesIO(by_kind["parquet"])).to_pylist()
-        assert without_null(table) == found
+        assert without_null(table) == rows
 
 
-def content(kind: Kind, found: list[dict[str, Any]]) -> bytes:
+def content(kind: RowFileKind, rows: list[dict[str, Any]]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows"
         with AtomicFileWriter(path) as stream:
             file = kind.writer(stream)
-            for row in found:
+            for row in rows:
                 file.write(line_of(row))
             file.close()
         return path.read_bytes()
 
 
 def test_a_table_of_many_rows_has_the_columns_of_all_of_them() -> None:
-    found: list[dict[str, Any]] = [{"a": [{"b": str(number)}]} for number in range(2500)]
-    found[2400] = {"a": [{"b": "x", "c": [1]}], "d": True}
-    table = pa.parquet.read_table(io.BytesIO(content(KINDS[-1], found)))
-    assert without_null(table.to_pylist()) == found
+    rows: list[dict[str, Any]] = [{"a": [{"b": str(number)}]} for number in range(2500)]
+    rows[2400] = {"a": [{"b": "x", "c": [1]}], "d": True}
+    table = pa.parquet.read_table(io.BytesIO(content(KINDS[-1], rows)))
+    assert without_null(table.to_pylist()) == rows
 
 
 def without_null(part: Any) -> Any:
@@ -180,15 +180,15 @@ def companions(ending: str, **counted: int) -> dict[str, str]:
 
 def test_companions_name_files_that_are_written_and_only_those_with_rows() -> None:
     written = {f"{form.name}{split}.jsonl" for form in FORMATS for split in ("", ".test")}
-    found = companions("jsonl")
-    info = json.loads(found["dataset_info.json"])
+    files = companions("jsonl")
+    info = json.loads(files["dataset_info.json"])
     assert {entry["file_name"] for entry in info.values()} <= written
     assert {"llama-factory", "llama-factory-test", "alpaca", "llama-factory-kto"} <= set(info)
     for name in ("axolotl", "axolotl-dpo", "axolotl-kto"):
-        config = yaml.safe_load(found[f"{name}.yaml"])
+        config = yaml.safe_load(files[f"{name}.yaml"])
         assert config["datasets"][0]["path"] == f"{name}.jsonl"
         assert config["test_datasets"][0]["path"] == f"{name}.test.jsonl"
-    front = yaml.safe_load(found["README.md"].split("---")[1])
+    front = yaml.safe_load(files["README.md"].split("---")[1])
     assert [entry["config_name"] for entry in front["configs"]] == [form.name for form in FORMATS]
     assert {file["path"] for entry in front["configs"] for file in entry["data_files"]} == written
     without = companions("jsonl", test=0)
@@ -196,10 +196,10 @@ def test_companions_name_files_that_are_written_and_only_those_with_rows() -> No
     assert "test_datasets" not in without["axolotl.yaml"]
     assert ".test.jsonl\n" not in without["README.md"].split("---")[1]
     assert set(companions("jsonl.zst")) == {"README.md"}
-    assert "has no rows" not in found["README.md"]
+    assert "has no rows" not in files["README.md"]
 
 
-def test_a_file_without_rows_says_what_it_waits_for() -> None:
+def test_the_card_explains_files_without_rows() -> None:
     names = ("alpaca", "trl-dpo", "ms-swift-kto", "messages")
     forms = [Written(name, "jsonl", {"train": int(name == "messages"), "test": 0}) for name in names]
     said = [line for line in COMPANIONS[-1](forms, COUNTS)["README.md"].splitlines() if "no rows" in line]

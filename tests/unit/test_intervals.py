@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from draftloop.dataset.agreement import Agreement
-from draftloop.dataset.corpus import Corpus, Options, spot_checked
+from draftloop.dataset.corpus import Corpus, DatasetOptions, spot_checked
 from draftloop.dataset.sample import Brief, Review
 from draftloop.dataset.spot_check import ByLot, Check, Stratum
 from draftloop.drafting.cascade import Pair, at, choose
-from draftloop.evaluation.measures import Outcome, gain, objections
+from draftloop.evaluation.measures import DraftOutcome, gain, objections
 from draftloop.support.intervals import GroupedShare, Numbers, binomial_interval, sample_interval
 from tests.unit.test_spotcheck import sample
 
@@ -62,8 +62,8 @@ def first_of_each(strata: Numbers, lots: Numbers) -> Numbers:
     """Return where the sample of the lowest lot of each stratum is."""
     ordered = np.lexsort((lots, strata))
     starts = np.flatnonzero(np.diff(strata[ordered], prepend=-1))
-    first: Numbers = ordered[starts]
-    return first
+    result: Numbers = ordered[starts]
+    return result
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -130,11 +130,11 @@ def test_the_gate_itself_draws_and_counts_so_that_the_truth_is_in_the_interval()
             replace(brief, answer=b"corrected") if is_wrong and brief.annotation % 2 else brief
             for brief, is_wrong in zip(briefs, wrong, strict=True)
         ]
-        corpus = Corpus(corrected, Options(spot_check=0.2), lambda _: iter(()), checks=checks)
+        corpus = Corpus(corrected, DatasetOptions(spot_check=0.2), lambda _: iter(()), checks=checks)
         spot_checked(corpus)
-        assert corpus.by_lot is not None
-        assert corpus.by_lot.drawn == list(corpus.drawn.values()).count("lot")
-        low, high = corpus.by_lot.interval
+        assert corpus.result.by_lot is not None
+        assert corpus.result.by_lot.drawn == list(corpus.result.drawn.values()).count("lot")
+        low, high = corpus.result.by_lot.interval
         held += low <= wrong.mean() <= high
     assert held >= WANTED * projects
 
@@ -244,8 +244,8 @@ def test_alpha_is_in_its_interval(tasks: int, noise: float, frequent: float) -> 
 # ------------------------------------------------------------------------------ promotion
 
 
-def outcome(group: str, quality: float) -> Outcome:
-    return Outcome(group, {"a": bool(quality)}, {}, True, True, None, 1, 1, 1, 1.0)
+def outcome(group: str, quality: float) -> DraftOutcome:
+    return DraftOutcome(group, {"a": bool(quality)}, {}, True, True, None, 1, 1, 1, 1.0)
 
 
 KNOWN = {(f"{number}", q): outcome(f"{number}", q) for number in range(200) for q in (0.0, 1.0)}
@@ -266,9 +266,9 @@ def test_a_gain_is_in_its_interval(documents: int, better: float, worse: float) 
         before, after = (
             [KNOWN[str(place), one] for place, one in enumerate(column)] for column in (old, new)
         )
-        gained = gain(before, after)
-        held += gained.low <= better - worse <= gained.high
-        promoted += not objections(gained, {}, 0.01)
+        result = gain(before, after)
+        held += result.low <= better - worse <= result.high
+        promoted += not objections(result, {}, 0.01)
     assert held >= WANTED * repeats
     assert better > worse or promoted <= 0.03 * repeats
     assert better < 0.8 or promoted == repeats
@@ -280,7 +280,7 @@ def test_a_rare_large_loss_that_was_not_seen_does_not_promote() -> None:
     steps = {0.25: (0.5, 0.75), 0.0: (1.0, 1.0), -1.0: (1.0, 0.0)}
     names = [str(number) for number in range(20)]
 
-    def made(group: str, quality: float) -> Outcome:
+    def made(group: str, quality: float) -> DraftOutcome:
         right = {str(place): place < quality * 4 for place in range(4)}
         return replace(KNOWN[group, 0.0], right=right)
 
@@ -333,8 +333,8 @@ def pairs(
     chance: np.random.Generator,
     documents: int,
     harm: Callable[[float], float],
-    right: Outcome,
-    wrong: Outcome,
+    right: DraftOutcome,
+    wrong: DraftOutcome,
 ) -> Sequence[Pair]:
     scores = chance.random(documents)
     harmed = chance.random(documents) < [harm(one) for one in scores]

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftloop.evaluation.measures import Interval, Outcome, compared, figures, gain, objections
+from draftloop.evaluation.measures import DraftOutcome, Interval, compare_fields, figures, gain, objections
 
 NAMES = ["name", "tags"]
 
 
-def outcome(draft: Any, value: Any, group: str = "g", **more: Any) -> Outcome:
-    right, hits = compared(NAMES, draft, value)
-    values = {
+def outcome(draft: Any, value: Any, group: str = "g", **more: Any) -> DraftOutcome:
+    right, hits = compare_fields(NAMES, draft, value)
+    defaults = {
         "schema_valid": True,
         "rule_valid": True,
         "ran": None,
@@ -24,11 +24,11 @@ def outcome(draft: Any, value: Any, group: str = "g", **more: Any) -> Outcome:
         "completion_tokens": 4,
         "ms": 5.0,
     }
-    return Outcome(group=group, right=right, hits=hits, **{**values, **more})
+    return DraftOutcome(group=group, right=right, hits=hits, **{**defaults, **more})
 
 
-def outcomes(*qualities: float, group: str = "") -> list[Outcome]:
-    """Return outcomes of two fields each, of which the given share is right."""
+def outcomes(*qualities: float, group: str = "") -> list[DraftOutcome]:
+    """Return outcomes of two fields each: 0, 0.5 or 1 of them right."""
     values = {0.0: {}, 0.5: {"name": "a"}, 1.0: {"name": "a", "tags": ["x"]}}
     return [
         outcome(values[quality], values[1.0], group or str(number))
@@ -36,7 +36,7 @@ def outcomes(*qualities: float, group: str = "") -> list[Outcome]:
     ]
 
 
-def test_a_field_is_right_where_it_equals_the_submitted_one() -> None:
+def test_a_field_is_right_where_it_equals_the_human_value() -> None:
     half = outcome({"name": "a", "tags": ["x", "y"]}, {"name": "a", "tags": ["x"]})
     assert half.right == {"name": True, "tags": False}
     assert (half.quality, half.accepted) == (0.5, False)
@@ -44,7 +44,7 @@ def test_a_field_is_right_where_it_equals_the_submitted_one() -> None:
     assert outcome(None, {"tags": []}).quality == 0.0
 
 
-def test_f1_counts_the_items_of_a_field() -> None:
+def test_f1_counts_what_a_field_holds() -> None:
     summary = figures(
         [
             outcome({"name": "a", "tags": ["x", "y"]}, {"name": "a", "tags": ["x", "z", "z"]}),
@@ -76,21 +76,21 @@ def test_figures_hold_validity_acceptance_tokens_and_times() -> None:
 
 def test_a_gain_is_paired_and_its_interval_repeats() -> None:
     before, after = outcomes(*[0.0, 0.5, 0.5, 1.0] * 10), outcomes(*[0.5, 0.5, 1.0, 1.0] * 10)
-    gained = gain(before, after)
-    assert gained == gain(before, after)
-    assert gained.mean == 0.25
+    result = gain(before, after)
+    assert result == gain(before, after)
+    assert result.mean == 0.25
     # Half the samples gain 0.5: a standard error of 0.25 / sqrt(40) by hand, and the two assumed documents.
     error = math.sqrt((20 * 0.25 + 2 - 42 * (10 / 42) ** 2) / 41 / 42)
     reach = 2.0227 * error  # Student's t of 39 degrees
-    assert (gained.low, gained.high) == pytest.approx((10 / 42 - reach, 10 / 42 + reach), abs=1e-4)
+    assert (result.low, result.high) == pytest.approx((10 / 42 - reach, 10 / 42 + reach), abs=1e-4)
 
 
 def test_equal_versions_have_no_gain() -> None:
     same = outcomes(*[0.0, 0.5, 1.0] * 10)
-    gained = gain(same, same)
-    assert gained.mean == 0
-    assert gained.low == -gained.high
-    assert 0 < gained.high < 0.1  # what 30 documents that do not differ say
+    result = gain(same, same)
+    assert result.mean == 0
+    assert result.low == -result.high
+    assert 0 < result.high < 0.1  # what 30 documents that do not differ say
 
 
 def test_samples_of_one_document_count_as_one() -> None:
@@ -133,9 +133,9 @@ def test_an_interval_holds_its_mean_and_turns_with_the_sign(qualities: list[floa
         ),
     ],
 )
-def test_an_uncertain_gain_and_a_loss_elsewhere_are_objections(
+def test_objections_to_an_unsure_gain_and_to_losses_elsewhere(
     own: Interval, other: Interval, said: list[str]
 ) -> None:
-    sentences = objections(own, {"other": other}, 0.01)
-    assert len(sentences) == len(said)
-    assert all(words in sentence for words, sentence in zip(said, sentences, strict=True))
+    result = objections(own, {"other": other}, 0.01)
+    assert len(result) == len(said)
+    assert all(words in sentence for words, sentence in zip(said, result, strict=True))

@@ -1,4 +1,4 @@
-"""Personal data is found where it stands, and its stand-ins have its shape."""
+"""Personal data is detected, and stand-ins have its shape."""
 
 import json
 from collections import Counter
@@ -33,22 +33,22 @@ PIECES = st.sampled_from([EMAIL, PHONE, CARD, PERSON, ACCOUNT, PHONE[:6], PHONE[
         ("卡号 4111 1111 1111 1112", []),  # its check digit is wrong
     ],
 )
-def test_what_is_personal_is_found_and_what_is_not_is_left(text: str, kinds: list[str]) -> None:
-    assert [found.kind for found in find(text, "CN")] == kinds
+def test_personal_data_is_detected(text: str, kinds: list[str]) -> None:
+    assert [datum.kind for datum in find(text, "CN")] == kinds
 
 
 def test_the_country_decides_about_numbers_without_a_country_code() -> None:
     assert not find("call (650) 253-0000", "CN")
-    assert [found.kind for found in find("call (650) 253-0000", "US")] == ["phone"]
+    assert [datum.kind for datum in find("call (650) 253-0000", "US")] == ["phone"]
 
 
 @given(st.lists(st.text("0123456789 +-./()[]x,;aB@.中\t", max_size=24) | PIECES, max_size=4))
 def test_texts_are_described_together_as_each_by_itself(texts: list[str]) -> None:
-    kinds = Counter(found.kind for text in texts for found in find(text, "CN"))
+    kinds = Counter(datum.kind for text in texts for datum in find(text, "CN"))
     assert described(texts, "CN") == ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items()))
 
 
-def test_no_number_is_shorter_than_what_is_looked_for() -> None:
+def test_no_valid_number_is_shorter_than_the_fast_check() -> None:
     for code, regions in phonenumbers.COUNTRY_CODE_TO_REGION_CODE.items():
         for region in regions:
             about = PhoneMetadata.metadata_for_region_or_calling_code(code, region)
@@ -74,7 +74,7 @@ def test_no_number_is_shorter_than_what_is_looked_for() -> None:
     ),
     st.sampled_from(["CN", "US", "DE", "AT", "SH", "NU", "WS", "XX"]),
 )
-def test_every_number_that_the_library_finds_is_found(text: str, region: str) -> None:
+def test_the_fast_check_misses_no_telephone_number(text: str, region: str) -> None:
     assert list(phones(text, region)) == [(one.start, one.end) for one in PhoneNumberMatcher(text, region)]
 
 
@@ -93,11 +93,11 @@ def test_a_stand_in_is_the_same_everywhere_and_has_the_same_shape() -> None:
 
 
 @given(st.lists(st.sampled_from([EMAIL, PHONE, CARD, PERSON, "张三 ", "，", "x@y", "7"]), max_size=6))
-def test_masking_hides_all_that_was_found_and_nothing_else(parts: list[str]) -> None:
+def test_masking_hides_exactly_the_detected_data(parts: list[str]) -> None:
     text = " ".join(parts)
     masked = Mask(text, "CN")(text)
-    for found in find(text, "CN"):
-        assert text[found.start : found.end] not in masked
+    for datum in find(text, "CN"):
+        assert text[datum.start : datum.end] not in masked
     if not find(text, "CN"):
         assert masked == text
 

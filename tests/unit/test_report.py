@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftloop.dataset.agreement import Agreement
-from draftloop.dataset.corpus import Held, Options
+from draftloop.dataset.corpus import DatasetOptions, Held
 from draftloop.dataset.gates import Rejected
 from draftloop.dataset.report import report_page
 from draftloop.dataset.sample import Sample
@@ -45,39 +45,39 @@ class Page(HTMLParser):
 
 
 def page(tally: Tally, *strata: Stratum) -> Page:
-    made = report_page(tally, strata, Options(spot_check=0.05))
-    assert made == report_page(tally, strata, Options(spot_check=0.05))
-    found = Page(made)
-    assert not found.open
-    assert not found.tags["script"]
+    made = report_page(tally, strata, DatasetOptions(spot_check=0.05))
+    assert made == report_page(tally, strata, DatasetOptions(spot_check=0.05))
+    page_ = Page(made)
+    assert not page_.open
+    assert not page_.tags["script"]
     assert "http" not in made
-    return found
+    return page_
 
 
 @given(
     st.lists(st.tuples(samples(), st.booleans())), st.lists(st.sampled_from(["readable", NASTY]), max_size=3)
 )
 def test_every_dataset_has_a_page_and_its_counts_add_up(
-    found: list[tuple[Sample, bool]], gates: list[str]
+    samples: list[tuple[Sample, bool]], gates: list[str]
 ) -> None:
     tally = Tally()
-    for number, (sample, is_held) in enumerate(found):
+    for number, (sample, is_held) in enumerate(samples):
         placed = replace(sample, task=number, split=None if is_held else "train")
         tally.sample(placed, Held("not_repeated", NASTY) if is_held else None)
-    for number, gate in enumerate(gates, start=len(found)):
+    for number, gate in enumerate(gates, start=len(samples)):
         tally.rejected(Rejected(1, number, number, "c", gate, NASTY))
     counts = tally.counts.record()
-    assert counts["annotations"] == counts["tasks"] == len(found) + len(gates)
+    assert counts["annotations"] == counts["tasks"] == len(samples) + len(gates)
     assert counts["annotations"] == counts["samples"] + counts["held"] + counts["rejected"]
     assert counts["samples"] == counts["accepted"] + counts["corrected"] + counts["written"]
     assert sum(counts["stopped_by"].values()) == counts["held"] + counts["rejected"]
     assert tally.lengths.total() == tally.writings.total() == counts["samples"]
     texts = "".join(page(tally).texts)
-    assert f"{len(found) + len(gates)} annotations" in texts
+    assert f"{len(samples) + len(gates)} annotations" in texts
     assert (NASTY in texts) == bool(gates or counts["held"])
 
 
-def test_what_is_to_be_looked_at_first_is_said_first() -> None:
+def test_the_report_begins_with_what_needs_attention() -> None:
     tally = Tally()
     for number in range(30):
         sample = written_out(code=False)[number % 3]
@@ -123,14 +123,14 @@ def test_annotators_of_one_task_are_compared_once_each() -> None:
 
 def test_alpha_is_krippendorffs() -> None:
     """The nominal example of Krippendorff (2011), section C: four observers, twelve units, some missing."""
-    found = Agreement()
+    agreement = Agreement()
     for unit in (
         *("111", "2223", "3333", "3333", "2222", "1234", "4444"),
         *("1121", "2222", "555", "11", "3"),
     ):
-        found.add(list(unit), "a")
-    assert round(found.alpha, 3) == 0.743
-    assert found.tasks == 11
+        agreement.add(list(unit), "a")
+    assert round(agreement.alpha, 3) == 0.743
+    assert agreement.tasks == 11
     assert math.isnan(Agreement().alpha)
     same = Agreement()
     same.add(["a", "a"], "a")
@@ -157,7 +157,7 @@ def test_small_figures() -> None:
 def test_what_spot_checks_say_of_all_samples_is_one_sentence() -> None:
     def words(by_lot: ByLot) -> str:
         made = report_page(
-            Tally(), [Stratum("c", 4, "no score", 30, 6, 5, 2)], Options(spot_check=0.05), by_lot
+            Tally(), [Stratum("c", 4, "no score", 30, 6, 5, 2)], DatasetOptions(spot_check=0.05), by_lot
         )
         return "".join(Page(made).texts)
 

@@ -64,7 +64,7 @@ class Bench:
         **changes: Any,
     ) -> Report:
         with self._label_studio() as studio:
-            reruns = Reruns(self.store, self.runner() if runner else None, jobs=2, there=there)
+            reruns = Reruns(self.store, self.runner() if runner else None, jobs=2, remote_runner=there)
             return sync(
                 studio,
                 CASES,
@@ -111,8 +111,8 @@ class Bench:
         return [json.loads(line) for line in text.split("\n") if line]
 
     def manifest(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / "d" / "manifest.json").read_bytes())
-        return found
+        manifest: dict[str, Any] = json.loads((self.folder / "d" / "manifest.json").read_bytes())
+        return manifest
 
     def content(self, name: str) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in (self.folder / name).iterdir()}
@@ -146,12 +146,12 @@ def test_a_sample_carries_the_humans_own_run_of_exactly_its_code(bench: Callable
     assert sample["output_files"][0]["sha256"] in one.store.contents
     job = one.sandbox.jobs[-1]
     assert (job.cold, job.limits.wall_s, job.scripts[0]) == (True, 30.0, python(EDITED))
-    told = "\n".join(explain(one.folder / "d", 1))
-    assert f"its code was run by human (run {key}): it left n.txt" in told
-    assert "code_runs, files_exist" in told
+    history = "\n".join(explain(one.folder / "d", 1))
+    assert f"its code was run by human (run {key}): it left n.txt" in history
+    assert "code_runs, files_exist" in history
 
 
-def test_code_that_nobody_ran_gets_the_run_that_sync_makes(bench: Callable[..., Bench]) -> None:
+def test_code_without_a_run_gets_the_run_of_the_sync(bench: Callable[..., Bench]) -> None:
     one = bench(EDITED)
     one.sync()
     (sample,) = one.lines("samples.jsonl")
@@ -163,7 +163,7 @@ def test_code_that_nobody_ran_gets_the_run_that_sync_makes(bench: Callable[..., 
     assert one.content("fresh") == one.content("d")
 
 
-def test_what_fails_is_rejected_with_its_reason_counted_told_and_sent_back(
+def test_failing_code_is_rejected_counted_explained_and_sent_back(
     bench: Callable[..., Bench],
 ) -> None:
     one = bench("# fail 销售额", "# print no file", EDITED, EDITED, declared=("n.txt",))
@@ -177,12 +177,12 @@ def test_what_fails_is_rejected_with_its_reason_counted_told_and_sent_back(
     assert reasons["files_exist"] == "Run again: n.txt is not there"
     assert reasons["verdict_passes"] == "The annotator says partially_correct: half of it"
     assert any("rejected by code_runs" in line for line in explain(one.folder / "d", 1))
-    assert [found.task for found in stopped_by(one.folder / "d", "files_exist")] == [2]
+    assert [stopped.task for stopped in stopped_by(one.folder / "d", "files_exist")] == [2]
     page = (one.folder / "d" / "report.html").read_text(encoding="utf-8")
     assert "<td>code_runs</td>" in page
 
 
-def test_a_second_sync_runs_nothing_and_a_new_folder_finds_what_is_known(
+def test_a_second_sync_runs_nothing_and_a_new_folder_uses_stored_runs(
     bench: Callable[..., Bench],
 ) -> None:
     one = bench(EDITED, "# fail x", DRAFTED)
@@ -263,7 +263,7 @@ def test_code_that_is_not_run_again_is_marked_and_run_as_soon_as_that_is_decided
     assert all("files_exist" in sample["gates"] for sample in one.lines("samples.jsonl"))
 
 
-def test_inputs_that_are_missing_are_told_and_tried_again_by_the_next_sync(
+def test_missing_inputs_are_reported_and_the_next_sync_tries_again(
     bench: Callable[..., Bench],
 ) -> None:
     sales = {"name": "a.csv", "path": "a.csv", "size_bytes": 2, "sha256": sha256(b"1\n")}
@@ -280,9 +280,7 @@ def test_inputs_that_are_missing_are_told_and_tried_again_by_the_next_sync(
 
 
 @pytest.mark.parametrize("inputs", [5, [5], [{"name": 5, "path": 5, "size_bytes": 1, "sha256": "0" * 64}]])
-def test_inputs_of_a_wrong_form_reject_their_annotation_alone(
-    bench: Callable[..., Bench], inputs: Any
-) -> None:
+def test_malformed_inputs_reject_only_their_annotation(bench: Callable[..., Bench], inputs: Any) -> None:
     one = bench(EDITED, data={"inputs": inputs})
     report = one.sync()
     assert report.counts["samples"] == 0

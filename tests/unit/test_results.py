@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 
 from draftloop.dataset.formats import FORMATS
 from draftloop.dataset.gates import Rejected, annotations_of, judge
-from draftloop.dataset.records import judged_in, recorded
+from draftloop.dataset.records import index_record, parse_judged
 from draftloop.dataset.sample import Sample
 from draftloop.errors import InvalidValue, TaskError
 from draftloop.labelling.labelling import Labelling, Task, compile_labelling
@@ -66,23 +66,23 @@ def judged(name: str, result: Any, draft: Any = None, **more: Any) -> Sample | R
 @given(data=st.data())
 def test_any_result_is_a_sample_or_a_reason_and_can_be_written_down(name: str, data: st.DataObject) -> None:
     labelling, task = LABELLINGS[name], TASKS[name]
-    outcome = judged(name, data.draw(results(labelling, task)), data.draw(results(labelling, task)))
-    line = recorded(outcome).line
-    if isinstance(outcome, Rejected):
-        assert outcome.reason
-        assert Rejected.from_record(orjson.loads(line)) == outcome
+    result = judged(name, data.draw(results(labelling, task)), data.draw(results(labelling, task)))
+    line = index_record(result).line
+    if isinstance(result, Rejected):
+        assert result.reason
+        assert Rejected.from_record(orjson.loads(line)) == result
         return
-    assert judged_in(line) == outcome
+    assert parse_judged(line) == result
     bound = labelling.for_task(task)
-    for target in (outcome.target, outcome.draft_target):
+    for target in (result.target, result.draft_target):
         if target is None:
             continue
         value = json.loads(target)
         assert bound.encode(bound.decode(target)) == target
         _check_whole_numbers(value, bound)
-    assert Draft202012Validator(bound.decoding_schema).is_valid(json.loads(outcome.target))
+    assert Draft202012Validator(bound.decoding_schema).is_valid(json.loads(result.target))
     for form in FORMATS:
-        form.rows(outcome)
+        form.rows(result)
 
 
 def _check_whole_numbers(value: Mapping[str, Any], labelling: Labelling) -> None:
@@ -110,9 +110,9 @@ def test_any_listing_yields_annotations_or_nothing(
         {"id": 1, "data": {"text": data}, "annotations": [{"id": 9, **entry, "parent_prediction": 5}]},
     ]
     for task in tasks:
-        for read in annotations_of(task, project=2):
-            orjson.loads(recorded(judge(read, CASES["form"])).line)
-            orjson.loads(recorded(judge(read, CASES["form"], mask=True, group_by="text")).line)
+        for listed in annotations_of(task, project=2):
+            orjson.loads(index_record(judge(listed, CASES["form"])).line)
+            orjson.loads(index_record(judge(listed, CASES["form"], mask=True, group_by="text")).line)
 
 
 # ---------------------------------------------------------------------------------- legal, though unusual
@@ -159,7 +159,7 @@ def test_equivalent_shapes_are_read(control: str, value: Any, wanted: Any) -> No
         ("tree", "taxonomy"),
     ],
 )
-def test_an_emptied_control_says_nothing(control: str, key: str, nothing: Any) -> None:
+def test_an_emptied_control_has_no_value(control: str, key: str, nothing: Any) -> None:
     value = {} if nothing == {} else {key: nothing}
     assert read("form", region(control, value)).get(control) in (None, [])
 
@@ -235,11 +235,13 @@ def test_positions_may_be_texts_or_floats_as_the_page_takes_them() -> None:
         ("one", None, "The value of a region of control 'one' is None"),
     ],
 )
-def test_the_rejection_of_a_region_names_its_control_and_value(control: str, value: Any, words: str) -> None:
-    outcome = judged("form", [region(control, value)])
-    assert isinstance(outcome, Rejected)
-    assert outcome.gate == "readable"
-    assert words in outcome.reason
+def test_a_region_that_does_not_fit_is_rejected_with_its_control_and_what_stands_there(
+    control: str, value: Any, words: str
+) -> None:
+    result = judged("form", [region(control, value)])
+    assert isinstance(result, Rejected)
+    assert result.gate == "readable"
+    assert words in result.reason
 
 
 @pytest.mark.parametrize(
@@ -296,15 +298,15 @@ def test_the_rejection_of_a_region_names_its_control_and_value(control: str, val
         ),
     ],
 )
-def test_an_invalid_result_is_rejected_with_one_sentence(name: str, regions: Any, words: str) -> None:
-    outcome = judged(name, regions)
-    assert isinstance(outcome, Rejected)
-    assert words in outcome.reason
+def test_a_result_that_is_none_is_rejected_in_a_sentence(name: str, regions: Any, words: str) -> None:
+    result = judged(name, regions)
+    assert isinstance(result, Rejected)
+    assert words in result.reason
     with pytest.raises(InvalidValue):
         LABELLINGS[name].from_regions(regions, TASKS[name])
 
 
-def test_spans_that_cannot_be_distinguished_are_rejected() -> None:
+def test_ambiguous_spans_are_rejected() -> None:
     first, second = ({"start": 1, "end": 3, "labels": [name]} for name in ("Person", "Place"))
     other = region("gender", {"start": 1, "end": 3, "choices": ["male"]})
     spans = [region("spans", first, id="a"), region("spans", second, id="b")]
@@ -325,25 +327,25 @@ def test_an_unreadable_draft_does_not_lose_the_sample() -> None:
         [None],
         [region("one", {"text": [None]})],
     ):
-        outcome = judged("form", right, draft)
-        assert isinstance(outcome, Sample), outcome
-        assert (outcome.verdict, outcome.draft) == ("written", None)
+        result = judged("form", right, draft)
+        assert isinstance(result, Sample), result
+        assert (result.verdict, result.draft) == ("written", None)
 
 
-def test_another_notation_of_a_number_is_no_correction() -> None:
-    outcome = judged("form", [region("share", {"number": 3})], [region("share", {"number": 3.0})])
-    assert isinstance(outcome, Sample)
-    assert (outcome.verdict, outcome.changed) == ("accepted", ())
+def test_a_number_that_the_page_writes_otherwise_is_no_correction() -> None:
+    result = judged("form", [region("share", {"number": 3})], [region("share", {"number": 3.0})])
+    assert isinstance(result, Sample)
+    assert (result.verdict, result.changed) == ("accepted", ())
 
 
 @pytest.mark.parametrize("depth", [200, 5000])
-def test_a_deeply_nested_value_rejects_one_annotation(depth: int) -> None:
+def test_deep_nesting_rejects_only_its_annotation(depth: int) -> None:
     deep: Any = "x"
     for _ in range(depth):
         deep = [deep]
-    outcome = judged("form", [region("one", {"text": deep})], draft=[region("one", {"text": deep})])
-    assert isinstance(outcome, Rejected)
-    assert "nested deeper than 100" in outcome.reason
+    result = judged("form", [region("one", {"text": deep})], draft=[region("one", {"text": deep})])
+    assert isinstance(result, Rejected)
+    assert "nested deeper than 100" in result.reason
     task = {**listed("form", []), "data": {"text": deep}}
     (annotation,) = annotations_of(task, project=2)
     for mask in (False, True):
@@ -354,8 +356,8 @@ def test_a_deeply_nested_value_rejects_one_annotation(depth: int) -> None:
 
 def test_a_lone_surrogate_is_written_down_nowhere() -> None:
     prompt = region("prompt", {"text": ["half \ud83d"]})
-    outcome = judged("form", [prompt, region("one", {"text": ["a"]})], updated_at="\ud83d")
-    assert outcome.metadata["prompt"] == "half ?"
-    assert recorded(outcome).line
+    result = judged("form", [prompt, region("one", {"text": ["a"]})], updated_at="\ud83d")
+    assert result.metadata["prompt"] == "half ?"
+    assert index_record(result).line
     with pytest.raises(TaskError, match="half a character"):
         LABELLINGS["options"].for_task(Task(1, {**TASKS["options"].data, "options": [{"value": "\ud83d"}]}))

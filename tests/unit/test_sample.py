@@ -42,7 +42,7 @@ def test_the_schema_is_one_and_knows_every_field_of_this_version() -> None:
     assert set(SCHEMA["properties"]) == fields | derived
 
 
-def test_the_schema_refuses_what_is_no_record() -> None:
+def test_the_schema_refuses_invalid_records() -> None:
     record = written_out(code=True)[0].record()
     RECORDS.validate(record)
     for wrong in (

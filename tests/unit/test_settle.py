@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftloop.dataset.corpus import CORPUS_GATES, POLICIES, Options, settle, split_of
+from draftloop.dataset.corpus import CORPUS_GATES, POLICIES, DatasetOptions, settle, split_of
 from draftloop.dataset.corpus import Settled as Fates
 from draftloop.dataset.gates import SAMPLE_GATES, Rejected, annotations_of, group_of, judge
 from draftloop.dataset.nearness import sketch
@@ -42,7 +42,7 @@ def annotation(number: int, answer: int | None, **more: Any) -> dict[str, Any]:
 
 
 def judged(tasks: list[dict[str, Any]]) -> list[Sample | Rejected]:
-    return [judge(found, CASE) for one in tasks for found in annotations_of(one, 1)]
+    return [judge(annotation, CASE) for one in tasks for annotation in annotations_of(one, 1)]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Settled:
 
 def settle_all(
     samples: Sequence[Sample],
-    options: Options,
+    options: DatasetOptions,
     splits: Mapping[str, Split],
     checks: Mapping[int, Sequence[Check]] | None = None,
 ) -> Settled:
@@ -74,7 +74,7 @@ def settle_all(
 
     fates = settle(map(Brief.of, samples), options, splits, sketches, checks)
     ordered = sorted(samples, key=lambda one: (one.task, one.annotation))
-    done = [Sample.from_record(fates.finished(sample.record())) for sample in ordered]
+    done = [Sample.from_record(fates.finalize(sample.record())) for sample in ordered]
     assert fates.splits.keys() | fates.held.keys() == by_id.keys()
     return Settled(
         tuple(sample for sample in done if sample.annotation not in fates.held),
@@ -91,15 +91,15 @@ def settled(
     rows = judged(tasks)
     samples = [row for row in rows if isinstance(row, Sample)]
     rejected = [row for row in rows if isinstance(row, Rejected)]
-    return settle_all(samples, Options(**options), splits or {}), rejected
+    return settle_all(samples, DatasetOptions(**options), splits or {}), rejected
 
 
-def held(found: Settled) -> dict[int, str]:
-    return {one.sample.annotation: one.gate for one in found.held}
+def held(outcome: Settled) -> dict[int, str]:
+    return {one.sample.annotation: one.gate for one in outcome.held}
 
 
-def splits_of(found: Settled) -> dict[str, Split]:
-    return {sample.group: sample.split for sample in found.samples if sample.split}
+def splits_of(outcome: Settled) -> dict[str, Split]:
+    return {sample.group: sample.split for sample in outcome.samples if sample.split}
 
 
 @st.composite
@@ -141,29 +141,29 @@ def test_counts_add_up_and_no_sample_moves_from_test_to_train(
 ) -> None:
     splits: dict[str, Split] = {}
     for tasks in states:
-        found, rejected = settled(tasks, splits, policy=policy)
+        outcome, rejected = settled(tasks, splits, policy=policy)
         every = [entry["id"] for one in tasks for entry in one["annotations"]]
         parts = [
-            *(sample.annotation for sample in found.samples),
-            *(one.sample.annotation for one in found.held),
+            *(sample.annotation for sample in outcome.samples),
+            *(one.sample.annotation for one in outcome.held),
             *(row.annotation for row in rejected),
         ]
         assert sorted(parts) == sorted(every)
-        assert all(sample.split for sample in found.samples)
-        assert len({sample.task for sample in found.samples}) == len(found.samples)
-        assert all(one.reason and one.sample.split is None for one in found.held)
-        for sample in found.samples:
+        assert all(sample.split for sample in outcome.samples)
+        assert len({sample.task for sample in outcome.samples}) == len(outcome.samples)
+        assert all(one.reason and one.sample.split is None for one in outcome.held)
+        for sample in outcome.samples:
             assert splits.get(sample.group, sample.split) == sample.split
             assert sample.gates == GATES
-        assert settled(list(reversed(tasks)), splits, policy=policy)[0] == found
+        assert settled(list(reversed(tasks)), splits, policy=policy)[0] == outcome
         again = settle_all(
-            [*found.samples, *(one.sample for one in found.held)], Options(policy=policy), splits
+            [*outcome.samples, *(one.sample for one in outcome.held)], DatasetOptions(policy=policy), splits
         )
-        assert again == found
-        splits = splits_of(found)
+        assert again == outcome
+        splits = splits_of(outcome)
 
 
-def test_a_policy_says_which_annotation_stands_for_its_task() -> None:
+def test_a_policy_picks_one_annotation_of_a_task() -> None:
     tasks = [
         task(
             1,
@@ -179,9 +179,9 @@ def test_a_policy_says_which_annotation_stands_for_its_task() -> None:
     tasks[0]["annotations"][0]["ground_truth"] = True
     assert [sample.annotation for sample in settled(tasks, policy="ground_truth")[0].samples] == [1]
     del tasks[0]["annotations"][2]
-    found, _ = settled(tasks, policy="agreement")
-    assert held(found) == {1: "one_per_task", 2: "one_per_task"}
-    assert "2 annotations with 2 answers" in found.held[0].reason
+    outcome, _ = settled(tasks, policy="agreement")
+    assert held(outcome) == {1: "one_per_task", 2: "one_per_task"}
+    assert "2 annotations with 2 answers" in outcome.held[0].reason
 
 
 def test_different_answers_to_the_same_question_are_all_held_but_for_ground_truth() -> None:
@@ -190,12 +190,12 @@ def test_different_answers_to_the_same_question_are_all_held_but_for_ground_trut
         task(2, LONG, annotation(2, 1)),
         task(3, LONG, annotation(3, 0)),
     ]
-    found, _ = settled(tasks)
-    assert set(held(found).values()) == {"not_contradicted"}
-    assert len(found.held) == 3
+    outcome, _ = settled(tasks)
+    assert set(held(outcome).values()) == {"not_contradicted"}
+    assert len(outcome.held) == 3
     tasks[1]["annotations"][0]["ground_truth"] = True
-    found, _ = settled(tasks)
-    assert [sample.annotation for sample in found.samples] == [2]
+    outcome, _ = settled(tasks)
+    assert [sample.annotation for sample in outcome.samples] == [2]
 
 
 def test_the_first_of_equal_and_of_nearly_equal_samples_stays() -> None:
@@ -205,11 +205,11 @@ def test_the_first_of_equal_and_of_nearly_equal_samples_stays() -> None:
         task(3, LONG, annotation(3, 0)),
         task(4, f"{LONG}.", annotation(4, 1)),
     ]
-    found, _ = settled(tasks)
-    assert held(found) == {3: "not_repeated", 7: "not_nearly_repeated"}
-    assert "in common" in found.held[0].reason
-    assert {sample.annotation for sample in found.samples} == {2, 4}  # 4 says something else of it
-    assert len({sample.split for sample in found.samples}) == 1  # and so goes where 2 goes
+    outcome, _ = settled(tasks)
+    assert held(outcome) == {3: "not_repeated", 7: "not_nearly_repeated"}
+    assert "in common" in outcome.held[0].reason
+    assert {sample.annotation for sample in outcome.samples} == {2, 4}  # 4 says something else of it
+    assert len({sample.split for sample in outcome.samples}) == 1  # and so goes where 2 goes
 
 
 def of_split(split: Split) -> str:
@@ -219,13 +219,13 @@ def of_split(split: Split) -> str:
     )
 
 
-def test_what_is_nearly_the_same_goes_where_the_first_went_and_stays_when_that_is_deleted() -> None:
+def test_near_duplicates_share_a_split_also_after_the_first_is_deleted() -> None:
     first, second = of_split("test"), f"{of_split('test')} "
     assert split_of(group_of({"text": second + "x"})) == "train"
     tasks = [task(1, first, annotation(1, 0)), task(2, second + "x", annotation(2, 1))]
-    found, _ = settled(tasks)
-    assert [sample.split for sample in found.samples] == ["test", "test"]
-    later, _ = settled(tasks[1:], splits_of(found))
+    outcome, _ = settled(tasks)
+    assert [sample.split for sample in outcome.samples] == ["test", "test"]
+    later, _ = settled(tasks[1:], splits_of(outcome))
     assert [sample.split for sample in later.samples] == ["test"]
     assert [sample.split for sample in settled(tasks[1:])[0].samples] == ["train"]  # without a memory
 
@@ -235,14 +235,14 @@ def test_a_new_sample_between_train_and_test_is_held_back_with_that_reason() -> 
     left, middle, right = (" ".join(words[start : start + 100]) for start in (0, 4, 8))
     known: dict[str, Split] = {group_of({"text": left}): "train", group_of({"text": right}): "test"}
     tasks = [task(1, left, annotation(1, 0)), task(2, right, annotation(2, 1))]
-    found, _ = settled(tasks, known)
-    assert [sample.split for sample in found.samples] == ["train", "test"]
+    outcome, _ = settled(tasks, known)
+    assert [sample.split for sample in outcome.samples] == ["train", "test"]
     (third,) = (row for row in judged([task(3, middle, annotation(3, 0))]) if isinstance(row, Sample))
     different = replace(third, target="{}")  # else it would only repeat what the others say
-    later = settle_all([*found.samples, different], Options(), known)
+    later = settle_all([*outcome.samples, different], DatasetOptions(), known)
     assert held(later) == {3: "not_leaking"}
     assert "bridge train" in later.held[0].reason
-    assert later.samples == found.samples
+    assert later.samples == outcome.samples
 
 
 def test_tasks_of_one_document_are_never_in_both_splits() -> None:
@@ -253,16 +253,18 @@ def test_tasks_of_one_document_are_never_in_both_splits() -> None:
         )
         for one in (task(n, text, annotation(n, n % 2)) for n, text in enumerate(texts, start=1))
     ]
-    found = settle_all([row for row in rows if isinstance(row, Sample)], Options(), {})
-    assert len({sample.split for sample in found.samples}) == 1
+    outcome = settle_all([row for row in rows if isinstance(row, Sample)], DatasetOptions(), {})
+    assert len({sample.split for sample in outcome.samples}) == 1
 
 
 def test_over_long_samples_are_held_whole() -> None:
     short, long = written_out(code=False)[:2]
-    found = settle_all([replace(short, tokens=10), replace(long, tokens=11)], Options(max_tokens=10), {})
-    assert held(found) == {long.annotation: "fits_tokens"}
-    assert found.held[0].reason == "It has 11 tokens, the limit is 10."
-    assert found.held[0].sample.target == long.target
+    outcome = settle_all(
+        [replace(short, tokens=10), replace(long, tokens=11)], DatasetOptions(max_tokens=10), {}
+    )
+    assert held(outcome) == {long.annotation: "fits_tokens"}
+    assert outcome.held[0].reason == "It has 11 tokens, the limit is 10."
+    assert outcome.held[0].sample.target == long.target
 
 
 @pytest.mark.parametrize(
@@ -270,4 +272,4 @@ def test_over_long_samples_are_held_whole() -> None:
 )
 def test_an_option_that_there_is_not_is_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(SetupError):
-        Options(**wrong)
+        DatasetOptions(**wrong)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftloop.dataset.corpus import Options
+from draftloop.dataset.corpus import DatasetOptions
 from draftloop.dataset.sample import Brief, Review, Sample
 from draftloop.dataset.spot_check import (
     CONFIG,
@@ -18,8 +18,8 @@ from draftloop.dataset.spot_check import (
     checks_of,
     drawn,
     drawn_by_lot,
-    order,
-    shown,
+    review_order,
+    review_task,
 )
 from draftloop.labelling.labelling import compile_labelling
 from tests.results import JSON
@@ -52,8 +52,8 @@ def checked(
     by_id: dict[int, list[Check]] = {}
     for one in checks:
         by_id.setdefault(one.annotation, []).append(one)
-    found = settle_all(samples, Options(spot_check=share, max_error=max_error), {}, by_id)
-    return {held.sample.annotation: held.reason for held in found.held if held.gate == "spot_checked"}
+    outcome = settle_all(samples, DatasetOptions(spot_check=share, max_error=max_error), {}, by_id)
+    return {held.sample.annotation: held.reason for held in outcome.held if held.gate == "spot_checked"}
 
 
 def test_a_drawn_sample_is_held_until_a_second_human_passes_it() -> None:
@@ -61,14 +61,14 @@ def test_a_drawn_sample_is_held_until_a_second_human_passes_it() -> None:
     assert checked([one, other]) == {1: WAITS, 2: WAITS}
     assert checked([one, other], check(one, "pass")) == {2: WAITS}
     assert checked([one, other], check(one, "pass"), share=0.0) == {}
-    found = settle_all([one], Options(spot_check=1.0), {}, {1: [check(one, "pass")]})
-    assert found.samples[0].review == {"verdict": "pass", "by": 2, "at": "2026-01-01T00:00:00Z"}
-    assert "spot_checked" in found.samples[0].gates
+    outcome = settle_all([one], DatasetOptions(spot_check=1.0), {}, {1: [check(one, "pass")]})
+    assert outcome.samples[0].review == {"verdict": "pass", "by": 2, "at": "2026-01-01T00:00:00Z"}
+    assert "spot_checked" in outcome.samples[0].gates
 
 
 def test_a_sample_that_was_held_comes_back_to_the_split_that_it_had() -> None:
     one = sample(1)
-    waiting = settle_all([one], Options(spot_check=1.0), {one.group: "test"})
+    waiting = settle_all([one], DatasetOptions(spot_check=1.0), {one.group: "test"})
     assert waiting.samples == ()
     assert waiting.held[0].sample.split == "test"
 
@@ -84,13 +84,13 @@ def test_what_a_second_human_does_not_pass_is_held_with_their_words(verdict: Any
     assert checked([one], said, later) == {}
 
 
-def test_nobody_passes_their_own_sample_nor_one_that_was_changed_since() -> None:
+def test_own_samples_and_samples_changed_since_are_not_passed() -> None:
     one = sample(1)
     assert checked([one], check(one, "pass", by=1)) == {1: WAITS}
     assert checked([replace(one, target="{}")], check(one, "pass")) == {1: WAITS}
 
 
-def test_a_kind_with_too_many_errors_is_held_whole_unless_told_otherwise() -> None:
+def test_a_stratum_with_too_many_errors_is_held_whole() -> None:
     samples = [sample(number) for number in range(1, 41)]
     lots = drawn([Brief.of(one) for one in samples], 0.3)
     checks = [check(one, "needs_fix") for one in samples if one.annotation in lots]
@@ -119,28 +119,28 @@ def test_about_the_share_is_drawn() -> None:
     assert 850 < len(drawn(briefs, 0.05)) < 1150
 
 
-def test_a_reviewer_sees_question_and_answer_escaped_and_nobodys_name() -> None:
+def test_review_tasks_are_escaped_and_name_nobody() -> None:
     one = sample(
         1, value={"name": "<b>张三</b>"}, draft={"name": "李"}, draft_target="李四", changed=("name",)
     )
     one = replace(one, metadata={**one.metadata, "draft_version": "model-x", "human": 777})
-    task = shown(one)
+    task = review_task(one)
     assert "&lt;b&gt;张三&lt;/b&gt;" in task["answer"]
     assert one.instruction in task["question"]
-    told = str(task["question"]) + str(task["answer"])
-    assert not any(secret in told for secret in ("model-x", "李", "777", "0.7"))
+    visible = str(task["question"]) + str(task["answer"])
+    assert not any(secret in visible for secret in ("model-x", "李", "777", "0.7"))
     (program,) = written_out(code=True)[:1]
-    assert "总数 2" in shown(program)["answer"]
+    assert "总数 2" in review_task(program)["answer"]
     judged = replace(
         program,
         value={"code": "print(2)", "verdict": "pass", "comment": "better than the draft"},
         target='{"code":"print(2)"}',
     )
-    assert "print(2)" in shown(judged)["answer"]
-    assert "pass" not in shown(judged)["answer"]
-    assert "better" not in shown(judged)["answer"]
+    assert "print(2)" in review_task(judged)["answer"]
+    assert "pass" not in review_task(judged)["answer"]
+    assert "better" not in review_task(judged)["answer"]
     assert {source.key for source in compile_labelling(CONFIG).sources} <= task.keys()
-    assert 0 <= order(one) < 1
+    assert 0 <= review_order(one) < 1
 
 
 def test_verdicts_are_read_back_as_label_studio_lists_them() -> None:
@@ -160,7 +160,7 @@ def test_verdicts_are_read_back_as_label_studio_lists_them() -> None:
 
     task = {
         "id": 1,
-        "data": shown(one),
+        "data": review_task(one),
         "annotations": [
             entry(1, "needs_fix"),
             entry(2, "pass", was_cancelled=True),
@@ -168,9 +168,9 @@ def test_verdicts_are_read_back_as_label_studio_lists_them() -> None:
             entry(4, "perfect"),
         ],
     }
-    (found,) = checks_of(task)
-    assert found.holds_for(Brief.of(one))
-    assert found.review == {
+    (verdict,) = checks_of(task)
+    assert verdict.holds_for(Brief.of(one))
+    assert verdict.review == {
         "verdict": "needs_fix",
         "by": 5,
         "at": "2026-01-01T00:00:00Z",
@@ -178,34 +178,34 @@ def test_verdicts_are_read_back_as_label_studio_lists_them() -> None:
     }
 
 
-def test_what_is_drawn_by_lot_alone_is_recorded_as_such_and_told_to_the_review_project() -> None:
+def test_records_and_review_tasks_say_how_samples_were_drawn() -> None:
     few = [replace(sample(number), case=f"case {number % 9}") for number in range(1, 61)]
-    found = settle_all(few, Options(spot_check=0.1), {})
-    draws = {held.sample.annotation: held.sample.drawn for held in found.held}
+    outcome = settle_all(few, DatasetOptions(spot_check=0.1), {})
+    draws = {held.sample.annotation: held.sample.drawn for held in outcome.held}
     lot = drawn_by_lot(map(Brief.of, few), 0.1)
     assert lot
     assert draws == {
         annotation: "lot" if annotation in lot else "stratum" for annotation in draws.keys() | lot
     }
     assert {"lot", "stratum"} == set(draws.values())
-    assert {shown(held.sample)["drawn"] for held in found.held} == {"lot", "stratum"}
-    assert found.fates.by_lot == ByLot(60, len(lot), 0, 0)
-    assert found.fates.by_lot.interval == (0.0, 1.0)
-    assert settle_all(few, Options(), {}).fates.by_lot is None
+    assert {review_task(held.sample)["drawn"] for held in outcome.held} == {"lot", "stratum"}
+    assert outcome.fates.by_lot == ByLot(60, len(lot), 0, 0)
+    assert outcome.fates.by_lot.interval == (0.0, 1.0)
+    assert settle_all(few, DatasetOptions(), {}).fates.by_lot is None
 
 
 def test_records_and_review_tasks_of_before_are_read() -> None:
     one = sample(1)
-    old = shown(one)
+    old = review_task(one)
     assert "drawn" not in old  # as they were written before draws were recorded
     said = [{"from_name": "verdict", "value": {"choices": ["pass"]}}]
     entry = {"id": 1, "result": said, "completed_by": 5, "updated_at": "2026-01-01T00:00:00Z"}
-    (found,) = checks_of({"id": 1, "data": old, "annotations": [entry]})
-    assert checked([one], found) == {}
+    (verdict,) = checks_of({"id": 1, "data": old, "annotations": [entry]})
+    assert checked([one], verdict) == {}
     assert Sample.from_record(one.record()).drawn is None
 
 
-def test_what_was_corrected_after_its_check_still_counts_as_wrong_for_what_nobody_checked() -> None:
+def test_an_answer_corrected_after_its_check_still_counts_as_wrong() -> None:
     ones = [sample(number) for number in range(1, 5)]
     said = [check(one, "needs_fix" if one.annotation == 1 else "pass") for one in ones]
     corrected = replace(ones[0], target="{}")
@@ -215,7 +215,7 @@ def test_what_was_corrected_after_its_check_still_counts_as_wrong_for_what_nobod
         by_id: dict[int, list[Check]] = {}
         for one in checks:
             by_id.setdefault(one.annotation, []).append(one)
-        return settle_all(again, Options(spot_check=1.0, max_error=1.0), {}, by_id).fates.by_lot
+        return settle_all(again, DatasetOptions(spot_check=1.0, max_error=1.0), {}, by_id).fates.by_lot
 
     assert by_lot(*said) == ByLot(4, 4, 4, 1)
     passed = check(corrected, "pass", at="2026-01-02T00:00:00Z")
@@ -238,8 +238,8 @@ def test_two_wrong_ones_of_five_do_not_hold_a_kind_of_which_one_in_ten_may_be_wr
 @given(result=JSON, data=JSON)
 def test_a_result_that_the_form_does_not_make_is_no_verdict(result: Any, data: Any) -> None:
     verdict = {"from_name": "verdict", "to_name": "answer", "type": "choices", "value": {"choices": ["pass"]}}
-    for found in (result, [verdict, result], [{**verdict, "value": result}], [verdict, verdict]):
-        entry = {"id": 9, "result": found, "completed_by": 2, "updated_at": "2026-01-01T00:00:00Z"}
+    for odd in (result, [verdict, result], [{**verdict, "value": result}], [verdict, verdict]):
+        entry = {"id": 9, "result": odd, "completed_by": 2, "updated_at": "2026-01-01T00:00:00Z"}
         task = {"id": 1, "data": {"annotation": 5, "seal": "s", "x": data}, "annotations": [entry]}
         assert all(check.review["verdict"] == "pass" for check in checks_of(task))
     list(checks_of({"id": 1, "data": data, "annotations": result}))

@@ -19,7 +19,7 @@ from draftloop.dataset.folder import Lines, is_intact, manifest_of
 from draftloop.dataset.formats import messages, trl_dpo, trl_kto
 from draftloop.dataset.ray import RayData
 from draftloop.dataset.records import explain
-from draftloop.dataset.sync import Report, counted, sync
+from draftloop.dataset.sync import Report, count_tokens, sync
 from draftloop.errors import SetupError
 from draftloop.labelstudio import LabelStudio
 from draftloop.prompting.cases import Cases
@@ -151,15 +151,15 @@ def test_what_a_killed_sync_left_aside_is_removed_also_where_nothing_is_new(tmp_
         assert content(folder) == before
 
 
-def test_lines_are_found_by_their_place_also_after_others_took_their_name(tmp_path: Path) -> None:
+def test_lines_are_read_by_place_also_after_their_file_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"n":1}\n{"n":"\xe4\xb8\xad"}\n')
-    with Lines(tmp_path) as found:
-        old = list(found.read("a.jsonl"))
-        new = [found.add(f'{{"n":{number}}}\n'.encode()) for number in (3, 4)]
+    with Lines(tmp_path) as stored:
+        old = list(stored.read("a.jsonl"))
+        new = [stored.add(f'{{"n":{number}}}\n'.encode()) for number in (3, 4)]
         (tmp_path / "b.jsonl").write_bytes(b"{}\n")
         (tmp_path / "b.jsonl").replace(tmp_path / "a.jsonl")
         assert [record["n"] for _, record in old] == [1, "中"]
-        assert [found.get(place)["n"] for place in (old[1][0], old[0][0], new[1], new[0])] == ["中", 1, 4, 3]
+        assert [stored.get(place)["n"] for place in (old[1][0], old[0][0], new[1], new[0])] == ["中", 1, 4, 3]
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
@@ -175,10 +175,10 @@ def test_memory_holds_less_than_two_kilobytes_of_each_sample(tmp_path: Path) -> 
             gc.collect()
             tracemalloc.start()
             report = synced(studio, folder, formats=("messages",))
-            found = tracemalloc.get_traced_memory()[1]
+            peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
             assert (report.looked_at, report.counts["samples"]) == (tasks, tasks)
-            return found
+            return peak
 
     small, large = 500, 1700
     per_sample = (peak(large) - peak(small)) / (large - small)
@@ -215,19 +215,19 @@ def test_a_first_sync_counts_tokens_once(tmp_path: Path) -> None:
     changes = {"tokenizer": str(MODELS / "tiny-qwen3")}
     with project(3) as (_, studio):
         sync(studio, CASES, tmp_path / "d", [1], wanted_case="sentiment", changes=changes, each=watched)
-    assert done == {"_Judge": 3, "_Finish": 3}
+    assert done == {"_Judge": 3, "_RecordFinalizer": 3}
 
 
-def test_the_story_of_a_task_is_told_from_the_folder(tmp_path: Path) -> None:
+def test_a_task_is_explained_from_the_folder(tmp_path: Path) -> None:
     with project(3) as (_, studio):
         synced(studio, tmp_path / "d")
-    told = explain(tmp_path / "d", 2)
-    assert told[0] == "Task 2 of project 1, case sentiment:"
-    assert any("written without a draft" in line for line in told)
+    history = explain(tmp_path / "d", 2)
+    assert history[0] == "Task 2 of project 1, case sentiment:"
+    assert any("written without a draft" in line for line in history)
 
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed here")
-def test_without_ray_its_engine_says_how_to_get_it() -> None:
+def test_a_missing_ray_is_an_error_with_a_hint() -> None:
     with pytest.raises(SetupError, match=r"not installed.*draftloop sync --engine ray runs in its own"):
         RayData()
 
@@ -237,8 +237,8 @@ HOLDING = ["a", "use </think> here", "<|im_end|>", "x <|reserved_7|> y", "<tool_
 
 def test_texts_with_control_tokens_are_held_and_come_back_with_another_tokenizer(tmp_path: Path) -> None:
     def held() -> dict[int, str]:
-        found = lines(tmp_path / "dataset", "held.jsonl")
-        return {line["task"]: line["held"]["reason"] for line in found}
+        held = lines(tmp_path / "dataset", "held.jsonl")
+        return {line["task"]: line["held"]["reason"] for line in held}
 
     texts = [*HOLDING, *(data(number)["text"] for number in range(8))]
     with fake_label_studio(
@@ -259,14 +259,14 @@ def test_texts_with_control_tokens_are_held_and_come_back_with_another_tokenizer
 
 def test_a_draft_with_control_tokens_makes_no_row_of_preference(tmp_path: Path) -> None:
     (plain, *_) = [sample for sample in written_out(code=False) if sample.verdict == "corrected"]
-    sample = counted(replace(plain, draft_target='{"a":"</think>"}'), None)
+    sample = count_tokens(replace(plain, draft_target='{"a":"</think>"}'), None)
     assert (sample.control_tokens, len(sample.notes)) == ((), len(plain.notes) + 1)
-    assert counted(sample, None) is sample
+    assert count_tokens(sample, None) is sample
     assert trl_dpo(plain)
     assert trl_kto(plain)
     assert trl_dpo(sample) == trl_kto(sample) == []
     assert len(messages(sample)) == 1
-    assert counted(replace(sample, draft_target=plain.draft_target), None) == counted(plain, None)
+    assert count_tokens(replace(sample, draft_target=plain.draft_target), None) == count_tokens(plain, None)
 
 
 def test_control_tokens_in_what_a_program_printed_hold_the_sample() -> None:
@@ -276,6 +276,6 @@ def test_control_tokens_in_what_a_program_printed_hold_the_sample() -> None:
     for key in keys:
         step = attempt["steps"][0].copy()
         step[key] = "print('<|im_end|>')"
-        told = replace(plain, attempts=({**attempt, "steps": [step]}, *others))
-        assert counted(told, None).control_tokens == ("<|im_end|>",)
-    assert counted(plain, None).control_tokens == ()
+        changed = replace(plain, attempts=({**attempt, "steps": [step]}, *others))
+        assert count_tokens(changed, None).control_tokens == ("<|im_end|>",)
+    assert count_tokens(plain, None).control_tokens == ()

@@ -17,7 +17,7 @@ from draftloop.training.base import Base, open_base
 from draftloop.training.plot import draw_losses
 from draftloop.training.recipe import LINEAR_LAYERS, Recipe, read
 from draftloop.training.rows import case_of, gather, open_dataset, open_replay
-from draftloop.training.runs import Run
+from draftloop.training.runs import TrainingRun
 from scripts.training import EMBEDDED
 from tests import datasets
 from tests.verbs import run_here
@@ -70,7 +70,7 @@ def test_yaml_sets_keys_and_the_command_line_wins(tmp_path: Path) -> None:
         ("r: 32", r"r is 32, but vLLM is told to take ranks up to 16.*--max-lora-rank"),
     ],
 )
-def test_what_is_wrong_in_a_recipe_is_named(tmp_path: Path, content: str, words: str) -> None:
+def test_errors_in_a_recipe_name_the_key(tmp_path: Path, content: str, words: str) -> None:
     file = tmp_path / "train.yaml"
     file.write_text(content)
     with pytest.raises(SetupError, match=words):
@@ -88,7 +88,7 @@ def test_a_higher_rank_is_taken_where_vllm_takes_it() -> None:
     assert read(None, ["r=32", "max_lora_rank=64"]).r == 32
 
 
-def test_the_embedded_models_recipe_changes_how_it_learns_alone() -> None:
+def test_the_embedded_models_recipe_changes_only_the_learning() -> None:
     recipe, usual = read(EMBEDDED), read(None)
     changed = {key for key, value in recipe if value != getattr(usual, key)}
     assert {"epochs", "learning_rate"} <= changed
@@ -111,9 +111,9 @@ def test_the_loss_covers_the_answer_and_its_end_and_the_prompt_is_as_served(
     base: Base, sentiment: Path
 ) -> None:
     corpus = gather(open_dataset(sentiment), (), base, SMALL, dpo=True)
-    told = lines(sentiment, "messages.jsonl")
-    assert len(corpus.rows) == corpus.own == len(told) == 27
-    for row, line in zip(corpus.rows, told, strict=True):
+    written = lines(sentiment, "messages.jsonl")
+    assert len(corpus.rows) == corpus.own == len(written) == 27
+    for row, line in zip(corpus.rows, written, strict=True):
         assert text(base, row.ids[row.start : row.end]) == f"{line['messages'][-1]['content']}<|im_end|>"
         assert text(base, row.ids[: row.start]).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
         assert text(base, row.ids[row.end :]) == "\n"
@@ -164,9 +164,9 @@ def test_rows_that_are_too_long_are_named_and_never_cut(base: Base, complaints: 
     corpus = gather(open_dataset(complaints), (), base, recipe, dpo=False)
     kept = [row for row in whole.rows if len(row.ids) <= limit]
     assert list(corpus.rows) == kept
-    told = corpus.counts()
-    assert told["too_long"] == len(whole.rows) - len(kept) >= 3
-    for entry in told["too_long_rows"]:
+    counts = corpus.counts()
+    assert counts["too_long"] == len(whole.rows) - len(kept) >= 3
+    for entry in counts["too_long_rows"]:
         assert entry["tokens"] == len(whole.rows[entry["line"] - 1].ids)
         assert entry["file"] == str(complaints / "messages.jsonl")
 
@@ -241,7 +241,7 @@ def test_too_few_rows_or_pairs_are_refused_with_their_number(base: Base, complai
         gather(own, (), base, Recipe(min_rows=18), dpo=True)
 
 
-def test_a_dataset_without_the_format_says_how_to_get_it(base: Base, tmp_path: Path) -> None:
+def test_a_dataset_without_the_format_is_an_error_with_a_hint(base: Base, tmp_path: Path) -> None:
     folder = datasets.corrected(tmp_path / "dataset", 10)
     manifest = json.loads((folder / "manifest.json").read_bytes())
     manifest["options"]["formats"] = ["alpaca", "messages"]
@@ -360,14 +360,14 @@ def test_a_row_with_control_tokens_is_left_out_and_named_and_the_others_are_trai
         "bytes": len(content),
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    told = gather(open_dataset(folder), (), base, SMALL, dpo=False).counts()
-    assert (told["own"], told["not_rendered"]) == (17, 1)
-    assert told["not_rendered_rows"] == [
+    counts = gather(open_dataset(folder), (), base, SMALL, dpo=False).counts()
+    assert (counts["own"], counts["not_rendered"]) == (17, 1)
+    assert counts["not_rendered_rows"] == [
         {"file": str(folder / "messages.jsonl"), "line": 3, "reason": reason}
     ]
 
 
-def test_a_models_hash_changes_with_its_files_alone(base: Base, tmp_path: Path) -> None:
+def test_a_models_hash_changes_only_with_its_files(base: Base, tmp_path: Path) -> None:
     folder = model_with(tmp_path, eos_token_id=4545)
     first = open_base(folder).sha256()
     (folder / "README.md").unlink()
@@ -376,16 +376,16 @@ def test_a_models_hash_changes_with_its_files_alone(base: Base, tmp_path: Path) 
     assert open_base(folder).sha256() != first
 
 
-def test_the_verb_says_in_a_sentence_what_it_cannot_train(tmp_path: Path, sentiment: Path) -> None:
+def test_the_verb_reports_errors_in_a_sentence(tmp_path: Path, sentiment: Path) -> None:
     for dataset, options, words in (
         (tmp_path, (), "is no dataset: it has no manifest.json"),
         (sentiment, ("--base", tmp_path), "There is no base model in"),
         (sentiment, ("--set", "r=64"), "vLLM is told to take ranks up to 16"),
         (sentiment, (), "27 rows to train on; 32 are needed. Correct more tasks and sync again"),
     ):
-        code, _, told = run_here({}, "train", "--dataset", dataset, "--out", tmp_path / "run", *options)
+        code, _, output = run_here({}, "train", "--dataset", dataset, "--out", tmp_path / "run", *options)
         assert code == 1
-        assert words in told
+        assert words in output
     assert not list(tmp_path.iterdir())
 
 
@@ -401,14 +401,14 @@ def adapter(folder: Path) -> Path:
     return folder
 
 
-def finish(run: Run) -> dict[str, Any]:
+def finish(run: TrainingRun) -> dict[str, Any]:
     return run.finish(
         adapter(run.stage("sft") / "adapter"), lambda sha256: {"plan": PLAN, "adapter_sha256": sha256}
     )
 
 
-def test_a_finished_run_holds_its_adapter_and_its_record_alone(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+def test_a_finished_run_holds_only_adapter_and_record(tmp_path: Path) -> None:
+    run = TrainingRun(tmp_path / "run")
     assert not run.check(PLAN, resume=False)
     with run.making(PLAN):
         (run.stage("sft") / "checkpoint-5").mkdir(parents=True)
@@ -423,7 +423,7 @@ def test_a_finished_run_holds_its_adapter_and_its_record_alone(tmp_path: Path) -
 
 
 def test_a_begun_run_goes_on_only_where_that_is_wanted_and_with_the_same_plan(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = TrainingRun(tmp_path / "run")
     assert not run.check(PLAN, resume=True)  # nothing is there: it begins
     with run.making(PLAN):
         pass
@@ -435,19 +435,19 @@ def test_a_begun_run_goes_on_only_where_that_is_wanted_and_with_the_same_plan(tm
 
 
 def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = TrainingRun(tmp_path / "run")
     with run.making(PLAN), pytest.raises(SetupError, match="Another training is writing"), run.making(PLAN):
         raise AssertionError
 
 
-def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with pytest.raises(SetupError, match="is no run"):
-        Run(tmp_path / "run").check(PLAN, resume=True)
+        TrainingRun(tmp_path / "run").check(PLAN, resume=True)
 
 
 def test_a_run_that_was_killed_before_its_renaming_is_put_in_place(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = TrainingRun(tmp_path / "run")
     assert not run.settle()
     with run.making(PLAN):
         finish(run)
@@ -470,8 +470,8 @@ def test_the_last_whole_checkpoint_counts_and_what_was_cut_short_goes(tmp_path: 
     assert runs.marked(tmp_path / "checkpoint-10") == {"seconds": 10}
 
 
-def test_a_disk_that_fails_is_told_in_words(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+def test_a_failing_disk_is_a_service_error(tmp_path: Path) -> None:
+    run = TrainingRun(tmp_path / "run")
     with run.making(PLAN), pytest.raises(ServiceError, match="cannot be written"):
         run.finish(tmp_path / "nothing", lambda _: {})
 

@@ -29,7 +29,7 @@ from draftloop.cli.terminal import Measuring, connect, out, plain_errors, side_b
 from draftloop.dataset.folder import locked
 from draftloop.dataset.records import samples_of
 from draftloop.drafting.examples import MOST, Snapshot, freeze
-from draftloop.evaluation.measures import LEAST_GROUPS, figures, gain
+from draftloop.evaluation.measures import MIN_GROUPS, figures, gain
 from draftloop.flywheel.heldout import HeldOutSamples, measure
 from draftloop.prompting.prompt import Overrides
 from draftloop.settings import Settings
@@ -79,8 +79,8 @@ def _measure(settings: Settings, datasets: Sequence[Path], snapshot: Path) -> No
         for folder, name, held in [(at, *entry) for at in datasets for entry in read(at).items()]:
             texts = len({row.sample.group for row in held.rows})
             out.print(f"{escape(name)}: {len(held.rows)} held-out samples of {texts} texts in {folder}")
-            if texts < LEAST_GROUPS:
-                out.print(f"  an interval needs {LEAST_GROUPS}: correct more tasks and sync again")
+            if texts < MIN_GROUPS:
+                out.print(f"  an interval needs {MIN_GROUPS}: correct more tasks and sync again")
                 continue
             progress = Measuring()
             before, after = (

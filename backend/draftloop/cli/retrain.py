@@ -22,7 +22,7 @@ from draftloop.app.log import log_as_json
 from draftloop.cli.commands import Verb, app
 from draftloop.cli.terminal import connect, err, out, plain_errors
 from draftloop.errors import SetupError
-from draftloop.flywheel.jobs import LEASE_S, REFUSED, Training
+from draftloop.flywheel.jobs import LEASE_S, REFUSED, Training, VerbRunner
 from draftloop.ledger.sqlite import Job, Ledger
 from draftloop.settings import Settings
 from draftloop.support.environments import verb
@@ -53,16 +53,13 @@ def main(
             log_as_json(settings.backend.log_level)
             out.quiet = err.quiet = True
 
+        log = home / f"job-{job.id}.log" if begun else None
         state = Training(
-            ledger=ledger,
-            job=job,
-            command=verb,
+            verbs=VerbRunner(ledger, job, verb, log, progress=_JobProgress(job, logs=bool(begun))),
             home=home,
             base=trained_model(settings).absolute(),
             options=shlex.split(settings.flywheel.train),
             adapters=make_adapters(settings.store),
-            log=home / f"job-{job.id}.log" if begun else None,
-            progress=_JobProgress(job, logs=bool(begun)),
         ).run()
         if state == "refused":
             out.print("Next: correct more tasks, then run the same command again")

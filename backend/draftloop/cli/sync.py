@@ -32,7 +32,7 @@ from draftloop.cli.commands import Verb, app
 from draftloop.cli.terminal import ApiKeyOption, Meter, UrlOption, connect, err, out, plain_errors
 from draftloop.dataset.formats import FORMATS
 from draftloop.dataset.ray import RayData
-from draftloop.dataset.records import Each, explain
+from draftloop.dataset.records import OrderedMap, explain
 from draftloop.dataset.reruns import Reruns
 from draftloop.dataset.sync import sync
 from draftloop.errors import SetupError
@@ -43,7 +43,7 @@ cli = app()
 WORDS = (__doc__ or "").replace("FORMATS", ", ".join(form.name for form in FORMATS))
 
 
-def spread(engine: str, address: str) -> AbstractContextManager[Each]:
+def spread(engine: str, address: str) -> AbstractContextManager[OrderedMap]:
     """Open what maps work over tasks and samples: this process, or Ray's.
 
     Raises:
@@ -57,7 +57,7 @@ def spread(engine: str, address: str) -> AbstractContextManager[Each]:
 
 
 @contextmanager
-def _rays(address: str) -> Iterator[Each]:
+def _rays(address: str) -> Iterator[OrderedMap]:
     err.print(f"connecting to Ray at {address}" if address else "starting Ray on this machine")
     with RayData(address) as rays:
         err.print(f"Ray: {rays.cpus} processes")

@@ -25,7 +25,7 @@ from draftloop.cli.terminal import Meter, err, out, plain_errors
 from draftloop.support.environments import MODELS
 from draftloop.training.base import open_base
 from draftloop.training.recipe import read
-from draftloop.training.rows import Corpus, case_of, gather, open_dataset, open_replay
+from draftloop.training.rows import TrainingCorpus, case_of, gather, open_dataset, open_replay
 
 cli = app()
 BEFORE = {  # read when the libraries are loaded: none of them asks a server, idle threads do not spin
@@ -71,9 +71,9 @@ def main(  # noqa: PLR0913, PLR0917  # one for each option
         corpus = gather(own, replays, model, recipe, dpo=dpo)
         _print_corpus(corpus, recipe.max_tokens)
         # It imports torch, which takes seconds; the options are checked by now.
-        from draftloop.training.make import Job, make  # noqa: PLC0415
+        from draftloop.training.make import TrainingJob, make  # noqa: PLC0415
 
-        job = Job(model, own, replays, recipe, name, dpo)
+        job = TrainingJob(model, own, replays, recipe, name, dpo)
         with _StageMeters() as shown:
             record = make(job, corpus, out_folder, resume=resume, progress=shown)
         if record is None:
@@ -109,7 +109,7 @@ class _StageMeters:
             self._meter.advance(count)
 
 
-def _print_corpus(corpus: Corpus, limit: int) -> None:
+def _print_corpus(corpus: TrainingCorpus, limit: int) -> None:
     counts = corpus.counts()
     words = f"{counts['own']} rows of the dataset"
     words += f", {counts['replayed']} replayed" if counts["replayed"] else ""

@@ -1,15 +1,14 @@
-"""The gates of code tasks: the submitted program runs again in a clean sandbox and leaves its files.
+"""The gates of code tasks: the submitted program must run again in a clean sandbox and write its files.
 
-Knows what is run again, and how what came of it is judged. Does not know the sandbox, nor where runs are
-kept: whoever does hands in a `Rerun` and the runs that are known (`dataset/reruns.py`), nor how files are
-looked at (`file_check`).
+Knows what is run again, and how the run is judged. Does not know the sandbox or where runs are stored
+(`reruns` passes in a `Rerun` and the stored runs), nor how files are checked (`file_check`).
 
     verdict_passes   the annotator's own verdict
-    can_be_run       its input files are there, as they were
-    code_runs        every script ends well, within max(30 s, twice the time of the draft's run)
-    files_exist      declared files, else those that the draft wrote, are there, not empty, as they claim
-    same_output      (told, stops nothing) it prints and leaves what it did before
-    not_run_again    (told, stops nothing) the team decided to export it unrun
+    can_be_run       its input files exist, unchanged
+    code_runs        every script succeeds, within max(30 s, twice the time of the draft's run)
+    files_exist      declared files, else those that the draft wrote, exist, are not empty and open
+    same_output      (a note) it prints and writes the same as before
+    not_run_again    (a note) the team decided to export it without running it
 """
 
 from collections.abc import Sequence
@@ -21,17 +20,17 @@ from draftloop.dataset.gates import Annotation, Candidate, Rejected, draft_of
 from draftloop.dataset.personal import Mask
 from draftloop.dataset.sample import (
     VERDICT_GATE,
-    File,
+    FailedGate,
     Gate,
     Note,
     Sample,
-    Step,
-    Stopped,
+    SampleAttempt,
+    SampleFile,
+    SampleStep,
     check_gates,
     collect_notes,
     present,
 )
-from draftloop.dataset.sample import Attempt as Told
 from draftloop.errors import TaskError
 from draftloop.labelling.labelling import Value
 from draftloop.prompting.prompt import Case
@@ -41,17 +40,17 @@ from draftloop.runs.run import INSTRUCTION_KEY, InputFile, Run, inputs_of, norma
 VERDICT_KEY = "verdict"  # controls of a code task's config, where it has them
 COMMENT_KEY = "comment"
 
-_LEAST_S = 30.0  # of a re-run
+_MIN_LIMIT_S = 30.0  # of a re-run
 _TIMES_THE_DRAFT = 2
 _SHOWN_FILES = 3  # in a reason
-_QUOTED_CHARS = 300  # of what a program printed
+_QUOTED_CHARS = 300  # of a program's output
 _TEXTS: tuple[Literal["code", "stdout", "stderr"], ...] = ("code", "stdout", "stderr")  # of a step
-# Files of the same content, when they are written twice. Of others the date is a part: xlsx, pdf, svg.
+# Formats whose files have equal bytes when written twice. Others contain the date: xlsx, pdf, svg.
 _WITHOUT_A_DATE = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".md", ".png")
 
 
 class Rerun(Protocol):
-    """Something that runs programs again, from nothing, in a sandbox."""
+    """Runs programs again in a fresh sandbox."""
 
     def __call__(self, scripts: Sequence[Script], inputs: Sequence[InputFile], limit_s: float) -> Attempt:
         """Run scripts one after another in one fresh folder, in a cold interpreter.
@@ -59,29 +58,27 @@ class Rerun(Protocol):
         Args:
             scripts: What to run.
             inputs: Files that they read.
-            limit_s: Wall time for all of them; whoever runs them may allow less.
-        Returns:
-            What came of it.
+            limit_s: Wall time for all of them; the runner may allow less.
         Raises:
-            TaskError: It cannot be started: an input is missing.
-            ServiceError: The sandbox did not do its part.
+            TaskError: The run cannot start: an input is missing.
+            ServiceError: The sandbox failed.
         """
         ...
 
 
 @dataclass(frozen=True)
 class CodeTask:
-    """The submitted program, and what it is measured against.
+    """The submitted program, and what its run is compared with.
 
     value        what the annotator submitted
     scripts      the program in it
     inputs       files that it reads
     declared     names of files that the task asks for; may be empty
-    instruction  what is wanted
-    drafted      the program of the draft, where there was one
-    texts        JSON in which personal data is looked for, in the order of `dataset.judge`
-    run          the run of exactly these scripts that the page shows, where there is one
-    draft        the run of the draft's program, where it is known
+    instruction  what the task asks for
+    drafted      the program of the draft, if any
+    texts        JSON in which `Mask` looks for personal data, in the order of `gates.judge`
+    run          the stored run of exactly these scripts, if any
+    draft        the stored run of the draft's program, if any
     """
 
     value: Value
@@ -96,9 +93,9 @@ class CodeTask:
 
     @property
     def wanted(self) -> tuple[str, ...] | None:
-        """The files that have to be there: the declared ones, else those of the draft, else its own.
+        """The files that must exist: the declared ones, else those of the draft's run, else of its own run.
 
-        None where nothing is known of them before it has run.
+        None where no run is known yet.
         """
         if self.declared:
             return self.declared
@@ -109,17 +106,17 @@ class CodeTask:
     def limit_s(self) -> float:
         """Wall time that a re-run may take, in seconds."""
         known = self.draft or self.run
-        if known is None or known.origin == "gate":  # no measure of itself
-            return _LEAST_S
-        return max(_LEAST_S, *(_TIMES_THE_DRAFT * attempt.wall_s for attempt in _of_final_code(known)))
+        if known is None or known.origin == "gate":  # a gate's own run sets no limit
+            return _MIN_LIMIT_S
+        return max(_MIN_LIMIT_S, *(_TIMES_THE_DRAFT * attempt.wall_s for attempt in _of_final_code(known)))
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What gates of code tasks look at: a program, and what is known of it by now.
+    """What the gates of code tasks check: a program, and its attempt.
 
     task       the program
-    again      its attempt, once it ran again; where it does not run again, the one that is known
+    again      the attempt of the rerun; without a rerun, the stored one; None before
     has_files  whether that attempt ended with the check of its files
     refused    why it cannot be run again
     """
@@ -132,18 +129,18 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Checked:
-    """What the gates found: why a program was stopped, what is told of it, what it did alone when it ran."""
+    """The gates' result: the gate that stopped the program, notes, and its attempt without the file check."""
 
-    stopped: Stopped | None = None
+    stopped: FailedGate | None = None
     notes: tuple[Note, ...] = ()
     attempt: Attempt | None = None
 
 
 def submitted(annotation: Annotation, case: Case) -> CodeTask | None:
-    """Read the program that an annotation submits; None where its case has none, or it is empty.
+    """Return the program that an annotation submits; None where its case has none, or it is empty.
 
     Raises:
-        TaskError: The annotation is no sample: `dataset.judge` says why.
+        TaskError: The annotation is no sample; `gates.judge` returns the reason.
     """
     if case.labelling.program is None:
         return None
@@ -170,7 +167,7 @@ def submitted(annotation: Annotation, case: Case) -> CodeTask | None:
 
 
 def verdict_passes(evidence: Evidence) -> str | None:
-    """Stop code that the annotator themself says is not right."""
+    """Stop code that its annotator marked as wrong."""
     verdict = evidence.task.value.get(VERDICT_KEY)
     if verdict in (None, "pass"):
         return None
@@ -179,22 +176,22 @@ def verdict_passes(evidence: Evidence) -> str | None:
 
 
 def can_be_run(evidence: Evidence) -> str | None:
-    """Stop code whose input files are gone, or not what they were; each sync tries it again."""
+    """Stop code whose input files are missing or changed; each sync tries it again."""
     return None if evidence.refused is None else _cannot_be_run(evidence.refused)
 
 
 def code_runs(evidence: Evidence) -> str | None:
-    """Stop code that does not end well when it is run again: cold, from its inputs alone, in time."""
+    """Stop code that fails when it is run again in a new interpreter, from its inputs only, in time."""
     again = evidence.again
     if again is None or again.outcome == "ok" or len(again.steps) > len(evidence.task.scripts):
-        return None  # what came after the scripts is our own
+        return None  # the failing step is our file check
     lines = again.steps[-1].stderr.strip().split("\n") if again.steps else [""]
     last = f" {lines[-1][:_QUOTED_CHARS]}" if lines[-1] else ""
     return f"It does not end well ({again.outcome}): {again.reason or 'no reason'}{last}"
 
 
 def files_exist(evidence: Evidence) -> str | None:
-    """Stop code that does not leave its declared files, not empty, as what they claim to be."""
+    """Stop code whose declared files are missing, empty, or not of the format that their names claim."""
     if evidence.again is None or not evidence.has_files:
         return None
     wrong = wrong_files(evidence.again, after=len(evidence.task.scripts))
@@ -206,7 +203,7 @@ def files_exist(evidence: Evidence) -> str | None:
 
 
 def same_output(evidence: Evidence) -> str | None:
-    """Note code that prints or leaves something else than before: it depends on time, chance or order."""
+    """Note code with other output or files than before: it depends on time, chance or order."""
     if evidence.task.run is None or evidence.again is None:
         return None
     before, again = evidence.task.run.last, evidence.again
@@ -228,7 +225,7 @@ def same_output(evidence: Evidence) -> str | None:
 
 
 def not_run_again(evidence: Evidence) -> str | None:
-    """Note code that was exported without running it again (`--no-rerun`)."""
+    """Note code that is exported without a rerun (`--no-rerun`)."""
     if evidence.again is not None:
         return None
     known = "its run in the page is told" if evidence.task.run else "nobody has run exactly this code"
@@ -239,7 +236,7 @@ CodeGate = Gate[Evidence, str | None]
 CAN_BE_RUN: CodeGate = Gate("can_be_run", can_be_run)
 NOT_RUN_AGAIN: CodeGate = Gate("not_run_again", not_run_again)
 
-# The first that gives a reason rejects the sample. One that needs a run lets pass what has none yet.
+# The first that gives a reason rejects the sample. Gates that need a run pass a program without one.
 _BEFORE_A_RUN: tuple[CodeGate, ...] = (Gate(VERDICT_GATE, verdict_passes),)
 _OF_A_RUN: tuple[CodeGate, ...] = (
     CAN_BE_RUN,
@@ -248,7 +245,7 @@ _OF_A_RUN: tuple[CodeGate, ...] = (
 )
 CODE_GATES: tuple[CodeGate, ...] = (*_BEFORE_A_RUN, *_OF_A_RUN)
 
-# What is told and stops nothing.
+# These add notes and stop nothing.
 CODE_NOTES: tuple[CodeGate, ...] = (Gate("same_output", same_output), NOT_RUN_AGAIN)
 
 # ---------------------------------------------------------------------------------- flow
@@ -261,9 +258,9 @@ def run_again(task: CodeTask, rerun: Rerun | None) -> Checked:
         task: The program.
         rerun: Runs it; None where the team decided that it is not run again.
     Returns:
-        The gate that stopped it with the reason, or what is told of it, and what it did.
+        The gate that stopped it with the reason, or its notes and its attempt.
     Raises:
-        ServiceError: As `rerun`.
+        ServiceError: `rerun` failed.
     """
     stopped = check_gates(_BEFORE_A_RUN, Evidence(task))
     if stopped is not None:
@@ -279,19 +276,19 @@ def run_again(task: CodeTask, rerun: Rerun | None) -> Checked:
     if stopped is not None or evidence.again is None:
         return Checked(stopped)
     steps = evidence.again.steps[: len(task.scripts)]
-    alone = replace(evidence.again, steps=steps, wall_s=round(sum(step.wall_s for step in steps), 3))
-    return Checked(notes=collect_notes(CODE_NOTES, replace(evidence, again=alone)), attempt=alone)
+    own = replace(evidence.again, steps=steps, wall_s=round(sum(step.wall_s for step in steps), 3))
+    return Checked(notes=collect_notes(CODE_NOTES, replace(evidence, again=own)), attempt=own)
 
 
 def _evidence(task: CodeTask, rerun: Rerun) -> Evidence:
-    """Run a program again, with a check of its files after it.
+    """Run a program again, followed by the check of its files.
 
     Raises:
-        TaskError: As `rerun`.
-        ServiceError: As `rerun`.
+        TaskError: An input is missing.
+        ServiceError: `rerun` failed.
     """
     wanted = task.wanted
-    if wanted is None:  # what it leaves is what it has to leave, which its first run tells
+    if wanted is None:  # its first run shows which files it writes
         first = Evidence(task, rerun(task.scripts, task.inputs, task.limit_s))
         if first.again is None or check_gates(CODE_GATES, first) is not None:
             return first
@@ -302,7 +299,7 @@ def _evidence(task: CodeTask, rerun: Rerun) -> Evidence:
 
 
 def unrunnable(sample: Sample, error: TaskError) -> Rejected:
-    """Return what an annotation is whose code cannot be read from its task."""
+    """Reject a sample whose code cannot be read from its task."""
     return Rejected(
         sample.project,
         sample.task,
@@ -314,28 +311,28 @@ def unrunnable(sample: Sample, error: TaskError) -> Rejected:
     )
 
 
-def finished(
+def finalize_sample(
     sample: Sample, task: CodeTask, checked: Checked, run: Run | None, *, mask: str = ""
 ) -> Sample | Rejected:
-    """Give the sample of a code task with its run, or say which gate of code tasks it failed.
+    """Return the sample of a code task with its run, or reject it with the gate that stopped it.
 
     Args:
-        sample: It as `dataset.judge` gave it.
+        sample: The sample, as `gates.judge` returned it.
         task: Its program.
-        checked: What the gates found.
-        run: The run of exactly the submitted program, where there is one.
-        mask: Country of telephone numbers where stand-ins take the place of personal data; empty: nowhere.
+        checked: The gates' result.
+        run: The run of exactly the submitted program, if any.
+        mask: Country of telephone numbers, where personal data is replaced by stand-ins; empty: no masking.
     """
-    attempts = [_told(attempt) for attempt in _story(run)] if run else []
+    attempts = [_attempt_record(attempt) for attempt in _story(run)] if run else []
     stopped = checked.stopped
     if mask:
         printed = [{name: step[name] for name in _TEXTS} for attempt in attempts for step in attempt["steps"]]
-        # First what the sample was masked with, in its order: so the same data has the same stand-in.
+        # The sample's own texts first, in the order of its mask, so that equal data gets equal stand-ins.
         hide = Mask([*task.texts, printed, stopped and stopped.reason], mask)
         for attempt in attempts:
             for step in attempt["steps"]:
                 step.update({name: hide(step[name]) for name in _TEXTS})  # type: ignore[typeddict-item]
-        stopped = stopped and Stopped(stopped.gate, hide(stopped.reason))
+        stopped = stopped and FailedGate(stopped.gate, hide(stopped.reason))
     if stopped is not None:
         return Rejected(
             sample.project, sample.task, sample.annotation, sample.case, *stopped, metadata=sample.metadata
@@ -347,7 +344,7 @@ def finished(
         notes=(*sample.notes, *checked.notes),
         attempts=tuple(attempts),
         input_files=tuple(
-            File(path=file.name, size_bytes=file.size_bytes, sha256=file.sha256) for file in task.inputs
+            SampleFile(path=file.name, size_bytes=file.size_bytes, sha256=file.sha256) for file in task.inputs
         ),
         output_files=_files(run.last) if run else (),
         metadata={**sample.metadata, **({"run": run.key, "run_by": run.origin} if run else {})},
@@ -359,12 +356,12 @@ def _cannot_be_run(error: TaskError) -> str:
 
 
 def _of_final_code(run: Run) -> list[Attempt]:
-    """List the attempts at the scripts that the last one is at: more than one, where that was stopped."""
+    """Return the attempts at the scripts of the last attempt: several where earlier ones were stopped."""
     return [attempt for attempt in run.attempts if _scripts(attempt) == _scripts(run.last)]
 
 
 def _story(run: Run) -> list[Attempt]:
-    """List the attempts from which there is something to learn: of the same scripts only the last one."""
+    """Return the attempts worth training on: of several at the final scripts only the last one."""
     earlier = [one for one in run.attempts[:-1] if one.steps and _scripts(one) != _scripts(run.last)]
     return [*earlier, run.last]
 
@@ -373,9 +370,9 @@ def _scripts(attempt: Attempt) -> list[Script]:
     return [normalize_script(step.script) for step in attempt.steps]
 
 
-def _told(attempt: Attempt) -> Told:
+def _attempt_record(attempt: Attempt) -> SampleAttempt:
     steps = [
-        Step(
+        SampleStep(
             language=step.script.language,
             code=step.script.code,
             stdout=step.stdout,
@@ -386,11 +383,11 @@ def _told(attempt: Attempt) -> Told:
         for step in attempt.steps
     ]
     files = list(_files(attempt)) or None
-    told = {"outcome": attempt.outcome, "steps": steps, "reason": attempt.reason or None, "files": files}
-    return cast("Told", present(told))
+    record = {"outcome": attempt.outcome, "steps": steps, "reason": attempt.reason or None, "files": files}
+    return cast("SampleAttempt", present(record))
 
 
-def _files(attempt: Attempt) -> tuple[File, ...]:
+def _files(attempt: Attempt) -> tuple[SampleFile, ...]:
     return tuple(
-        File(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256) for file in attempt.files
+        SampleFile(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256) for file in attempt.files
     )

@@ -1,6 +1,6 @@
-"""The files beside the rows: they lead LLaMA-Factory, Axolotl and `datasets` to them.
+"""The files beside the rows that describe them for LLaMA-Factory, Axolotl and `datasets`.
 
-Knows what each of them wants to be told. Does not know rows or samples; of files, their names.
+Knows what each of these reads. Does not know rows or samples; of files, only names.
 """
 
 import json
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from draftloop.dataset.sample import Split
 
-Files = Mapping[str, str]
+FileTexts = Mapping[str, str]
 
 
 class Written(NamedTuple):
@@ -20,12 +20,12 @@ class Written(NamedTuple):
     rows: Mapping[Split, int]
 
     def file(self, split: Split) -> str:
-        """Give the name of a split's file."""
+        """Return the name of a split's file."""
         return f"{self.name}{'.test' if split == 'test' else ''}.{self.ending}"
 
     @property
     def splits(self) -> list[Split]:
-        """List the splits that have rows: no loader takes an empty file."""
+        """The splits that have rows; no loader accepts an empty file."""
         return [split for split, count in self.rows.items() if count]
 
 
@@ -34,7 +34,7 @@ class _Axolotl(NamedTuple):
     dataset: Mapping[str, str]
 
 
-# Once `columns` is given, LLaMA-Factory takes no column that is not listed.
+# With `columns`, LLaMA-Factory ignores columns that are not listed.
 _CONVERSATIONS = {"messages": "conversations", "system": "system", "tools": "tools"}
 _LLAMA_FACTORY: Mapping[str, Mapping[str, Any]] = {
     "alpaca": {
@@ -73,8 +73,8 @@ _AXOLOTL: Mapping[str, _Axolotl] = {
 _READ_BY_ALL = ("jsonl", "parquet")  # only `datasets` reads zstd
 
 
-def llama_factory(forms: Sequence[Written], _: Mapping[str, Any]) -> Files:
-    """Give dataset_info.json: the folder is a `dataset_dir` with a dataset `NAME` and one `NAME-test`."""
+def llama_factory(forms: Sequence[Written], _: Mapping[str, Any]) -> FileTexts:
+    """Return dataset_info.json: the folder is a `dataset_dir` with datasets `NAME` and `NAME-test`."""
     entries = {
         form.name if split == "train" else f"{form.name}-test": {
             "file_name": form.file(split),
@@ -87,9 +87,9 @@ def llama_factory(forms: Sequence[Written], _: Mapping[str, Any]) -> Files:
     return {"dataset_info.json": json.dumps(entries, indent=2) + "\n"} if entries else {}
 
 
-def axolotl(forms: Sequence[Written], _: Mapping[str, Any]) -> Files:
-    """Give the part of an Axolotl config that reads a format."""
-    found = {}
+def axolotl(forms: Sequence[Written], _: Mapping[str, Any]) -> FileTexts:
+    """Return the part of an Axolotl config that reads each format."""
+    configs = {}
     for form in forms:
         how = _AXOLOTL.get(form.name)
         if how is None or form.ending not in _READ_BY_ALL or not form.splits:
@@ -101,15 +101,15 @@ def axolotl(forms: Sequence[Written], _: Mapping[str, Any]) -> Files:
             lines += [
                 f"  - path: {form.file(split)}",
                 f"    ds_type: {'parquet' if form.ending == 'parquet' else 'json'}",
-                "    split: train",  # of a single file there is no other
+                "    split: train",  # the only split of a single file
                 *(f"    {name}: {part}" for name, part in how.dataset.items()),
             ]
-        found[f"{form.name}.yaml"] = "\n".join(lines) + "\n"
-    return found
+        configs[f"{form.name}.yaml"] = "\n".join(lines) + "\n"
+    return configs
 
 
-def card(forms: Sequence[Written], counts: Mapping[str, Any]) -> Files:
-    """Give the dataset card, from which `datasets.load_dataset(FOLDER, FORMAT)` knows files and splits."""
+def card(forms: Sequence[Written], counts: Mapping[str, Any]) -> FileTexts:
+    """Return the dataset card, where `datasets.load_dataset(FOLDER, FORMAT)` reads files and splits."""
     readable = [form for form in forms if form.splits]
     lines = ["---", "configs:" if readable else "configs: []"]
     for form in readable:
@@ -142,7 +142,7 @@ def card(forms: Sequence[Written], counts: Mapping[str, Any]) -> Files:
 
 
 def _why_empty(names: Sequence[str], samples: int) -> list[str]:
-    """Return what files without rows wait for, where there are samples."""
+    """Return lines that explain files without rows, where there are samples."""
     if not names or not samples:
         return []
     needs = {"dpo": "a draft that was corrected", "kto": "a draft that was accepted or corrected"}

@@ -1,19 +1,20 @@
-"""All samples looked at together: which of them stay, which go to train and which to test.
+"""Gates that compare samples with each other, and the split of samples into train and test.
 
-Knows the gates that need other samples, in their order, and how splits stay as they are while data grow.
-Does not know where samples come from, files or the time. What a gate stops is held, not thrown away: it
-comes back by itself when the reason is gone.
+Knows these gates, in their order, and how splits stay the same while the dataset grows. Does not know where
+samples come from, files or the time. A sample that a gate stops is held, not deleted: it returns as soon as
+the reason is gone.
 
+    holds_control_tokens  holds control tokens of the target model
     one_per_task          several annotations of a task: a policy picks one
-    not_contradicted      the same question with different answers: none of them is trusted
+    not_contradicted      the same question with different answers: all of them are held
     not_repeated          the same question and the same answer: the first stays
-    fits_tokens           longer than the target model takes; nothing is ever cut
+    fits_tokens           longer than the target model takes; samples are never cut
     not_nearly_repeated   nearly the same text and the same answer: the first stays
-    not_leaking           stands between train and test
-    spot_checked          drawn for a second human, who has not said yet that it is right
+    not_leaking           nearly the same as a train sample and a test sample
+    spot_checked          drawn for a second human, who has not passed it yet
 
-A sample's split is decided by the hash of its group (the source document, or the text itself), unless
-nearly the same text has one already. It is remembered: neither growth nor deletion moves a sample.
+The hash of a sample's group (the source document, or the text itself) decides its split, unless a
+near-duplicate has one already. Splits are stored: neither growth nor deletion moves a sample.
 """
 
 from collections import Counter, defaultdict
@@ -40,7 +41,7 @@ from draftloop.dataset.spot_check import (
 from draftloop.errors import SetupError
 
 TEST_PCT = 10
-_OF_ALL = (
+_CORPUS_FIELDS = (
     "split",
     "review",
     "drawn",
@@ -51,20 +52,20 @@ _Part = TypeVar("_Part")
 
 
 @dataclass(frozen=True)
-class Options:
+class DatasetOptions:
     """What a team decided about its dataset; the folder remembers it.
 
-    formats      names of `core.formats.FORMATS` that are written
+    formats      names of the `formats.FORMATS` that are written
     files        name of the kind of files that rows are written to
-    policy       name of the one of POLICIES that picks among several annotations of a task
+    policy       name in POLICIES of the policy that picks among several annotations of a task
     group_by     key of task data that names the source document, where tasks have one
     tokenizer    folder of the target model's tokenizer; with it, no sample is longer than `max_tokens`
-    mask         whether stand-ins take the place of personal data
+    mask         whether personal data is replaced by stand-ins
     region       country of telephone numbers without a country code
     spot_check   share of samples that a second human has to pass, 0..1
-    max_error    share of wrong samples that a stratum may have, 0..1; all of one with more are held
-    reviews      number of the project with the spot checks; 0 is none
-    rerun        whether submitted code is run again; where not, samples say so
+    max_error    share of wrong samples that a stratum may have, 0..1; strata above this rate are held whole
+    reviews      id of the project with the spot checks; 0 is none
+    rerun        whether submitted code is run again; otherwise samples carry a note
     """
 
     formats: tuple[str, ...] = DEFAULT_FORMATS
@@ -104,9 +105,9 @@ class Held(NamedTuple):
 
 @dataclass(frozen=True)
 class Settled:
-    """What became of all samples, by annotation: their split, and why some are held.
+    """The outcome of the corpus gates, by annotation: splits, and why some samples are held.
 
-    What only a spot check holds has a split too, so that it comes back to where it was.
+    A sample that only a spot check holds has a split too, so that it returns to the same side.
     """
 
     splits: Mapping[int, Split]
@@ -116,79 +117,91 @@ class Settled:
     drawn: Mapping[int, Draw] = field(default_factory=dict)
     by_lot: ByLot | None = None
 
-    def alone(self, annotation: int) -> "Settled":
-        """Give what became of one sample, to be taken elsewhere."""
+    def for_annotation(self, annotation: int) -> "Settled":
+        """Return the entries of one annotation: the subset that a worker needs, small when pickled."""
 
-        def of(parts: Mapping[int, _Part]) -> Mapping[int, _Part]:
+        def entry(parts: Mapping[int, _Part]) -> Mapping[int, _Part]:
             return {annotation: parts[annotation]} if annotation in parts else {}
 
-        return Settled(of(self.splits), of(self.held), of(self.reviews), drawn=of(self.drawn))
+        return Settled(entry(self.splits), entry(self.held), entry(self.reviews), drawn=entry(self.drawn))
 
-    def finished(self, record: Record) -> Record:
-        """Give a sample's record with its split, the gates that it passed here, its review, why it is held.
+    def finalize(self, record: Record) -> Record:
+        """Return a sample's record with its split, corpus gates that it passed, review, and why it is held.
 
         Args:
-            record: As it was judged alone, or as it was finished another time.
+            record: The sample's record before the corpus gates, or as an earlier sync wrote it.
         """
         annotation = record["annotation"]
         held = self.held.get(annotation)
         passed = _GATE_NAMES if held is None else _GATE_NAMES[: _GATE_NAMES.index(held.gate)]
         own = as_judged(record)
         own["gates"] += passed
-        said = {"split": self.splits, "review": self.reviews, "drawn": self.drawn}
-        own |= {name: parts[annotation] for name, parts in said.items() if annotation in parts}
+        fields = {"split": self.splits, "review": self.reviews, "drawn": self.drawn}
+        own |= {name: parts[annotation] for name, parts in fields.items() if annotation in parts}
         return own if held is None else own | {"held": held._asdict()}
 
 
 @dataclass
+class CorpusResult:
+    """What gates record about samples besides the reasons that hold them, by annotation.
+
+    given    splits that were assigned
+    reviews  verdicts that hold
+    drawn    how samples were drawn for spot checks
+    """
+
+    given: dict[int, Split] = field(default_factory=dict)
+    reviews: dict[int, Review] = field(default_factory=dict)
+    strata: list[Stratum] = field(default_factory=list)
+    drawn: dict[int, Draw] = field(default_factory=dict)
+    by_lot: ByLot | None = None
+
+
+@dataclass
 class Corpus:
-    """The samples that are still in, in the order in which they came, and what gates need beside them."""
+    """The samples that passed so far, in the order of their annotations, and what gates need besides."""
 
     samples: Sequence[Brief]
-    options: Options
+    options: DatasetOptions
     sketches: Callable[[Sequence[Brief]], Iterator[bytes]]
     splits: Mapping[str, Split] = field(default_factory=dict)  # by group, as they were given before
     checks: Mapping[int, Sequence[Check]] = field(default_factory=dict)  # by annotation
-    given: dict[int, Split] = field(default_factory=dict)  # by annotation, now
-    reviews: dict[int, Review] = field(default_factory=dict)  # by annotation, those that hold
-    strata: list[Stratum] = field(default_factory=list)
-    drawn: dict[int, Draw] = field(default_factory=dict)  # by annotation, for spot checks
-    by_lot: ByLot | None = None
+    result: CorpusResult = field(default_factory=CorpusResult)
 
     @cached_property
     def nearness(self) -> "Nearness":
-        """Tell which texts are nearly the same, by annotation; found once, by the first gate that asks."""
+        """Near-duplicates among the samples, by annotation; computed once, when a gate reads it."""
         samples = self.samples
 
         def same(one: int, other: int) -> bool:
             a, b = samples[one], samples[other]
             return (a.system, a.answer) == (b.system, b.answer)
 
-        found = nearness(self.sketches(samples), len(samples), same)
+        by_place = nearness(self.sketches(samples), len(samples), same)
         ids = [sample.annotation for sample in samples]
         return Nearness(
-            {ids[one]: {ids[other] for other in others} for one, others in found.near.items()},
-            {ids[one]: (ids[first], share) for one, (first, share) in found.repeats.items()},
+            {ids[one]: {ids[other] for other in others} for one, others in by_place.near.items()},
+            {ids[one]: (ids[first], share) for one, (first, share) in by_place.repeats.items()},
         )
 
 
 def settle(
     samples: Iterable[Brief],
-    options: Options,
+    options: DatasetOptions,
     splits: Mapping[str, Split],
     sketches: Callable[[Sequence[Brief]], Iterator[bytes]],
     checks: Mapping[int, Sequence[Check]] | None = None,
 ) -> Settled:
-    """Pass samples through the gates that look at all of them, and give each that stays its split.
+    """Pass samples through the corpus gates, and assign a split to each that passes.
 
     Args:
-        samples: Those that passed their own gates, in any order.
+        samples: Samples that passed their own gates, in any order.
         options: What the team decided.
-        splits: Splits by group as they were given last time; these stay.
-        sketches: Gives what annotators read of samples, sketched (`nearness.sketch`), in their order.
+        splits: Splits by group that an earlier sync assigned; these stay.
+        sketches: Returns the sketches (`nearness.sketch`) of the samples' inputs, in their order.
         checks: Verdicts of reviewers by annotation.
     """
-    # Annotations are numbered as they come: what is new never changes what became of the old.
+    # Annotation ids rise with time, so new samples never change the outcome of old ones.
     ordered = sorted(samples, key=lambda one: one.annotation)
     corpus = Corpus(ordered, options, sketches, splits, checks or {})
     held: dict[int, Held] = {}
@@ -196,25 +209,26 @@ def settle(
         reasons = gate.check(corpus)
         held |= {annotation: Held(gate.name, reason) for annotation, reason in reasons.items()}
         corpus.samples = [sample for sample in corpus.samples if sample.annotation not in reasons]
-    return Settled(corpus.given, held, corpus.reviews, tuple(corpus.strata), corpus.drawn, corpus.by_lot)
+    result = corpus.result
+    return Settled(result.given, held, result.reviews, tuple(result.strata), result.drawn, result.by_lot)
 
 
 def split_of(group: str) -> Split:
-    """Put a group into train or test by its hash alone: it stays there as data grow."""
+    """Return the split of a group by its hash only, so that it stays while the dataset grows."""
     return "test" if int(group, 16) % 100 < TEST_PCT else "train"
 
 
 def as_judged(record: Record) -> Record:
-    """Give a sample's record as it was before others were looked at."""
+    """Return a sample's record without what the corpus gates added."""
     gates = [name for name in record["gates"] if name not in _GATE_NAMES]
-    return {key: part for key, part in record.items() if key not in _OF_ALL} | {"gates": gates}
+    return {key: part for key, part in record.items() if key not in _CORPUS_FIELDS} | {"gates": gates}
 
 
 # ---------------------------------------------------------------------------------- gates
 
 
 def holds_control_tokens(corpus: Corpus) -> Mapping[int, str]:
-    """Stop texts with control tokens of the target model: a row would teach another conversation."""
+    """Stop texts with control tokens of the target model, which would change the conversation's structure."""
     return {
         sample.annotation: f"It holds {', '.join(sample.control_tokens)}, which the target model's tokenizer "
         "reads as a control token."
@@ -224,10 +238,10 @@ def holds_control_tokens(corpus: Corpus) -> Mapping[int, str]:
 
 
 def one_per_task(corpus: Corpus) -> Mapping[int, str]:
-    """Pick one annotation of each task by the policy; the others are held."""
+    """Keep one annotation of each task, which the policy picks."""
     policy = next(policy for policy in POLICIES if policy.name == corpus.options.policy)
     reasons: dict[int, str] = {}
-    for several in _by(corpus.samples, lambda sample: sample.task):
+    for several in _grouped(corpus.samples, lambda sample: sample.task):
         if len(several) == 1:
             continue
         chosen = policy.choose(several)
@@ -248,7 +262,7 @@ def one_per_task(corpus: Corpus) -> Mapping[int, str]:
 def not_contradicted(corpus: Corpus) -> Mapping[int, str]:
     """Stop different answers to the same question, unless one is marked as ground truth."""
     reasons: dict[int, str] = {}
-    for several in _by(corpus.samples, lambda sample: sample.question):
+    for several in _grouped(corpus.samples, lambda sample: sample.question):
         if len({sample.answer for sample in several}) == 1:
             continue
         truths = {sample.answer for sample in several if sample.ground_truth}
@@ -263,16 +277,16 @@ def not_contradicted(corpus: Corpus) -> Mapping[int, str]:
 
 
 def not_repeated(corpus: Corpus) -> Mapping[int, str]:
-    """Stop the same question with the same answer, but for the first."""
+    """Stop repetitions of a question with the same answer; the first one passes."""
     return {
         sample.annotation: f"Annotation {first.annotation} of task {first.task} says the same."
-        for first, *others in _by(corpus.samples, lambda sample: (sample.question, sample.answer))
+        for first, *others in _grouped(corpus.samples, lambda sample: (sample.question, sample.answer))
         for sample in others
     }
 
 
 def fits_tokens(corpus: Corpus) -> Mapping[int, str]:
-    """Stop what is longer than the target model takes."""
+    """Stop samples that are longer than the target model takes."""
     limit = corpus.options.max_tokens
     return {
         sample.annotation: f"It has {sample.tokens} tokens, the limit is {limit}."
@@ -282,7 +296,7 @@ def fits_tokens(corpus: Corpus) -> Mapping[int, str]:
 
 
 def not_nearly_repeated(corpus: Corpus) -> Mapping[int, str]:
-    """Stop nearly the same text with the same answer: it teaches nothing. Other answers stay."""
+    """Stop near-duplicates with the same answer; those with another answer pass."""
     tasks = {sample.annotation: sample.task for sample in corpus.samples}
     return {
         annotation: f"Annotation {first} of task {tasks[first]} says the same of nearly the same text "
@@ -292,46 +306,46 @@ def not_nearly_repeated(corpus: Corpus) -> Mapping[int, str]:
 
 
 def not_leaking(corpus: Corpus) -> Mapping[int, str]:
-    """Give splits to groups, and stop what stands between a train and a test sample."""
+    """Assign splits to groups, and stop samples that are near-duplicates of both train and test samples."""
     reasons: dict[int, str] = {}
     splits = dict(corpus.splits)
     for sample in sorted(corpus.samples, key=lambda one: one.group not in corpus.splits):
-        found: dict[Split, str] = {}
+        ties: dict[Split, str] = {}  # why the sample belongs to a split
         for other in sorted(corpus.nearness.near.get(sample.annotation, ())):
-            if other in corpus.given:
-                found.setdefault(corpus.given[other], f"nearly the same text as annotation {other}")
+            if other in corpus.result.given:
+                ties.setdefault(corpus.result.given[other], f"nearly the same text as annotation {other}")
         own = splits.get(sample.group)
         if own is not None:
-            found[own] = "the same source"
-        if len(found) == 2:
-            reasons[sample.annotation] = (
-                f"It would bridge train ({found['train']}) and test ({found['test']})."
-            )
+            ties[own] = "the same source"
+        if len(ties) == 2:
+            reasons[sample.annotation] = f"It would bridge train ({ties['train']}) and test ({ties['test']})."
             continue
-        (split,) = found or {split_of(sample.group): ""}
-        corpus.given[sample.annotation] = splits[sample.group] = split
+        (split,) = ties or {split_of(sample.group): ""}
+        corpus.result.given[sample.annotation] = splits[sample.group] = split
     return reasons
 
 
 def spot_checked(corpus: Corpus) -> Mapping[int, str]:
-    """Hold a drawn share until a second human passes it, and all of a stratum with too many errors."""
+    """Hold drawn samples until a second human passes them, and whole strata with too many errors."""
     options = corpus.options
     reasons: dict[int, str] = {}
     for (case, human, band), members in strata(corpus.samples).items():
         picked = drawn(members, options.spot_check)
         by_lot = drawn_by_lot(members, options.spot_check)
-        corpus.drawn |= {annotation: "lot" if annotation in by_lot else "stratum" for annotation in picked}
+        corpus.result.drawn |= {
+            annotation: "lot" if annotation in by_lot else "stratum" for annotation in picked
+        }
         reviews = {
             brief.annotation: review
             for brief in members
             if (review := latest_of(corpus.checks.get(brief.annotation, ()), brief)) is not None
         }
-        corpus.reviews |= reviews
+        corpus.result.reviews |= reviews
         judged = picked & reviews.keys()
         wrong = {annotation for annotation in reviews if reviews[annotation]["verdict"] != "pass"}
         stratum = Stratum(case, human, band, len(members), len(picked), len(judged), len(judged & wrong))
         if picked:
-            corpus.strata.append(stratum)
+            corpus.result.strata.append(stratum)
         low, high = stratum.interval
         if stratum.checked >= ENOUGH and low > options.max_error:
             share = f"{stratum.failed} of {stratum.checked} checks found it wrong ({low:.0%} to {high:.0%})"
@@ -339,43 +353,43 @@ def spot_checked(corpus: Corpus) -> Mapping[int, str]:
             reasons |= {brief.annotation: words for brief in members}
         reasons |= dict.fromkeys(picked - judged, WAITS)
         for annotation in wrong:
-            said = reviews[annotation]
-            comment = f": {said['comment']}" if "comment" in said else "."
-            reasons[annotation] = f"Reviewer {said['by']} says {said['verdict']}{comment}"
+            review = reviews[annotation]
+            comment = f": {review['comment']}" if "comment" in review else "."
+            reasons[annotation] = f"Reviewer {review['by']} says {review['verdict']}{comment}"
     if options.spot_check:
-        corpus.by_lot = _by_lot(corpus)
+        corpus.result.by_lot = _count_lot(corpus)
     return reasons
 
 
-def _by_lot(corpus: Corpus) -> ByLot:
-    """Count what became of the samples that were drawn by lot alone."""
-    lot = [brief for brief in corpus.samples if corpus.drawn.get(brief.annotation) == "lot"]
-    found = [right_as_submitted(corpus.checks.get(brief.annotation, ()), brief) for brief in lot]
-    return ByLot(len(corpus.samples), len(lot), len(lot) - found.count(None), found.count(False))
+def _count_lot(corpus: Corpus) -> ByLot:
+    """Count the samples that were drawn by lot, and the verdicts on them."""
+    lot = [brief for brief in corpus.samples if corpus.result.drawn.get(brief.annotation) == "lot"]
+    verdicts = [right_as_submitted(corpus.checks.get(brief.annotation, ()), brief) for brief in lot]
+    return ByLot(len(corpus.samples), len(lot), len(lot) - verdicts.count(None), verdicts.count(False))
 
 
-def _by(samples: Iterable[Brief], key: Callable[[Brief], Any]) -> list[list[Brief]]:
-    found: defaultdict[Any, list[Brief]] = defaultdict(list)
+def _grouped(samples: Iterable[Brief], key: Callable[[Brief], Any]) -> list[list[Brief]]:
+    by_key: defaultdict[Any, list[Brief]] = defaultdict(list)
     for sample in samples:
-        found[key(sample)].append(sample)
-    return list(found.values())
+        by_key[key(sample)].append(sample)
+    return list(by_key.values())
 
 
 # ---------------------------------------------------------------------------------- policies
 
 
 def latest(several: Sequence[Brief]) -> Brief:
-    """Choose the annotation that was changed last."""
+    """Return the annotation that was changed last."""
     return max(several, key=lambda one: (one.updated_at, one.annotation))
 
 
 def ground_truth(several: Sequence[Brief]) -> Brief:
-    """Choose what is marked as ground truth, else the latest."""
+    """Return the annotation that is marked as ground truth, else the latest."""
     return latest([sample for sample in several if sample.ground_truth] or several)
 
 
 def agreement(several: Sequence[Brief]) -> Brief | None:
-    """Choose the most frequent answer; none where two are equally frequent."""
+    """Return the latest annotation with the most frequent answer; None where two are equally frequent."""
     frequent = Counter(sample.answer for sample in several).most_common(2)
     if len(frequent) == 2 and frequent[0][1] == frequent[1][1]:
         return None
@@ -383,7 +397,7 @@ def agreement(several: Sequence[Brief]) -> Brief | None:
 
 
 class Policy(NamedTuple):
-    """How one annotation of several is chosen to stand for a task."""
+    """A rule that picks one of a task's annotations."""
 
     name: str
     choose: Callable[[Sequence[Brief]], Brief | None]
@@ -398,7 +412,7 @@ POLICIES: tuple[Policy, ...] = (
 CorpusGate = Gate[Corpus, Mapping[int, str]]
 FITS_TOKENS: CorpusGate = Gate("fits_tokens", fits_tokens)
 
-# All samples together, in this order: each gate sees what the ones before let pass.
+# In this order: each gate sees the samples that passed the gates before it.
 CORPUS_GATES: tuple[CorpusGate, ...] = (
     Gate("holds_control_tokens", holds_control_tokens),
     Gate("one_per_task", one_per_task),

@@ -1,7 +1,7 @@
-"""Whether files that programs left are there, not empty, and what their names claim.
+"""Check that the files of a program exist, are not empty, and have the format that their names claim.
 
-Knows kinds of files. They are opened where they lie, by a program that runs after the submitted ones in the
-same fresh folder: the sandbox has the libraries, and nothing untrusted is opened here.
+Knows formats of files. A program opens them inside the sandbox, after the submitted ones and in the same
+fresh folder: the sandbox has the libraries, and no untrusted file is opened in this process.
 """
 
 import json
@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from draftloop.runs.job import Attempt, Script
 
-# Prints one JSON object: what is wrong, by file. Modules come from the sandbox, not from the job's folder.
+# Prints one JSON object: what is wrong, by file. It imports from the sandbox, never from the job's folder.
+# Its text is part of the keys of stored runs: a change makes every sync run all programs again.
 _CHECKER = """
 import os, sys
 sys.path = [part for part in sys.path if part not in ("", os.getcwd())]
@@ -68,15 +69,15 @@ print(json.dumps(found))
 
 
 def checker(wanted: Sequence[str]) -> Script:
-    """Return the program that opens files in the folder it runs in, and prints what is wrong by file."""
+    """Return the program that opens files in its working folder, and prints what is wrong by file."""
     return Script(f"WANTED = {json.dumps(list(wanted))}\n{_CHECKER}")
 
 
 def wrong_files(attempt: Attempt, *, after: int) -> Mapping[str, str] | None:
-    """Return what the checker printed, by file; None where it did not end.
+    """Return what the checker printed, by file; None where it did not finish.
 
     Args:
-        attempt: The attempt that it ended.
+        attempt: The attempt whose last program is the checker.
         after: How many programs ran before it.
     """
     if len(attempt.steps) != after + 1 or attempt.steps[-1].exit_status != 0:

@@ -1,7 +1,7 @@
-"""The dataset's folder: one process at a time, files written aside and renamed, the manifest last.
+"""The dataset's folder: one process at a time, atomic writes, the manifest last.
 
-Knows names, bytes and hashes, and that what the manifest does not match is not valid. Does not know what
-is in the files. Nothing here is held in memory but a line at a time.
+Knows names, bytes and hashes, and that a file that does not match the manifest is invalid. Does not know what
+is in the files. Memory holds one line at a time.
 """
 
 import fcntl
@@ -32,11 +32,11 @@ _UNWRITTEN_BYTES = 1 << 15  # of each file: lines wait for each other
 
 @contextmanager
 def locked(folder: Path, by: str = "sync") -> Iterator[None]:
-    """Keep a second one away; the lock is on the folder itself and ends with the process.
+    """Lock a folder for this process; the lock ends with the process.
 
     Args:
         folder: Made if missing.
-        by: What it is locked by, in a word.
+        by: The activity that locks it, in a word, for the error of a second process.
     Raises:
         SetupError: The folder cannot be made, or another process has it.
     """
@@ -72,17 +72,17 @@ def manifest_of(folder: Path) -> dict[str, Any] | None:
         raise SetupError(
             f"{folder / MANIFEST} cannot be read.", hint="Remove it: the next sync makes the dataset anew."
         ) from error
-    found: dict[str, Any] = manifest
-    return found
+    checked: dict[str, Any] = manifest
+    return checked
 
 
 def is_intact(folder: Path, manifest: Mapping[str, Any]) -> bool:
-    """Tell whether the files are all as the manifest says."""
+    """Return whether all files match the manifest."""
     return damaged(folder, manifest) is None
 
 
 def damaged(folder: Path, manifest: Mapping[str, Any]) -> str | None:
-    """Name the first file that is not as the manifest says; None where all are."""
+    """Return the name of the first file that does not match the manifest; None where all do."""
     for name, entry in manifest["files"].items():
         try:
             if hash_file(folder / name) != entry["sha256"]:
@@ -102,8 +102,8 @@ def lines_of(folder: Path, name: str) -> Iterator[dict[str, Any]]:
         yield from map(orjson.loads, stream)
 
 
-class Place(NamedTuple):
-    """Where a line lies: the file by its number, the first byte, and how many."""
+class LinePlace(NamedTuple):
+    """The place of a line: the number of its file, its first byte and its length."""
 
     file: int
     start: int
@@ -111,19 +111,19 @@ class Place(NamedTuple):
 
     @property
     def is_new(self) -> bool:
-        """Tell whether the line is none of the folder's own."""
+        """Whether the line was added in this run."""
         return self.file == 0
 
 
 class Lines:
-    """JSON lines that lie on disk and are found by their place: a folder's own, and new ones.
+    """JSON lines on disk, read by their place: those of a folder's files, and lines added in this run.
 
-    The new ones are in a file without a name, which is gone when the process ends, however it ends. The
-    folder's files stay readable as they were at the start, also when others take their names.
+    Added lines are in an unnamed file, which disappears when the process ends. The folder's files stay
+    readable as they were at the start, also after they have been replaced.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Begin without a line; what a killed sync left is removed.
+        """Start without lines; remove unfinished files of a killed sync.
 
         Raises:
             ServiceError: The disk failed.
@@ -143,13 +143,13 @@ class Lines:
         for file in self._files:
             file.close()
 
-    def add(self, line: bytes, beside: bytes = b"") -> Place:
-        """Write a new line, and something beside it that is no part of it.
+    def add(self, line: bytes, beside: bytes = b"") -> LinePlace:
+        """Write a new line, followed by bytes that are not part of it.
 
         Raises:
             ServiceError: The disk failed.
         """
-        place = Place(0, self._end, len(line))
+        place = LinePlace(0, self._end, len(line))
         self._unwritten += line
         self._unwritten += beside
         self._end += len(line) + len(beside)
@@ -163,30 +163,30 @@ class Lines:
         with disk_errors(self._folder, _HINT):
             write_fully(self._files[0].fileno(), content)
 
-    def read(self, name: str) -> Iterator[tuple[Place, dict[str, Any]]]:
-        """Read one of the folder's files from its beginning, each line with its place.
+    def read(self, name: str) -> Iterator[tuple[LinePlace, dict[str, Any]]]:
+        """Yield the lines of one of the folder's files, each with its place.
 
         Raises:
             ServiceError: It cannot be read.
         """
         with disk_errors(self._folder, _HINT, access="read"):
-            stream = (self._folder / name).open("rb")  # lives as long as its lines
+            stream = (self._folder / name).open("rb")  # stays open for `line`
             self._files.append(stream)
             number, start = len(self._files) - 1, 0
             for line in stream:
-                yield Place(number, start, len(line)), orjson.loads(line)
+                yield LinePlace(number, start, len(line)), orjson.loads(line)
                 start += len(line)
 
-    def line(self, place: Place) -> bytes:
-        """Read a line again, as it lies there.
+    def line(self, place: LinePlace) -> bytes:
+        """Return the bytes of a line.
 
         Raises:
             ServiceError: The disk failed.
         """
         return self._bytes(place.file, place.start, place.size_bytes)
 
-    def beside(self, place: Place, size_bytes: int) -> bytes:
-        """Read what was written beside a new line.
+    def beside(self, place: LinePlace, size_bytes: int) -> bytes:
+        """Return the bytes that were written after a new line.
 
         Raises:
             ServiceError: The disk failed.
@@ -199,21 +199,21 @@ class Lines:
         with disk_errors(self._folder, _HINT, access="read"):
             return os.pread(self._files[file].fileno(), size_bytes, start)
 
-    def get(self, place: Place) -> dict[str, Any]:
-        """Read a line again, as JSON.
+    def get(self, place: LinePlace) -> dict[str, Any]:
+        """Return a line, parsed as JSON.
 
         Raises:
             ServiceError: The disk failed.
         """
-        found: dict[str, Any] = orjson.loads(self.line(place))
-        return found
+        record: dict[str, Any] = orjson.loads(self.line(place))
+        return record
 
 
-class Files:
-    """The files of a dataset on their way: written aside, put in place together, the manifest last."""
+class DatasetFiles:
+    """New files of a dataset: written under temporary names, renamed together, the manifest last."""
 
     def __init__(self, folder: Path) -> None:
-        """Begin without a file."""
+        """Start without files."""
         self._folder = folder
         self._writers: dict[str, AtomicFileWriter] = {}
 
@@ -226,7 +226,7 @@ class Files:
                 writer.discard()
 
     def open(self, name: str) -> AtomicFileWriter:
-        """Begin a file.
+        """Open a new file.
 
         Raises:
             ServiceError: The disk failed.
@@ -245,12 +245,12 @@ class Files:
             self.open(name).write(content)
 
     def store(self, manifest: Mapping[str, Any]) -> tuple[str, ...]:
-        """Put in place what differs, then the manifest; remove what an older manifest named.
+        """Rename the files that differ, then write the manifest; remove other files of the old manifest.
 
         Returns:
-            The names of what was written.
+            The names of the files that changed.
         Raises:
-            ServiceError: The disk failed; what is there is completed next time.
+            ServiceError: The disk failed; the next sync completes the folder.
         """
         written = []
         described: dict[str, dict[str, Any]] = {}
@@ -273,7 +273,7 @@ class Files:
 
 
 def store_manifest(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, ...]:
-    """Write the manifest, if it differs; returns its name if it was written.
+    """Write the manifest if it differs; return its name if it was written.
 
     Raises:
         ServiceError: The disk failed.

@@ -1,8 +1,8 @@
-"""Rows as trainers read them, each a pure function of the sample.
+"""Rows in the formats of trainers, each a pure function of the sample.
 
-Knows what every trainer's own loader takes, drops and misreads. Does not know files.
-Supervised rows come from every sample. Preference rows come from what a human made of a draft: a
-corrected draft against its correction (DPO); drafts judged right or wrong, and corrections (KTO).
+Knows what every trainer's own loader accepts, drops and misreads. Does not know files.
+Supervised rows come from every sample. Preference rows come from drafts that a human judged: a corrected
+draft against its correction (DPO); drafts judged right or wrong, and corrections (KTO).
 
 Source:
     the loaders of TRL 1.16, LLaMA-Factory 0.9.5, ms-swift 4.6.0 and Axolotl 0.19.0, with which
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from draftloop.dataset.sample import Message, Sample, conversation, tools
+from draftloop.dataset.sample import ChatMessage, Sample, conversation, tools
 from draftloop.model.control_tokens import DRAFT_NOTE
 
 Row = dict[str, Any]
@@ -30,25 +30,25 @@ _SWIFT = {
 }
 
 
-class Answer(NamedTuple):
-    """An answer to a sample's question, and whether a human stands by it."""
+class JudgedAnswer(NamedTuple):
+    """An answer to a sample's question, and whether a human confirmed it."""
 
     text: str
     is_right: bool
 
 
-def answers(sample: Sample) -> list[Answer]:
-    """List what a human judged: an accepted draft, or a corrected one and its correction."""
+def judged_answers(sample: Sample) -> list[JudgedAnswer]:
+    """Return the answers that a human judged: an accepted draft, or a corrected one and its correction."""
     if sample.draft_target is None or any(note["gate"] == DRAFT_NOTE for note in sample.notes):
         return []
     if sample.verdict == "accepted" or sample.draft_target == sample.target:
-        return [Answer(sample.target, is_right=True)]
-    return [Answer(sample.draft_target, is_right=False), Answer(sample.target, is_right=True)]
+        return [JudgedAnswer(sample.target, is_right=True)]
+    return [JudgedAnswer(sample.draft_target, is_right=False), JudgedAnswer(sample.target, is_right=True)]
 
 
 def pairs(sample: Sample) -> list[tuple[str, str]]:
-    """Give the correction and the draft that it corrects; empty where the draft was right, or none."""
-    judged = answers(sample)
+    """Return pairs of correction and draft: one where a draft was corrected, else none."""
+    judged = judged_answers(sample)
     return [(judged[1].text, judged[0].text)] if len(judged) == 2 else []
 
 
@@ -58,8 +58,8 @@ def pairs(sample: Sample) -> list[tuple[str, str]]:
 def alpaca(sample: Sample) -> list[Row]:
     """Alpaca: `instruction` is the whole user turn; the `output` of a code task is its final program.
 
-    No template changes the prompt then. The program stands there as it is: the system message of code tasks,
-    which asks for JSON, is left out. Code that nobody ran has no row.
+    So no template changes the prompt. The program is not wrapped in JSON, and the system message of code
+    tasks, which asks for JSON, is left out. Code that nobody ran has no row.
     """
     if sample.is_code:
         output, system = sample.final_code, ""
@@ -71,12 +71,12 @@ def alpaca(sample: Sample) -> list[Row]:
 
 def sharegpt(sample: Sample) -> list[Row]:
     """ShareGPT: conversations of `human` and `gpt`, with `function_call` and `observation` between."""
-    found = {"conversations": _turns(conversation(sample)[1:], _SHAREGPT, "from", "value")}
-    return [found | {"system": sample.system} | _tools_text(sample)]
+    turns = _turns(conversation(sample)[1:], _SHAREGPT, "from", "value")
+    return [{"conversations": turns} | {"system": sample.system} | _tools_text(sample)]
 
 
 def openai(sample: Sample) -> list[Row]:
-    """OpenAI's fine-tuning files: messages as they go over the wire, `arguments` as a JSON string."""
+    """OpenAI's fine-tuning files: messages as in the API, `arguments` as a JSON string."""
     return [{"messages": _wire(conversation(sample))} | _tools(sample)]
 
 
@@ -98,7 +98,7 @@ def messages(sample: Sample) -> list[Row]:
 
 
 def prompt_completion(sample: Sample) -> list[Row]:
-    """TRL's SFTTrainer: the prompt and, apart from it, the answer, which alone is trained."""
+    """TRL's SFTTrainer: the prompt, and separately the answer; only the answer is trained."""
     return [{"prompt": conversation(sample)[:-1], "completion": [_assistant(sample.target)]} | _tools(sample)]
 
 
@@ -117,7 +117,7 @@ def trl_kto(sample: Sample) -> list[Row]:
     prompt = conversation(sample)[:-1]
     return [
         {"prompt": prompt, "completion": [_assistant(answer.text)], "label": answer.is_right} | _tools(sample)
-        for answer in answers(sample)
+        for answer in judged_answers(sample)
     ]
 
 
@@ -149,7 +149,7 @@ def llama_factory_kto(sample: Sample) -> list[Row]:
             "conversations": [*row["conversations"][:-1], {"from": "gpt", "value": answer.text}],
             "label": answer.is_right,
         }
-        for answer in answers(sample)
+        for answer in judged_answers(sample)
     ]
 
 
@@ -173,7 +173,7 @@ def ms_swift_kto(sample: Sample) -> list[Row]:
             "messages": [*row["messages"][:-1], {"role": "assistant", "content": answer.text}],
             "label": answer.is_right,
         }
-        for answer in answers(sample)
+        for answer in judged_answers(sample)
     ]
 
 
@@ -183,7 +183,7 @@ def axolotl(sample: Sample) -> list[Row]:
 
 
 def axolotl_dpo(sample: Sample) -> list[Row]:
-    """Axolotl's `chat_template.default`, which knows roles and contents alone: runs of code are left out."""
+    """Axolotl's `chat_template.default`, which reads roles and contents only: runs of code are left out."""
     return [
         {
             "messages": conversation(replace(sample, attempts=()))[:-1],
@@ -203,11 +203,11 @@ def axolotl_kto(sample: Sample) -> list[Row]:
             "completion": answer.text,
             "label": answer.is_right,
         }
-        for answer in answers(sample)
+        for answer in judged_answers(sample)
     ]
 
 
-def _assistant(text: str) -> Message:
+def _assistant(text: str) -> ChatMessage:
     return {"role": "assistant", "content": text}
 
 
@@ -219,9 +219,11 @@ def _tools_text(sample: Sample) -> Row:
     return {"tools": _compact([tool["function"] for tool in tools(sample)])} if sample.attempts else {}
 
 
-def _turns(found: Sequence[Message], roles: Mapping[str, str], role: str, content: str) -> list[Message]:
+def _turns(
+    conversation_: Sequence[ChatMessage], roles: Mapping[str, str], role: str, content: str
+) -> list[ChatMessage]:
     turns = []
-    for message in found:
+    for message in conversation_:
         if "tool_calls" in message:
             (call,) = message["tool_calls"]
             turns.append({role: roles["call"], content: _compact(call["function"])})
@@ -230,17 +232,17 @@ def _turns(found: Sequence[Message], roles: Mapping[str, str], role: str, conten
     return turns
 
 
-def _wire(found: Sequence[Message]) -> list[Message]:
-    wire: list[Message] = []
-    for message in found:
+def _wire(conversation_: Sequence[ChatMessage]) -> list[ChatMessage]:
+    wire: list[ChatMessage] = []
+    for message in conversation_:
         if "tool_calls" in message:
             (call,) = message["tool_calls"]
             function = call["function"] | {"arguments": _compact(call["function"]["arguments"])}
             sent = {"id": f"call_{len(wire)}", "type": "function", "function": function}
             wire.append({"role": "assistant", "content": "", "tool_calls": [sent]})
         elif message["role"] == "tool":
-            asked = f"call_{len(wire) - 1}"
-            wire.append({"role": "tool", "tool_call_id": asked, "content": message["content"]})
+            call_id = f"call_{len(wire) - 1}"
+            wire.append({"role": "tool", "tool_call_id": call_id, "content": message["content"]})
         else:
             wire.append(message)
     return wire

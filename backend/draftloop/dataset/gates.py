@@ -1,11 +1,11 @@
-"""What humans submitted, as training samples: read back from Label Studio's tasks, judged by gates.
+"""Annotations read from Label Studio's tasks, passed through gates and made into training samples.
 
-Knows Label Studio's task object as its API lists it, and the gates that a sample passes by itself. Does
+Knows Label Studio's task object as its API lists it, and the gates that judge one sample at a time. Does
 not know other samples (`corpus`), rows (`formats`), files, Label Studio's API or the time: the same
 annotation always gives the same sample.
 
-The training target is the canonical serialization of the value that the human submitted, and the
-prompt before it is the compact one: a model tuned on these rows is asked exactly what it was trained on.
+The training target is the canonical serialization of the value that the human submitted. The prompt before
+it is the compact one, so that a model tuned on these rows is later asked exactly as it was trained.
 """
 
 import hashlib
@@ -18,10 +18,10 @@ from typing import Any
 from draftloop.dataset.personal import Mask, described, strings
 from draftloop.dataset.sample import (
     SAMPLE_VERSION,
+    FailedGate,
     Gate,
     Record,
     Sample,
-    Stopped,
     canonical,
     check_gates,
     collect_notes,
@@ -39,9 +39,9 @@ _VERSION = re.compile(r"(.+)-[0-9a-f]{10}")  # the backend's: model, hash
 
 @dataclass(frozen=True)
 class Annotation:
-    """What a human made of a task. `draft` holds the prediction it began from, where there was one.
+    """A human's annotation of a task. `draft` holds the prediction that it started from, if any.
 
-    Both results are as Label Studio stores them: any JSON, most often a list of regions.
+    `regions` and `draft` are as Label Studio stores them: any JSON, most often a list of regions.
     """
 
     id: int
@@ -56,9 +56,9 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An annotation on its way to a sample: its value and what is wrong with it, or why there is none.
+    """An annotation that gates check: its value and the rules that it breaks, or why it cannot be read.
 
-    question   the task, read; None where it cannot be
+    question   the parsed task; None where it cannot be read
     region     country of telephone numbers without a country code
     """
 
@@ -72,13 +72,13 @@ class Candidate:
 
     @property
     def texts(self) -> Mapping[str, str]:
-        """What the annotator read, by key of task data."""
+        """Texts that the annotator read, by key of task data."""
         return {} if self.question is None else self.question.inputs
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """An annotation that is no sample, with the gate that stopped it and the reason."""
+    """An annotation that a gate rejected, with the reason."""
 
     project: int
     task: int
@@ -89,7 +89,7 @@ class Rejected:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self) -> Record:
-        """Give the row of rejected.jsonl."""
+        """Return the row of rejected.jsonl."""
         return present(self.__dict__) | {"schema_version": SAMPLE_VERSION}
 
     @classmethod
@@ -101,12 +101,12 @@ class Rejected:
 def annotations_of(task: Mapping[str, Any], project: int) -> list[Annotation]:
     """Read the annotations of a task as Label Studio lists it, annotations and predictions included.
 
-    Their results may be any JSON: `judge` says what is wrong with one. Entries without an id are left out; no
-    listing has any.
+    Their results may be any JSON; `judge` rejects what cannot be read. Entries without an id are left out;
+    no listing has any.
     """
     predictions = _by_id(task.get("predictions"))
     data = task.get("data")
-    found = []
+    annotations = []
     for number, entry in _by_id(task.get("annotations")).items():
         parent = _number(entry.get("parent_prediction"))
         draft = predictions.get(parent, {})
@@ -124,7 +124,7 @@ def annotations_of(task: Mapping[str, Any], project: int) -> list[Annotation]:
             "draft_model": model and model[1],
             "draft_score": _number(draft.get("score")),
         }
-        found.append(
+        annotations.append(
             Annotation(
                 id=number,
                 project=project,
@@ -136,11 +136,11 @@ def annotations_of(task: Mapping[str, Any], project: int) -> list[Annotation]:
                 draft=None if too_deep(drafted) else drafted,
             )
         )
-    return found
+    return annotations
 
 
 def _by_id(entries: Any) -> dict[int, Mapping[str, Any]]:
-    """Return annotations or predictions by their ids. An export has ids in the place of predictions."""
+    """Return annotations or predictions by their ids. In an export, predictions are ids only: left out."""
     listed = entries if isinstance(entries, list) else []
     return {entry["id"]: entry for entry in listed if isinstance(entry, dict) and _is_id(entry.get("id"))}
 
@@ -162,22 +162,22 @@ def _text(part: Any) -> str | None:
 def judge(
     annotation: Annotation, case: Case, *, group_by: str = "", mask: bool = False, region: str = "CN"
 ) -> Sample | Rejected:
-    """Make an annotation a sample, or say which gate it failed; the first one that it fails counts.
+    """Make a sample of an annotation, or reject it with the first gate that it fails.
 
     Args:
-        annotation: What a human made of a task.
+        annotation: A human's annotation.
         case: The task's case.
         group_by: Key of task data that names the source document, if tasks have one.
-        mask: Whether stand-ins take the place of personal data, in the reasons too.
+        mask: Whether personal data is replaced by stand-ins, in reasons too.
         region: Country of telephone numbers without a country code.
     """
-    asked = case.labelling.words(annotation.regions)
-    if asked:
-        annotation = replace(annotation, metadata={**annotation.metadata, "prompt": asked})
+    prompt = case.labelling.words(annotation.regions)
+    if prompt:
+        annotation = replace(annotation, metadata={**annotation.metadata, "prompt": prompt})
     try:
         case = case.for_task(annotation.task)
         question = case.labelling.read(annotation.task)
-        texts = question.inputs  # what cannot be shown is no sample
+        texts = question.inputs  # raises for tasks that cannot be shown
         value = case.labelling.from_regions(annotation.regions, question)
         candidate = _candidate(annotation, case, value, question, region)
     except TaskError as error:
@@ -186,11 +186,11 @@ def judge(
     draft = draft_of(candidate)
 
     def group() -> str:
-        # Of the texts as they are: no sample changes sides because it is masked.
+        # From the unmasked texts: masking must not move a sample to the other split.
         source = annotation.task.data.get(group_by) if group_by else None
         return group_of(texts if source is None else {group_by: source})
 
-    hide = Mask([annotation.task.data, candidate.value, draft, asked], region) if mask else None
+    hide = Mask([annotation.task.data, candidate.value, draft, prompt], region) if mask else None
     if hide is not None:
         annotation = replace(annotation, metadata=hide(dict(annotation.metadata)))
     stopped = check_gates(SAMPLE_GATES, candidate)
@@ -223,7 +223,7 @@ def _candidate(
 
 
 def group_of(source: Mapping[str, Any]) -> str:
-    """Hash what must not be both in train and in test; 16 hex digits."""
+    """Hash a source document or a task's texts, which must not be in both train and test; 16 hex digits."""
     return hashlib.sha256(canonical(source).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
@@ -232,7 +232,7 @@ def fingerprint(case: Case, *how: object) -> str:
 
     Args:
         case: The case.
-        how: What else `judge` is told.
+        how: Further options of `judge`.
     """
     decisive = [
         SAMPLE_VERSION,
@@ -276,7 +276,7 @@ def _sample(candidate: Candidate, draft: Value | None, group: str) -> Sample:
 
 
 def draft_of(candidate: Candidate) -> Value | None:
-    """Give the value of the draft that a human began from; None where none can be read."""
+    """Return the value of the draft that a human started from; None where there is none to read."""
     if candidate.annotation.draft is None:
         return None
     if candidate.value is not None and candidate.annotation.draft == candidate.annotation.regions:
@@ -286,7 +286,7 @@ def draft_of(candidate: Candidate) -> Value | None:
             candidate.annotation.draft, candidate.question or candidate.annotation.task
         )
     except TaskError:
-        return None  # a prediction from elsewhere, or of an older config: nothing can be said about it
+        return None  # a prediction by another program, or for an older config
     return None if has_lone_surrogate(canonical(draft)) else draft
 
 
@@ -294,7 +294,7 @@ def _changed(case: Case, draft: Value, value: Value) -> tuple[str, ...]:
     return tuple(
         control.name
         for control in case.labelling.controls
-        # A verdict is not about what the draft said: it says how right that was.
+        # A human's verdict on the draft is no correction of it.
         if control.name not in case.labelling.human
         and not _same(draft.get(control.name), value.get(control.name))
     )
@@ -302,7 +302,7 @@ def _changed(case: Case, draft: Value, value: Value) -> tuple[str, ...]:
 
 def _same(one: Any, other: Any) -> bool:
     if one is other or (isinstance(one, str) and isinstance(other, str)):
-        return one == other  # most parts are texts, or not there
+        return one == other  # fast path: most parts are texts or absent
     return canonical(one) == canonical(other)  # 1 and true are not the same, nor 1 and 1.0
 
 
@@ -310,45 +310,45 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def not_skipped(candidate: Candidate) -> str | None:
-    """Stop what the annotator skipped."""
+    """Stop annotations of skipped tasks."""
     return "The annotator skipped the task." if candidate.annotation.cancelled else None
 
 
 def readable(candidate: Candidate) -> str | None:
-    """Stop regions that the config cannot hold, tasks that lack what it shows, and half characters."""
+    """Stop regions that do not fit the config, tasks that lack what it shows, and lone surrogates."""
     if has_lone_surrogate(canonical(candidate.value)):
         return "It holds half a character (a lone surrogate), which no file can."
     return candidate.unreadable or None
 
 
 def not_empty(candidate: Candidate) -> str | None:
-    """Stop an empty form without a draft; an emptied or accepted draft says that there is nothing."""
-    says_nothing = not any(part not in ([], "") for part in (candidate.value or {}).values())
-    return "The annotation is empty." if says_nothing and candidate.annotation.draft is None else None
+    """Stop an empty form without a draft. Where a draft was emptied or accepted, empty is an answer."""
+    is_empty = not any(part not in ([], "") for part in (candidate.value or {}).values())
+    return "The annotation is empty." if is_empty and candidate.annotation.draft is None else None
 
 
 def fits_schema(candidate: Candidate) -> str | None:
-    """Stop what the validating schema refuses: humans err too."""
+    """Stop values that the validating schema refuses."""
     return _broken(candidate, "schema")
 
 
 def obeys_rules(candidate: Candidate) -> str | None:
-    """Stop what breaks one of the case's rules."""
+    """Stop values that break one of the case's rules."""
     return _broken(candidate, "rule")
 
 
 def is_grounded(candidate: Candidate) -> str | None:
-    """Stop quotes that do not stand in the text."""
+    """Stop quotes that are not in the text."""
     return _broken(candidate, "grounding")
 
 
-def still_right_when_masked(stopped: Stopped) -> str:
-    """Stop what was right, and with stand-ins for personal data is not."""
+def still_right_when_masked(stopped: FailedGate) -> str:
+    """Stop samples that pass unmasked, and fail a gate once personal data is masked."""
     return f"With stand-ins for personal data it does not pass {stopped.gate}: {stopped.reason}"
 
 
 def personal_data(candidate: Candidate) -> str:
-    """Note personal data in the texts and in the value, without quoting it."""
+    """Count personal data in the texts and in the value, without quoting it."""
     return described([*candidate.texts.values(), *strings(candidate.value)], candidate.region)
 
 
@@ -368,10 +368,12 @@ SAMPLE_GATES: tuple[SampleGate, ...] = (
     Gate("is_grounded", is_grounded),
 )
 
-# What those say of a masked sample that was right before; only `mask` asks.
-STILL_RIGHT_WHEN_MASKED: Gate[Stopped, str | None] = Gate("still_right_when_masked", still_right_when_masked)
+# For masked samples only, after one of the gates above failed on the masked values.
+STILL_RIGHT_WHEN_MASKED: Gate[FailedGate, str | None] = Gate(
+    "still_right_when_masked", still_right_when_masked
+)
 
 PERSONAL_DATA: SampleGate = Gate("personal_data", personal_data)
 
-# What is told and stops nothing.
+# These add notes and stop nothing.
 NOTES: tuple[SampleGate, ...] = (PERSONAL_DATA,)

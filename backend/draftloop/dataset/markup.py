@@ -1,7 +1,6 @@
-"""How pages of figures are written: paragraphs, tables, bars and lines, for a screen and for paper.
+"""HTML and SVG for pages of figures: paragraphs, tables, bar charts and line charts, for screen and print.
 
-Knows HTML and SVG. Does not know what is shown. A page holds no script and loads nothing; every text is
-escaped.
+Does not know what the figures mean. A page has no script and loads nothing; all text is escaped.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +30,7 @@ Cell = str | int
 
 
 def paragraph(words: str, kind: str = "") -> str:
-    """Write a paragraph; `kind` names a style."""
+    """Return a paragraph; `kind` is a CSS class of STYLE."""
     return f'<p class="{kind}">{escape(words)}</p>' if kind else f"<p>{escape(words)}</p>"
 
 
@@ -42,7 +41,7 @@ def table(
     numbers: set[int],
     html: frozenset[int] | set[int] = frozenset(),
 ) -> str:
-    """Write a table; columns named in `html` are markup already."""
+    """Return a table; the columns in `html` contain markup and are not escaped."""
 
     def cell(tag: str, place: int, part: Cell, *, is_html: bool = False) -> str:
         kind = ' class="n"' if place in numbers else ""
@@ -58,7 +57,7 @@ def table(
 
 
 def bar_chart(bars: Sequence[tuple[str, int, int]]) -> str:
-    """Draw bars: label, dark part, whole; the numbers of the whole stand above."""
+    """Return a bar chart of (label, dark part, whole); the whole is written above each bar."""
     width, height, most = 46, 90, max(whole for *_, whole in bars) or 1
     parts = []
     for place, (label, dark, whole) in enumerate(bars):
@@ -82,12 +81,12 @@ def bar_chart(bars: Sequence[tuple[str, int, int]]) -> str:
 def line_chart(
     lines: Mapping[str, Sequence[tuple[float, float]]], *, across: str, mark: float | None = None
 ) -> str:
-    """Draw lines through points, both axes from 0 to 1; what each line is stands at its end.
+    """Return a line chart with both axes from 0 to 1; each line's name is written at its end.
 
     Args:
-        lines: Points by name, rising from left to right; the first four have colours of their own.
-        across: What the horizontal axis shows.
-        mark: Where a vertical line stands.
+        lines: Points by name, from left to right; at most four lines.
+        across: Label of the horizontal axis.
+        mark: Position of a vertical line.
     """
     width, height, left, top = 460, 240, 48, 12
     parts = []
@@ -107,7 +106,7 @@ def line_chart(
     labels = _spread([top + height - points[-1][1] * height for points in lines.values()])
     for (name, points), colour, label in zip(lines.items(), _COLOURS, labels, strict=False):
         path = "L".join(f"{left + x * width:.1f} {top + height - y * height:.1f}" for x, y in points)
-        dashed = ' stroke-dasharray="5 4"' if colour == _COLOURS[-1] else ""  # it may lie on another one
+        dashed = ' stroke-dasharray="5 4"' if colour == _COLOURS[-1] else ""  # it may cover another line
         parts.append(f'<path d="M{path}" stroke="{colour}" stroke-width="2"{dashed} fill="none"/>')
         parts.append(
             f'<text x="{left + width + 8}" y="{label + 4:.1f}" style="fill: {colour}">{escape(name)}</text>'
@@ -119,7 +118,7 @@ def line_chart(
 
 
 def _spread(places: Sequence[float]) -> list[float]:
-    """Move labels down where they would lie on one another."""
+    """Move labels down where they would overlap."""
     moved = list(places)
     above = float("-inf")
     for place in sorted(range(len(places)), key=lambda one: places[one]):

@@ -1,7 +1,7 @@
-"""Which of many texts are nearly the same, in at most 600 bytes of memory for each.
+"""Near-duplicates among many texts, by MinHash, with at most 600 bytes of memory for each text.
 
-Knows shingles, MinHash and bands. Does not know samples. The sketches lie in one table of numbers: the
-index of `datasketch` itself would take ten times their size.
+Knows shingles, MinHash and bands. Does not know samples. All sketches are in one table of numbers; the index
+of `datasketch` itself takes ten times as much memory.
 """
 
 from collections import defaultdict
@@ -18,21 +18,21 @@ from draftloop.support.text import fold, shingles
 if TYPE_CHECKING:
     from datasketch import MinHash
 
-NEAR = 0.9  # share of common shingles from which two texts are nearly the same
+NEAR = 0.9  # two texts with this share of common shingles, or more, are near-duplicates
 
 _SHINGLE = 4  # characters; words would need a language
 _PERMUTATIONS = 128  # standard error of the estimated share at 0.9: 0.027
 _NUMBER: Any = np.dtype("<u4")
 SKETCH_BYTES = _PERMUTATIONS * _NUMBER.itemsize
-# 16 bands of 8: one of 8,000 pairs with a share of 0.9 has no band in common; false hits are checked.
+# 16 bands of 8: of 8,000 pairs with a share of 0.9, one has no band in common; candidates are checked.
 _BANDS, _ROWS = 16, 8
 
 
 class Nearness(NamedTuple):
-    """What is nearly the same, by place in the list of texts.
+    """Near-duplicates, by index in the list of texts.
 
-    near       those with nearly the same text that say something else of it
-    repeats    of one that says the same too, the first such and the share that they have in common
+    near       near-duplicates with another answer
+    repeats    for a near-duplicate with the same answer: the first such text, and the share in common
     """
 
     near: dict[int, set[int]]
@@ -40,49 +40,49 @@ class Nearness(NamedTuple):
 
 
 def sketch(text: str) -> bytes:
-    """Sketch a text: SKETCH_BYTES that share as many numbers with another's as the texts share shingles."""
-    hashes = copy(_empty())  # its own way to copy takes five times as long; an update makes numbers anew
+    """Return a text's MinHash: two of them share about as many numbers as the texts share shingles."""
+    hashes = copy(_empty())  # MinHash.copy takes five times as long; an update replaces the numbers
     hashes.update_batch(_shingles(text))
     return bytes(hashes.hashvalues.astype(_NUMBER))
 
 
 def nearness(sketches: Iterator[bytes], count: int, same: Callable[[int, int], bool]) -> Nearness:
-    """Compare all texts with those before them.
+    """Compare each text with the texts before it.
 
     Args:
-        sketches: Of the texts, one at a time.
-        count: How many they are.
-        same: Tells of two places whether what is said of the texts is the same.
+        sketches: The texts' sketches, one at a time.
+        count: Number of texts.
+        same: Returns whether the texts at two indexes have the same answer.
     """
-    table = tabled(sketches, count)
+    table = sketch_table(sketches, count)
     buckets = _buckets(table)
-    found = Nearness({}, {})
+    result = Nearness({}, {})
     members: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     for place in range(count):
         shared = [(band, int(bucket)) for band, bucket in enumerate(buckets[place]) if bucket >= 0]
-        shares = {
+        share_of = {
             other: float(np.count_nonzero(table[place] == table[other])) / _PERMUTATIONS
             for other in sorted({other for key in shared for other in members[key]})
         }
-        near = {other: share for other, share in shares.items() if share >= NEAR}
+        near = {other: share for other, share in share_of.items() if share >= NEAR}
         repeated = next((other for other in near if same(place, other)), None)
         if repeated is not None:
-            found.repeats[place] = (repeated, near[repeated])
-            continue  # nobody needs to be compared with it
+            result.repeats[place] = (repeated, near[repeated])
+            continue  # later texts are compared with the first one
         for other in near:
-            found.near.setdefault(place, set()).add(other)
-            found.near.setdefault(other, set()).add(place)
+            result.near.setdefault(place, set()).add(other)
+            result.near.setdefault(other, set()).add(place)
         for key in shared:
             members[key].append(place)
-    return found
+    return result
 
 
-def tabled(sketches: Iterator[bytes], count: int) -> Any:
-    """Put sketches into a table: a row each, an array of `count` rows.
+def sketch_table(sketches: Iterator[bytes], count: int) -> Any:
+    """Return sketches as an array with one row for each.
 
     Args:
         sketches: The sketches, one at a time.
-        count: How many they are.
+        count: Number of sketches.
     """
     table: Any = np.empty((count, _PERMUTATIONS), dtype=_NUMBER)
     for place, one in zip(range(count), sketches, strict=True):
@@ -90,13 +90,13 @@ def tabled(sketches: Iterator[bytes], count: int) -> Any:
     return table
 
 
-def shares(table: Any, place: int) -> Any:
-    """Estimate which share of shingles the text at a place has in common with each of all, itself too."""
+def shared_shingles(table: Any, place: int) -> Any:
+    """Estimate the share of shingles that the text at an index has in common with each text."""
     return np.count_nonzero(table == table[place], axis=1) / _PERMUTATIONS
 
 
 def _buckets(table: Any) -> Any:
-    """Give each text and band a number that texts with the same band share; -1 where there is no other."""
+    """Return a number for each text and band, equal for equal bands; -1 where no other text has it."""
     buckets: Any = np.full((len(table), _BANDS), -1, dtype=np.int32)
     for band in range(_BANDS if len(table) else 0):
         rows = np.ascontiguousarray(table[:, band * _ROWS : (band + 1) * _ROWS])
@@ -111,7 +111,7 @@ def _buckets(table: Any) -> Any:
 
 @cache
 def _empty() -> "MinHash":
-    from datasketch import MinHash  # noqa: PLC0415  # brings half of scipy
+    from datasketch import MinHash  # noqa: PLC0415  # imports half of scipy
 
     return MinHash(num_perm=_PERMUTATIONS, hashfunc=crc32)  # draws all permutations
 

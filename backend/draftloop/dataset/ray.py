@@ -1,11 +1,11 @@
-"""Work for many samples, spread over processes and machines by Ray Data.
+"""An ordered map over many items in the processes of a Ray cluster, by Ray Data.
 
-The only file that imports ray, an extra. Knows how pieces of work are handed out and how their results
-come back in order. Does not know what the work is: the function, items and results are pickled.
+The only module that imports ray, an optional dependency. Knows how items are sent out and how results come
+back in order. Does not know what the function does: function, items and results are pickled.
 
-Items go out in windows of blocks: while one window is at work the next is read, and nothing that is held
-grows with their number. A block is what takes about a second. A process or a machine that dies costs time
-and no result: its blocks are done again by others.
+Items are sent in windows of blocks. While one window is processed the next is read, so memory does not grow
+with the number of items. A block takes about a second. Where a process or a machine dies, others process its
+blocks again, and no result is lost.
 """
 
 import logging
@@ -28,7 +28,7 @@ from typing import Any, Self, TypeVar
 import draftloop
 from draftloop.errors import DraftloopError, ServiceError, SetupError, Unreachable
 
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # noqa: TID251  # Ray's processes ask for it nowhere else
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # noqa: TID251  # Ray reads it only from there
 try:
     import ray
     import ray.data
@@ -41,26 +41,26 @@ Made = TypeVar("Made")
 
 _REACH_S = 10
 _BLOCK_S = 1.0
-_FIRST_ITEMS = 8  # of a block, before it is known how long an item takes
+_FIRST_ITEMS = 8  # of a block, until the time of an item is known
 _MOST_ITEMS = 500
-_BLOCKS_A_CPU = 8  # of a window: starting one takes about half a second
-_RETRIES = 5  # of a block whose process dies; Ray's own limit is none
+_BLOCKS_A_CPU = 8  # of a window; starting a window takes about half a second
+_RETRIES = 5  # of a block whose process dies; Ray has no limit by default
 _WINDOW_BYTES = 32 * 2**20
-_STORE_BYTES = 200 * 2**20  # of a Ray of our own: windows and their results
+_STORE_BYTES = 200 * 2**20  # for windows and their results, in a local Ray
 
 
 class RayData:
-    """Does a piece of work for many items, as `map` does, in the processes of a Ray cluster."""
+    """Maps a function over items, as `map` does, in the processes of a Ray cluster."""
 
     def __init__(self, address: str = "", *, cpus: int | None = None) -> None:
         """Start Ray here, or connect to a cluster.
 
         Args:
-            address: Of the cluster, `host:port`; empty starts one of our own that ends with us.
-            cpus: How many processes work in our own; all cores by default.
+            address: The cluster's `host:port`; empty starts a local one that ends with this process.
+            cpus: Number of processes of a local Ray; all cores by default.
         Raises:
             SetupError: Ray is not installed.
-            Unreachable: There is no cluster at the address, or Ray does not start.
+            Unreachable: No cluster answers at the address, or Ray does not start.
         """
         if ray is None:
             raise SetupError(
@@ -76,7 +76,7 @@ class RayData:
 
     @property
     def cpus(self) -> int:
-        """How many processes work now."""
+        """Number of processes of the cluster."""
         return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def _start(self, address: str, cpus: int | None) -> None:
@@ -84,15 +84,15 @@ class RayData:
         quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
         try:
             if address:
-                _reach(address)  # Ray itself waits for minutes
-                # Every machine works with this code, whatever it has of its own. As `py_modules` it would
-                # come after a folder there that has the path of the one in which we were started.
+                _check_reachable(address)  # Ray itself waits for minutes
+                # Every machine uses this code, whatever version it has installed. `py_modules` would come
+                # after a folder on that machine that has the path of our working folder.
                 folder = self._ends.enter_context(tempfile.TemporaryDirectory(prefix="ray-"))
                 ours = Path(draftloop.__file__).parent
                 shutil.copytree(ours, Path(folder, ours.name), ignore=shutil.ignore_patterns("__pycache__"))
                 ray.init(address=address, runtime_env={"working_dir": folder}, **quiet)
             else:
-                # Logs and what does not fit into memory lie here, and go with us.
+                # For logs and objects that do not fit into memory; removed at the end.
                 folder = self._ends.enter_context(tempfile.TemporaryDirectory(prefix="ray-"))
                 ray.init(
                     address="local",
@@ -110,11 +110,11 @@ class RayData:
                 hint="An address is host:port; Python and Ray have to be of the same version there.",
             ) from error
         self._ends.callback(ray.shutdown)
-        signal.signal(signal.SIGTERM, on_stop)  # Ray puts its own there
+        signal.signal(signal.SIGTERM, on_stop)  # Ray installs its own handler
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs what it raises
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it also logs the errors that it raises
 
     def __enter__(self) -> Self:
         return self
@@ -123,17 +123,17 @@ class RayData:
         self._ends.close()
 
     def __call__(self, function: Callable[[Given], Made], items: Iterable[Given], /) -> Iterator[Made]:
-        """Give what the function makes of each item, in the order of the items.
+        """Yield the function's result for each item, in the order of the items.
 
         Raises:
-            DraftloopError: As the function.
+            DraftloopError: The function raised it.
             ServiceError: Ray gave up.
         """
         work, left, pace = ray.put(function), iter(items), _Pace()
         running: Iterator[Made] = iter(())
-        while window := self._window(left, pace.block_items):  # read while the one before is at work
+        while window := self._window(left, pace.block_items):  # read while the previous one is processed
             yield from running
-            running = self._begun(work, window, pace)
+            running = self._start_window(work, window, pace)
         yield from running
 
     def _window(self, left: Iterator[Any], block_items: int) -> list[bytes]:
@@ -148,13 +148,13 @@ class RayData:
             size_bytes += len(blocks[-1])
         return blocks
 
-    def _begun(self, work: Any, window: list[bytes], pace: "_Pace") -> Iterator[Any]:
-        """Begin with a window; what it gives is there when it is asked for."""
+    def _start_window(self, work: Any, window: list[bytes], pace: "_Pace") -> Iterator[Any]:
+        """Start processing a window; return an iterator over its results."""
         rows = ray.data.from_items([{"items": block} for block in window], override_num_blocks=len(window))
         with warnings.catch_warnings():
-            # Ray has no other way yet to say how often.
+            # Ray has no other option yet for the number of retries.
             warnings.simplefilter("ignore", DeprecationWarning)
-            done = iter(rows.map(_do, fn_args=[[work]], max_retries=_RETRIES).iter_rows())
+            done = iter(rows.map(_process_block, fn_args=[[work]], max_retries=_RETRIES).iter_rows())
         first = self._next(done)
 
         def results() -> Iterator[Any]:
@@ -176,7 +176,7 @@ class RayData:
         try:
             return next(done, None)
         except (ray.exceptions.RayTaskError, ray.exceptions.UserCodeException):
-            raise  # a mistake of ours
+            raise  # an internal error
         except ray.exceptions.RayError as error:
             raise ServiceError(
                 f"Ray gave up: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}",
@@ -186,31 +186,31 @@ class RayData:
 
 @dataclass
 class _Pace:
-    """How many items make a block, as the last window showed."""
+    """Number of items in a block, from the time that the last window took."""
 
     block_items: int = _FIRST_ITEMS
 
 
-def _reach(address: str) -> None:
+def _check_reachable(address: str) -> None:
     host, _, port = address.rpartition(":")
     socket.create_connection((host, int(port)), timeout=_REACH_S).close()
 
 
-def _do(row: Mapping[str, Any], works: list[Any]) -> dict[str, Any]:
-    """Do a block, in a process of Ray's."""
-    function = _function(works[0])
+def _process_block(row: Mapping[str, Any], works: list[Any]) -> dict[str, Any]:
+    """Process a block, in a process of Ray's."""
+    function = _fetch_function(works[0])
     started = time.perf_counter()
     made: list[Any] = []
     failed: DraftloopError | None = None
     try:
         made.extend(map(function, pickle.loads(row["items"])))  # noqa: S301  # our own
-    except DraftloopError as error:  # raised, it would come back wrapped
+    except DraftloopError as error:  # Ray would wrap a raised one
         failed = error
     return {"made": pickle.dumps((made, failed)), "s": time.perf_counter() - started}
 
 
 @lru_cache(maxsize=1)
-def _function(work: Any) -> Callable[[Any], Any]:
-    """Fetch the function once a process: it may hold a tokenizer."""
-    found: Callable[[Any], Any] = ray.get(work)
-    return found
+def _fetch_function(work: Any) -> Callable[[Any], Any]:
+    """Fetch the function once for each process: it may contain a tokenizer."""
+    function: Callable[[Any], Any] = ray.get(work)
+    return function

@@ -1,16 +1,16 @@
-"""The records of a dataset's folder: read back, told, and written as all of its files.
+"""The records of a dataset's folder: read back, explained, and written as all of its files.
 
-Knows the folder's files and its manifest. Does not know Label Studio, nor how bytes come to the disk
-(`edge.folder`). Records lie on disk: memory holds less than 2 KB of each.
+Knows the folder's files and its manifest. Does not know Label Studio, nor how files are written safely
+(`folder`). Records stay on disk; memory holds less than 2 KB for each.
 
     samples.jsonl               canonical records, sorted by task and annotation
-    sample.schema.json          what a line of it is
-    held.jsonl                  samples that a gate holds back because of others, with the reason
-    rejected.jsonl              annotations that are no samples, with the gate and the reason
+    sample.schema.json          JSON Schema of a line of samples.jsonl
+    held.jsonl                  samples that a corpus gate holds back, with the reason
+    rejected.jsonl              rejected annotations, with the gate and the reason
     FORMAT.jsonl                training rows           FORMAT.test.jsonl      held out: never train on them
-    README.md, dataset_info.json, FORMAT.yaml           lead `datasets` and trainers to the rows
-    report.html                 for humans: what became of everything, and what to look at first
-    manifest.json               counts, hashes, cursors; written last: what it does not match is not valid
+    README.md, dataset_info.json, FORMAT.yaml           tell `datasets` and trainers about the rows
+    report.html                 for humans: figures of the dataset, and what to look at first
+    manifest.json               counts, hashes, cursors; written last: files that do not match it are invalid
 """
 
 import hashlib
@@ -25,12 +25,12 @@ import orjson
 
 from draftloop.dataset.code_gates import CAN_BE_RUN
 from draftloop.dataset.companions import COMPANIONS, Written
-from draftloop.dataset.corpus import Held, Options, Settled, as_judged
+from draftloop.dataset.corpus import DatasetOptions, Held, Settled, as_judged
 from draftloop.dataset.folder import (
     MANIFEST,
-    Files,
+    DatasetFiles,
+    LinePlace,
     Lines,
-    Place,
     is_intact,
     lines_of,
     manifest_of,
@@ -39,7 +39,7 @@ from draftloop.dataset.formats import FORMATS, Format
 from draftloop.dataset.gates import Rejected, group_of
 from draftloop.dataset.nearness import SKETCH_BYTES, sketch
 from draftloop.dataset.report import report_page
-from draftloop.dataset.row_files import KINDS, Kind, RowFile, line_of
+from draftloop.dataset.row_files import KINDS, RowFile, RowFileKind, line_of
 from draftloop.dataset.sample import SAMPLE_VERSION, Brief, Record, Sample, Split, canonical
 from draftloop.dataset.story import story
 from draftloop.dataset.tally import Counts, Tally
@@ -49,13 +49,13 @@ from draftloop.support.files import hash_file
 _SCHEMA = Path(__file__).with_name("sample.schema.json")
 _RECORDS = ("samples.jsonl", "held.jsonl", "rejected.jsonl")
 _SPLITS: tuple[Split, ...] = ("train", "test")
-# Of a record: what depends on other samples, and what follows from its own fields.
-_NOT_OWN = {"split", "gates", "held", "review", "drawn", "messages", "tools", "code", "stdout", "stderr"}
+# Keys of a record that depend on other samples, or that follow from other fields.
+_DERIVED_KEYS = {"split", "gates", "held", "review", "drawn", "messages", "tools", "code", "stdout", "stderr"}
 
 
 @dataclass(frozen=True)
-class Source:
-    """What the manifest keeps about a project: what it was read with, and how far."""
+class ProjectSource:
+    """A project in the manifest: the case that it was read with, and the time of the last change read."""
 
     title: str
     created_at: str
@@ -66,28 +66,31 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """Where an annotation's record lies, and its hash as it was judged alone; a rejected one has no brief."""
+class IndexRow:
+    """Where an annotation's record is on disk, and its hash; a rejected one has no brief.
+
+    digest  hash of the record without what depends on other samples; never stored
+    """
 
     project: int
     task: int
     annotation: int
     digest: bytes
-    place: Place
+    place: LinePlace
     brief: Brief | None
 
 
-Rows = dict[int, Row]  # by annotation
+IndexRows = dict[int, IndexRow]  # by annotation
 
 
-class Recorded(NamedTuple):
-    """A record as it was judged alone: the line to write down, and all of its row but the place.
+class IndexedRecord(NamedTuple):
+    """A record before the corpus gates: its line, and its row without a place yet.
 
-    sketch  of what annotators read of it; none of what is no sample
+    sketch  sketch of the sample's input; empty where it was rejected
     """
 
     line: bytes
-    row: Row
+    row: IndexRow
     sketch: bytes
 
 
@@ -95,50 +98,50 @@ Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 
-class Each(Protocol):
-    """Something that does a piece of work for many, here or elsewhere, and gives the results in order.
+class OrderedMap(Protocol):
+    """Calls a function on many items, here or in other processes, and yields the results in order.
 
-    `map` is one. Others pickle function, items and results.
+    `map` is one. Others pickle the function, items and results.
     """
 
     def __call__(self, function: Callable[[Given], Made], items: Iterable[Given], /) -> Iterator[Made]:
-        """Give what the function makes of each item."""
+        """Yield the function's result for each item."""
         ...
 
 
 @dataclass
 class State:
-    """What is known of a dataset folder's content.
+    """The content of a dataset folder.
 
-    tokenizer  hash of the one that counted its tokens
+    tokenizer  hash of the tokenizer that counted tokens
     checks     hash of the verdicts of reviewers
-    unrun      annotations whose code could not be run again: the next sync tries it
+    unrun      annotations whose code could not be run again; the next sync tries again
     """
 
-    sources: dict[int, Source] = field(default_factory=dict)
-    rows: Rows = field(default_factory=dict)
+    sources: dict[int, ProjectSource] = field(default_factory=dict)
+    rows: IndexRows = field(default_factory=dict)
     splits: dict[str, Split] = field(default_factory=dict)  # by group
     given: dict[int, Split] = field(default_factory=dict)  # by annotation
-    options: Options = field(default_factory=Options)
+    options: DatasetOptions = field(default_factory=DatasetOptions)
     tokenizer: str | None = None
     checks: str = ""
     unrun: set[int] = field(default_factory=set)
     manifest: Record | None = None
 
-    def is_made_like(self, other: "State") -> bool:
-        """Tell whether the same rows would give the same files as those of another state that was stored."""
+    def gives_same_files_as(self, other: "State") -> bool:
+        """Return whether equal rows give the same files as in another, stored state."""
         same = all(getattr(self, name) == getattr(other, name) for name in ("options", "tokenizer", "checks"))
         return other.manifest is not None and same and self.sources.keys() == other.sources.keys()
 
 
 def load(folder: Path, lines: Lines) -> State:
-    """Read the folder; where the manifest does not match the files, only its projects are known."""
+    """Read the folder; where files do not match the manifest, only projects and options."""
     manifest = manifest_of(folder)
     if manifest is None:
         return State()
     try:
-        sources = {int(key): Source(**entry["source"]) for key, entry in manifest["projects"].items()}
-        options = Options(**_tuples(manifest.get("options", {})))  # the first version had none
+        sources = {int(key): ProjectSource(**entry["source"]) for key, entry in manifest["projects"].items()}
+        options = DatasetOptions(**_tuples(manifest.get("options", {})))  # the first version had none
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SetupError(
             f"The manifest of {folder} is not of this program.",
@@ -149,7 +152,7 @@ def load(folder: Path, lines: Lines) -> State:
         return unread
     about = manifest.get("sample", {})
     if about.get("version") != SAMPLE_VERSION:
-        # Of a version before only the splits are kept: what was held out stays held out.
+        # Of an older version only the splits are kept, so that held-out samples stay held out.
         for record in lines_of(folder, "samples.jsonl"):
             unread.splits[record.get("group") or group_of(record["input"])] = record["split"]
         return unread
@@ -172,12 +175,12 @@ def load(folder: Path, lines: Lines) -> State:
 
 
 def write(
-    folder: Path, lines: Lines, after: State, settled: Settled, each: Each = map
+    folder: Path, lines: Lines, after: State, settled: Settled, each: OrderedMap = map
 ) -> tuple[tuple[str, ...], Record]:
-    """Write all files of a dataset, the manifest last; gives the names of what differed, and the counts.
+    """Write all files of a dataset, the manifest last; return the names of changed files, and the counts.
 
     Raises:
-        SetupError: There is no such kind of files.
+        SetupError: The options name an unknown kind of files.
         ServiceError: The disk failed.
     """
     options = after.options
@@ -186,15 +189,15 @@ def write(
         names = ", ".join(kind.name for kind in KINDS)
         raise SetupError(f"There is no kind of files '{options.files}'.", hint=f"There are: {names}.")
     tally, by_project = Tally(), defaultdict[int, Counts](Counts)
-    with Files(folder) as files:
+    with DatasetFiles(folder) as files:
         samples, held, rejected = (files.open(name) for name in _RECORDS)
         wanted = tuple(form for form in FORMATS if form.name in options.formats)
         forms = [_FormFiles(form, split, kind, files) for form in wanted for split in _SPLITS]
         ordered = sorted(after.rows.values(), key=lambda row: (row.task, row.annotation))
-        left = ((lines.line(row.place), settled.alone(row.annotation)) for row in ordered)
-        for _, told in groupby(each(_Finish(wanted), left), key=lambda finished: finished.record.task):
+        left = ((lines.line(row.place), settled.for_annotation(row.annotation)) for row in ordered)
+        for _, finalized in groupby(each(_RecordFinalizer(wanted), left), key=lambda one: one.record.task):
             several = []
-            for record, reason, line, rows in told:
+            for record, reason, line, rows in finalized:
                 by_project[record.project].add(record, reason)
                 if isinstance(record, Rejected):
                     rejected.write(line)
@@ -227,7 +230,7 @@ def write(
             },
             "options": asdict(options),
             "counts": counts,
-            **_checked(settled),
+            **_spot_check_entry(settled),
             "rows": {form.name: form.rows for form in written},
             "projects": {
                 str(key): {"source": asdict(source), "counts": by_project[key].record()}
@@ -237,17 +240,16 @@ def write(
         return files.store(manifest), counts
 
 
-def _checked(settled: Settled) -> Record:
-    """Return what the manifest says of spot checks: nothing where none are drawn."""
+def _spot_check_entry(settled: Settled) -> Record:
+    """Return the manifest's entry about spot checks; empty where none are drawn."""
     if settled.by_lot is None:
         return {}
     low, high = settled.by_lot.interval
-    about = {**settled.by_lot._asdict(), "wrong_at_least": low, "wrong_at_most": high}
-    return {"spot_check": about}
+    return {"spot_check": {**settled.by_lot._asdict(), "wrong_at_least": low, "wrong_at_most": high}}
 
 
-class _Finished(NamedTuple):
-    """A record as it is written: the reason if it is held, its line, and its lines in each format."""
+class _FinalizedRecord(NamedTuple):
+    """A record as it is written: the reason if it is held, its line, and its rows in each format."""
 
     record: Sample | Rejected
     held: Held | None
@@ -256,41 +258,41 @@ class _Finished(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Finish:
-    """Makes of a record as it was judged alone, and of what became of it, all that is written."""
+class _RecordFinalizer:
+    """Makes all that is written of a record, from its line and the corpus gates' result. It is pickled."""
 
     forms: tuple[Format, ...]
 
-    def __call__(self, item: tuple[bytes, Settled]) -> _Finished:
+    def __call__(self, item: tuple[bytes, Settled]) -> _FinalizedRecord:
         line, settled = item
         record = orjson.loads(line)
         if "gates" not in record:
-            return _Finished(Rejected.from_record(record), None, line, {})
-        record = settled.finished(record)
+            return _FinalizedRecord(Rejected.from_record(record), None, line, {})
+        record = settled.finalize(record)
         sample = Sample.from_record(record)
         held = settled.held.get(sample.annotation)
         kept = self.forms if held is None else ()
         rows = {form.name: [line_of(row) for row in form.rows(sample)] for form in kept}
-        return _Finished(sample, held, _line(record), rows)
+        return _FinalizedRecord(sample, held, _line(record), rows)
 
 
 class _FormFiles:
-    """The file of one format and split; one without a row is there too."""
+    """The file of one format and split; written even without a row."""
 
-    def __init__(self, form: Format, split: Split, kind: Kind, files: Files) -> None:
+    def __init__(self, form: Format, split: Split, kind: RowFileKind, files: DatasetFiles) -> None:
         self.name, self.split, self.count = form.name, split, 0
         name = Written(form.name, kind.ending, {}).file(split)
         self._rows: RowFile = kind.writer(files.open(name))
 
     def add(self, sample: Sample, rows: Mapping[str, Sequence[bytes]]) -> None:
-        """Write the sample's rows, if it belongs here."""
+        """Write the sample's rows, if it is in this split."""
         if sample.split == self.split:
             for line in rows.get(self.name, ()):
                 self._rows.write(line)
                 self.count += 1
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the rest of the file."""
         self._rows.close()
 
 
@@ -298,58 +300,60 @@ def _line(record: Record) -> bytes:
     return f"{canonical(record)}\n".encode()
 
 
-def recorded(judged: Sample | Rejected) -> Recorded:
-    """Make a record of what was judged alone."""
+def index_record(judged: Sample | Rejected) -> IndexedRecord:
+    """Return the record of a sample or rejected annotation, before the corpus gates."""
     record = judged.record()
     line = _line(record)
     if isinstance(judged, Rejected):
-        return Recorded(line, _row(Place(0, 0, 0), record, None), b"")
-    return Recorded(line, _row(Place(0, 0, 0), record, Brief.of(judged)), sketch(_read(judged.input)))
+        return IndexedRecord(line, _row(LinePlace(0, 0, 0), record, None), b"")
+    return IndexedRecord(
+        line, _row(LinePlace(0, 0, 0), record, Brief.of(judged)), sketch(_joined_texts(judged.input))
+    )
 
 
-def put(lines: Lines, found: Recorded) -> Row:
-    """Write down a record as it was judged alone; gives where it lies."""
-    return replace(found.row, place=lines.add(found.line, found.sketch))
+def append_record(lines: Lines, record: IndexedRecord) -> IndexRow:
+    """Write a record; return its row with its place."""
+    return replace(record.row, place=lines.add(record.line, record.sketch))
 
 
-def sketches(lines: Lines, places: Iterable[Place]) -> Iterator[bytes]:
-    """Give the sketches of samples; those of lines that were there before are made anew."""
+def sketches(lines: Lines, places: Iterable[LinePlace]) -> Iterator[bytes]:
+    """Yield the sketches of samples: stored ones for lines added in this run, computed for the others."""
     for place in places:
         known = place.is_new
-        yield lines.beside(place, SKETCH_BYTES) if known else sketch(_read(lines.get(place)["input"]))
+        yield lines.beside(place, SKETCH_BYTES) if known else sketch(_joined_texts(lines.get(place)["input"]))
 
 
-def _read(texts: Mapping[str, str]) -> str:
+def _joined_texts(texts: Mapping[str, str]) -> str:
     return " ".join(texts.values())
 
 
-def _row(place: Place, record: Record, brief: Brief | None) -> Row:
-    own = {key: part for key, part in record.items() if key not in _NOT_OWN}
-    return Row(record["project"], record["task"], record["annotation"], _compared(own), place, brief)
+def _row(place: LinePlace, record: Record, brief: Brief | None) -> IndexRow:
+    own = {key: part for key, part in record.items() if key not in _DERIVED_KEYS}
+    return IndexRow(record["project"], record["task"], record["annotation"], _hash_record(own), place, brief)
 
 
-def _compared(record: Record) -> bytes:
-    """Hash a record, to be compared with others of the same sync and never kept."""
+def _hash_record(record: Record) -> bytes:
+    """Hash a record for comparisons within one sync; the hash is never stored."""
     try:
-        told = orjson.dumps(record, option=orjson.OPT_SORT_KEYS)
-    except TypeError:  # numbers of more than 64 bits, which are seldom
-        told = canonical(record).encode()
-    return hashlib.blake2b(told, digest_size=16).digest()
+        content = orjson.dumps(record, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # rare: numbers of more than 64 bits
+        content = canonical(record).encode()
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def judged_in(line: bytes) -> Sample:
-    """Read a sample's line back, as it was judged alone."""
+def parse_judged(line: bytes) -> Sample:
+    """Parse a sample's line, without what the corpus gates added."""
     return Sample.from_record(as_judged(orjson.loads(line)))
 
 
-# ---------------------------------------------------------------------------------- read by itself
+# ---------------------------------------------------------------------------------- without a sync
 
 
-def manifest_and_options(folder: Path) -> tuple[Record, Options]:
-    """Give the manifest of a folder whose files are as it says, and what was decided.
+def manifest_and_options(folder: Path) -> tuple[Record, DatasetOptions]:
+    """Return a folder's manifest and options, after checking its files against the manifest.
 
     Raises:
-        SetupError: There is no dataset, or its files are not as its manifest says.
+        SetupError: There is no dataset, or its files do not match its manifest.
     """
     manifest = manifest_of(folder)
     if (
@@ -358,14 +362,14 @@ def manifest_and_options(folder: Path) -> tuple[Record, Options]:
         or not is_intact(folder, manifest)
     ):
         raise SetupError(f"{folder} holds no dataset that can be read.", hint="Run the sync first.")
-    return manifest, Options(**_tuples(manifest["options"]))
+    return manifest, DatasetOptions(**_tuples(manifest["options"]))
 
 
 def samples_of(folder: Path) -> tuple[dict[str, str], Iterator[Sample]]:
-    """Give what names a dataset in manifests (path, hash, key of its source documents), and its samples.
+    """Return what identifies a dataset in manifests (path, hash, key of source documents), and its samples.
 
     Raises:
-        SetupError: There is no dataset, or its files are not as its manifest says.
+        SetupError: There is no dataset, or its files do not match its manifest.
     """
     _, options = manifest_and_options(folder)
     about = {
@@ -377,10 +381,10 @@ def samples_of(folder: Path) -> tuple[dict[str, str], Iterator[Sample]]:
 
 
 def explain(folder: Path, task: int) -> list[str]:
-    """Tell from a dataset folder what became of a task's annotations, and why; Label Studio is not asked.
+    """Return the history of a task's annotations, from a dataset folder only; Label Studio is not asked.
 
     Raises:
-        SetupError: There is no dataset, or its files are not as its manifest says.
+        SetupError: There is no dataset, or its files do not match its manifest.
     """
     manifest, options = manifest_and_options(folder)
     records = [record for name in _RECORDS for record in lines_of(folder, name) if record["task"] == task]
@@ -395,5 +399,5 @@ def explain(folder: Path, task: int) -> list[str]:
 
 
 def _tuples(record: Record) -> Record:
-    """Give options as they were before JSON, which has no tuples."""
+    """Turn lists back into tuples, which JSON does not have."""
     return {key: tuple(part) if isinstance(part, list) else part for key, part in record.items()}

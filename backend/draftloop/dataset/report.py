@@ -13,7 +13,7 @@ from typing import Any
 
 from draftloop.dataset.agreement import Agreement
 from draftloop.dataset.code_gates import CODE_GATES, NOT_RUN_AGAIN
-from draftloop.dataset.corpus import CORPUS_GATES, Options
+from draftloop.dataset.corpus import CORPUS_GATES, DatasetOptions
 from draftloop.dataset.gates import PERSONAL_DATA, SAMPLE_GATES
 from draftloop.dataset.markup import STYLE, Cell, bar_chart, paragraph, table
 from draftloop.dataset.sample import Gate
@@ -30,7 +30,7 @@ _DAYS = 60  # shown of a version, the last ones
 
 
 def report_page(
-    tally: Tally, strata: Sequence[Stratum], options: Options, by_lot: ByLot | None = None
+    tally: Tally, strata: Sequence[Stratum], options: DatasetOptions, by_lot: ByLot | None = None
 ) -> str:
     """Give the report as one HTML page.
 
@@ -69,7 +69,7 @@ def report_page(
 # ---------------------------------------------------------------------------------- what to look at first
 
 
-def _first(tally: Tally, strata: Sequence[Stratum], options: Options, by_lot: ByLot | None) -> str:
+def _first(tally: Tally, strata: Sequence[Stratum], options: DatasetOptions, by_lot: ByLot | None) -> str:
     found = list(_findings(tally, strata, options, by_lot))
     if not found:
         return paragraph("Nothing stands out.")
@@ -77,7 +77,7 @@ def _first(tally: Tally, strata: Sequence[Stratum], options: Options, by_lot: By
 
 
 def _findings(
-    tally: Tally, strata: Sequence[Stratum], options: Options, by_lot: ByLot | None
+    tally: Tally, strata: Sequence[Stratum], options: DatasetOptions, by_lot: ByLot | None
 ) -> Iterator[str]:
     yield from _of_counts(tally.counts.record(), options)
     if by_lot is not None and by_lot.failed:
@@ -103,7 +103,7 @@ def _findings(
             yield f"{case}: annotators disagree on {name} (alpha {_alpha(field.agreement)}, {tasks})."
 
 
-def _of_counts(counts: Mapping[str, Any], options: Options) -> Iterator[str]:
+def _of_counts(counts: Mapping[str, Any], options: DatasetOptions) -> Iterator[str]:
     whole = counts["annotations"]
     if not counts["samples"]:
         yield "There is no sample: nothing can be trained on this."
@@ -193,7 +193,7 @@ def _drafts(tally: Tally) -> Iterator[str]:
         yield bar_chart(bars)
 
 
-def _lengths(tally: Tally, options: Options) -> Iterator[str]:
+def _lengths(tally: Tally, options: DatasetOptions) -> Iterator[str]:
     yield "<h2>Lengths and writing</h2>"
     if not tally.lengths:
         yield paragraph("There is no sample.")
@@ -253,7 +253,7 @@ def _agreement(tally: Tally) -> Iterator[str]:
     yield table(head, rows, numbers={2, 3, 4})
 
 
-def _spot_checks(strata: Sequence[Stratum], options: Options, by_lot: ByLot | None) -> Iterator[str]:
+def _spot_checks(strata: Sequence[Stratum], options: DatasetOptions, by_lot: ByLot | None) -> Iterator[str]:
     yield "<h2>Spot checks</h2>"
     if not strata:
         yield paragraph("None were drawn (--spot-check).")

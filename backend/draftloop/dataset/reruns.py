@@ -1,9 +1,9 @@
-"""Submitted programs, run again: what gates of code tasks find, remembered, on many cores at once.
+"""Reruns of submitted programs for the gates of code tasks, many at once, with stored results.
 
-Knows which runs are known of a program, and that what was found once need not be found again. Does not know
-what is judged (`core.codegates`), how code is contained (`runner`) or Label Studio. What it found lies in the
-store of artifacts, under the hash of code, inputs, limits and sandbox: a sync that was killed goes on there,
-and what other machines found there counts as if it had been found here.
+Knows which runs of a program are stored, and when a stored rerun is still valid. Does not know what is judged
+(`code_gates`), how code is contained (`runner`) or Label Studio. Reruns are kept in the store of artifacts,
+under the hash of code, inputs, limits and sandbox, so a killed sync continues where it stopped, and reruns by
+other machines with the same store count too.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import islice
 
-from draftloop.dataset.code_gates import CodeTask, finished, run_again
+from draftloop.dataset.code_gates import CodeTask, finalize_sample, run_again
 from draftloop.dataset.gates import Rejected
 from draftloop.dataset.sample import Sample, canonical
 from draftloop.errors import SetupError
@@ -24,8 +24,8 @@ from draftloop.runs.job import Attempt, Script
 from draftloop.runs.run import InputFile, Run, run_key
 from draftloop.support.retry import retrying
 
-_TRIES = 3  # where the sandbox fails: the next try starts it anew
-_AHEAD = 2  # programs that are at hand for each that runs: what is in memory does not grow with the work
+_TRIES = 3  # where the sandbox fails; each try starts a new one
+_AHEAD = 2  # programs in memory for each that runs, however many there are
 _LOCKS = 256
 _UNRUN = "Or export code as it is with --no-rerun: samples and manifest say so then."
 
@@ -36,38 +36,42 @@ class Reruns:
     """Runs submitted programs again. Safe to call from several threads."""
 
     def __init__(
-        self, store: RunStore, runner: Runner | None, jobs: int, there: Callable[[Work], int] | None = None
+        self,
+        store: RunStore,
+        runner: Runner | None,
+        jobs: int,
+        remote_runner: Callable[[Work], int] | None = None,
     ) -> None:
         """Prepare; nothing is started yet.
 
         Args:
             store: Keeps runs and their files.
             runner: Runs code; None where that is switched off.
-            jobs: How many run at once.
-            there: Passes a sample through its gates in another process, whose store is this one too, and
-                says how many programs it ran; it is pickled. Else nothing runs elsewhere.
+            jobs: How many programs run at once.
+            remote_runner: Passes a sample through its gates in another process with the same store, and
+                returns how many programs it ran. It is pickled. None: everything runs in this process.
         """
         self._store = store
         self._runner = runner
         self._jobs = jobs
-        self.there = there
-        # The same program twice at once is one program: the second finds what the first found.
+        self.remote_runner = remote_runner
+        # Equal programs do not run at the same time: the second one reads the stored run of the first.
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
         self._counting = threading.Lock()
-        self.ran = 0  # programs that were run just now
+        self.ran = 0  # programs that this object ran
 
     def judged(
         self, work: Iterable[Work], *, rerun: bool = True, mask: str = ""
     ) -> Iterator[Sample | Rejected]:
-        """Pass samples of code tasks through their gates, many at once; they come back as they are done.
+        """Pass samples of code tasks through their gates, many at once; yield them in order of completion.
 
         Args:
             work: Samples, each with its program.
-            rerun: Whether programs are run again; where not, their samples say so.
-            mask: As in `codegates.finished`.
+            rerun: Whether programs are run again; otherwise their samples carry a note.
+            mask: As in `code_gates.finalize_sample`.
         Raises:
             SetupError: Code cannot be run here.
-            ServiceError: Sandbox or store did not do their part.
+            ServiceError: The sandbox or the store failed.
         """
         left = iter(work)
         pool = ThreadPoolExecutor(self._jobs, "rerun")
@@ -85,11 +89,11 @@ class Reruns:
                 for future in done:
                     yield future.result()
         finally:
-            # Whoever wants out does not wait for what runs: the sandbox ends with this process.
+            # After an error, running programs are not waited for: the sandbox ends with this process.
             pool.shutdown(wait=not running, cancel_futures=True)
 
     def fill(self, work: Work) -> int:
-        """Pass a sample through its gates for what that leaves in the store; gives how many programs ran."""
+        """Run a sample's program and store its runs; return how many programs ran."""
         before = self.ran
         self._judged(*work, rerun=True, mask="")
         return self.ran - before
@@ -100,14 +104,14 @@ class Reruns:
         draft = self._store.run(run_key([task.drafted], task.inputs)) if task.drafted else None
         task = replace(
             task,
-            # What was stopped may have met a busy machine: the attempt that counts is made now.
+            # A stored run may have timed out under load; the rerun's attempt replaces it.
             run=None if own is not None and rerun and not own.ok else own,
             draft=None if draft is not None and draft.origin == "gate" else draft,
         )
         since = str(sample.metadata.get("updated_at", ""))
 
         def again(scripts: Sequence[Script], inputs: Sequence[InputFile], limit_s: float) -> Attempt:
-            return self._found(scripts, inputs, limit_s, since, sample.project)
+            return self._run_cold(scripts, inputs, limit_s, since, sample.project)
 
         checked = run_again(task, again if rerun else None)
         run = task.run
@@ -117,9 +121,9 @@ class Reruns:
             else:
                 run = replace(own, attempts=(*own.attempts, checked.attempt))
             self._store.put_run(run)
-        return finished(sample, task, checked, run, mask=mask)
+        return finalize_sample(sample, task, checked, run, mask=mask)
 
-    def _found(
+    def _run_cold(
         self,
         scripts: Sequence[Script],
         inputs: Sequence[InputFile],
@@ -127,9 +131,9 @@ class Reruns:
         since: str,
         project: int,
     ) -> Attempt:
-        """Give what comes of scripts that run cold, from what was found before where that still counts.
+        """Run scripts in a new interpreter, or return a stored attempt that is still valid.
 
-        A program that was stopped, and not by itself, is run again once its annotation has changed `since`.
+        A program that was stopped (timeout, killed) is run again once its annotation has changed: `since`.
         """
         runner = self._runner
         if runner is None:
@@ -141,13 +145,13 @@ class Reruns:
             raise SetupError(
                 f"Code cannot be run again: {error.message}", hint=f"{error.hint} {_UNRUN}".strip()
             ) from error
-        told = {
+        identity = {
             "scripts": [[script.language, script.code] for script in scripts],
             "inputs": sorted([file.name, file.sha256] for file in inputs),
             "limits": asdict(limits),
             "sandbox": [report.layers, *map(asdict, (*report.programs, *report.packages))],
         }
-        key = hashlib.sha256(canonical(told).encode(errors="surrogatepass")).hexdigest()
+        key = hashlib.sha256(canonical(identity).encode(errors="surrogatepass")).hexdigest()
         with self._locks[int(key, 16) % _LOCKS]:
             known = self._store.run(key)
             if known is not None and (
@@ -173,7 +177,7 @@ class Reruns:
 def _before(run: Run, moment: str) -> bool:
     try:
         return datetime.fromisoformat(run.at) < datetime.fromisoformat(moment)
-    except (ValueError, TypeError):  # no moment, or one without a zone
+    except (ValueError, TypeError):  # no time, or one without a zone
         return True
 
 

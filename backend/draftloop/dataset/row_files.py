@@ -1,6 +1,6 @@
-"""Rows as files: JSONL, JSONL under zstd, Parquet; written and read one by one, in constant memory.
+"""Files of rows: JSONL, JSONL compressed by zstd, Parquet; written and read row by row, in constant memory.
 
-The only file that imports pyarrow. The same rows always give the same bytes.
+The only module that imports pyarrow. The same rows always give the same bytes.
 """
 
 import tempfile
@@ -16,7 +16,7 @@ import pyarrow.parquet
 
 from draftloop.errors import SetupError
 
-Row = dict[str, Any]
+FileRow = dict[str, Any]
 
 _BATCH = 1000  # rows of a Parquet row group
 
@@ -25,19 +25,19 @@ class RowFile(Protocol):
     """A file of rows that is being written."""
 
     def write(self, line: bytes) -> None:
-        """Append a row, as `line_of` gives it."""
+        """Append a row, serialized by `line_of`."""
         ...
 
     def close(self) -> None:
-        """Write what is left; the stream below stays open."""
+        """Write the rest; the underlying stream stays open."""
         ...
 
 
 class Jsonl:
-    """One JSON object a line, keys in the order of the rows."""
+    """Writes one JSON object a line, keys in the order of the rows."""
 
     def __init__(self, stream: RawIOBase) -> None:
-        """Begin without a row."""
+        """Start without rows."""
         self._stream = stream
 
     def write(self, line: bytes) -> None:
@@ -45,14 +45,14 @@ class Jsonl:
         self._stream.write(line)
 
     def close(self) -> None:
-        """Nothing is left."""
+        """Do nothing: rows are written at once."""
 
 
 class Zstd:
-    """JSONL in one zstd frame."""
+    """Writes JSONL in one zstd frame."""
 
     def __init__(self, stream: RawIOBase) -> None:
-        """Begin without a row."""
+        """Start without rows."""
         self._below = pa.PythonFile(stream, mode="w")
         self._stream = pa.CompressedOutputStream(self._below, "zstd")
 
@@ -66,13 +66,13 @@ class Zstd:
 
 
 class Parquet:
-    """A Parquet table; a key that some rows lack is null there, as tables have it.
+    """Writes a Parquet table; a key that a row lacks is null.
 
-    Columns are known only when all rows are, so the rows lie in a file without a name until then.
+    Columns are known only after the last row, so rows wait in an unnamed file until then.
     """
 
     def __init__(self, stream: RawIOBase) -> None:
-        """Begin without a row."""
+        """Start without rows."""
         self._stream = stream
         self._rows: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close
 
@@ -84,8 +84,8 @@ class Parquet:
         """Write the table."""
         schema = pa.schema([])
         for batch in self._batches():
-            found = pa.array(batch).type  # a table would take the columns of its first row alone
-            fields = pa.schema([found.field(number) for number in range(found.num_fields)])
+            row_type = pa.array(batch).type  # a table would take only the columns of its first row
+            fields = pa.schema([row_type.field(number) for number in range(row_type.num_fields)])
             schema = pa.unify_schemas([schema, fields], promote_options="permissive")
         with pa.parquet.ParquetWriter(
             pa.PythonFile(self._stream, mode="w"), schema, compression="zstd"
@@ -94,34 +94,34 @@ class Parquet:
                 table.write_table(pa.Table.from_pylist(batch, schema=schema))
         self._rows.close()
 
-    def _batches(self) -> Iterator[list[Row]]:
+    def _batches(self) -> Iterator[list[FileRow]]:
         self._rows.seek(0)
         while batch := [orjson.loads(line) for line in islice(self._rows, _BATCH)]:
             yield batch
 
 
-def line_of(row: Row) -> bytes:
-    """Give a row as the line that files are made of."""
+def line_of(row: FileRow) -> bytes:
+    """Serialize a row as a line of JSON."""
     return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
 
 
-class Kind(NamedTuple):
-    """A kind of file: what it is called, how its names end, and how it is written."""
+class RowFileKind(NamedTuple):
+    """A kind of file: its name, its file names' ending, and its writer."""
 
     name: str
     ending: str
     writer: Callable[[RawIOBase], RowFile]
 
 
-KINDS: tuple[Kind, ...] = (
-    Kind("jsonl", "jsonl", Jsonl),
-    Kind("zstd", "jsonl.zst", Zstd),
-    Kind("parquet", "parquet", Parquet),
+KINDS: tuple[RowFileKind, ...] = (
+    RowFileKind("jsonl", "jsonl", Jsonl),
+    RowFileKind("zstd", "jsonl.zst", Zstd),
+    RowFileKind("parquet", "parquet", Parquet),
 )
 
 
-def read(path: Path) -> Iterator[Row]:
-    """Read a file of rows as they were written: a key that Parquet made null is not there.
+def read(path: Path) -> Iterator[FileRow]:
+    """Yield the rows of a file as they were written, without keys that are null in Parquet only.
 
     Raises:
         SetupError: It cannot be read.

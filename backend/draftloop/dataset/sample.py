@@ -3,9 +3,9 @@
 Knows the record of samples.jsonl, which `sample.schema.json` beside this file describes, and the
 conversation that a sample is. Does not know where samples come from or what trainers' rows look like.
 
-A record is canonical JSON: UTF-8, compact, keys sorted, nothing null but inside the target. What follows
-from other fields (`messages`, `tools`, and of a code task `code`, `stdout`, `stderr`) is written for
-those who read records, and made anew, never read back.
+A record is canonical JSON: UTF-8, compact, keys sorted, null only inside the target. Fields that follow from
+others (`messages`, `tools`, and for a code task `code`, `stdout`, `stderr`) are written for other readers;
+`Sample.from_record` ignores them.
 """
 
 import hashlib
@@ -18,21 +18,21 @@ from typing import Any, Generic, Literal, NamedTuple, NotRequired, TypedDict, Ty
 from draftloop.labelling.labelling import Value
 
 Record = dict[str, Any]
-Message = dict[str, Any]
-Tool = dict[str, Any]
+ChatMessage = dict[str, Any]
+ChatTool = dict[str, Any]
 Verdict = Literal["accepted", "corrected", "written"]
 Opinion = Literal["pass", "needs_fix", "partially_correct"]
 Split = Literal["train", "test"]
 Draw = Literal["lot", "stratum"]
 
-# Raised when the same annotations would give other samples: every dataset is then made anew.
+# Raised when the same annotations would give other samples; every dataset is then written again.
 SAMPLE_VERSION = 5
 
-_TOLD_CHARS = 4000  # of each stream of a program, in a conversation: its first and its last half
+_STREAM_CHARS = 4000  # shown of each output stream in a conversation: half from its start, half from its end
 _PROGRAM = {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]}
 
 
-class File(TypedDict):
+class SampleFile(TypedDict):
     """A file that a program read or left: path relative to its folder, size, SHA-256 in hex."""
 
     path: str
@@ -40,7 +40,7 @@ class File(TypedDict):
     sha256: str
 
 
-class Step(TypedDict):
+class SampleStep(TypedDict):
     """One program that was run. `exit_status` is negative where a signal ended it."""
 
     language: str
@@ -51,17 +51,17 @@ class Step(TypedDict):
     wall_s: NotRequired[float]
 
 
-class Attempt(TypedDict):
+class SampleAttempt(TypedDict):
     """Programs run one after another, and how that ended."""
 
     outcome: Literal["ok", "failed", "timeout", "killed"]
-    steps: list[Step]
+    steps: list[SampleStep]
     reason: NotRequired[str]
-    files: NotRequired[list[File]]
+    files: NotRequired[list[SampleFile]]
 
 
 class Note(TypedDict):
-    """Something that was found in a sample and does not stop it."""
+    """A remark of a gate about a sample; the sample still passes."""
 
     gate: str
     reason: str
@@ -73,40 +73,40 @@ _Finding = TypeVar("_Finding")
 
 @dataclass(frozen=True)
 class Gate(Generic[_Subject, _Finding]):
-    """Something that samples must pass, or that is noted of them.
+    """A check that a sample must pass, or that only adds a note to it.
 
-    name    stands in records
-    check   returns why its subject does not pass, or what is noted of it; nothing where it passes
+    name    stored in records
+    check   returns why the subject does not pass, or the note; None or nothing where it passes
     """
 
     name: str
     check: Callable[[_Subject], _Finding]
 
 
-class Stopped(NamedTuple):
-    """The gate that a subject did not pass, and why."""
+class FailedGate(NamedTuple):
+    """The gate that a subject failed, and why."""
 
     gate: str
     reason: str
 
 
-def check_gates(gates: Iterable[Gate[_Subject, str | None]], subject: _Subject) -> Stopped | None:
-    """Return the first gate that gives a reason against a subject; None where it passes all of them."""
+def check_gates(gates: Iterable[Gate[_Subject, str | None]], subject: _Subject) -> FailedGate | None:
+    """Return the first gate that a subject fails, with the reason; None where it passes all of them."""
     for gate in gates:
         reason = gate.check(subject)
         if reason is not None:
-            return Stopped(gate.name, reason)
+            return FailedGate(gate.name, reason)
     return None
 
 
 def collect_notes(gates: Iterable[Gate[_Subject, str | None]], subject: _Subject) -> tuple[Note, ...]:
-    """Return what is noted of a subject and does not stop it."""
-    noted = ((gate.name, gate.check(subject)) for gate in gates)
-    return tuple(Note(gate=name, reason=reason) for name, reason in noted if reason)
+    """Return the notes that gates make about a subject."""
+    reasons = ((gate.name, gate.check(subject)) for gate in gates)
+    return tuple(Note(gate=name, reason=reason) for name, reason in reasons if reason)
 
 
 class Review(TypedDict):
-    """What a second human said about the sample, who and when."""
+    """The verdict of a second human on a sample."""
 
     verdict: Opinion
     by: int
@@ -116,20 +116,20 @@ class Review(TypedDict):
 
 @dataclass(frozen=True)
 class Sample:
-    """A training sample: what the human read, what they submitted, and what the draft had said.
+    """A training sample: what the human read, what they submitted, and what the draft was.
 
-    verdict      accepted: the draft was right; corrected: `changed` lists the fields in which it was
-                 not; written: there was no draft, or none that the config can read
+    verdict      accepted: the draft was right; corrected: `changed` lists the fields that were wrong;
+                 written: there was no draft, or none that the config can read
     input        texts that the annotator read, by key of task data
     system       the two messages that ask a tuned model for the target
     instruction
     target       canonical serialization of `value`; `draft_target` that of `draft`
-    group        hash of the source document, or of the input: never both in train and in test
-    control_tokens  those of the target model that its conversation holds
-    split        None until all samples have been looked at together
-    gates        names of those that it passed, in order
-    attempts     runs of a code task; the last one is what the human submitted
-    drawn        for a spot check: by lot, or besides because its stratum had none; None where it was not
+    group        hash of the source document, or of the input; a group is never in both train and test
+    control_tokens  control tokens of the target model that its conversation contains
+    split        None until all samples have been compared with each other
+    gates        names of the gates that it passed, in order
+    attempts     runs of a code task; the last one ran what the human submitted
+    drawn        how it was drawn for a spot check: by lot, or because its stratum had none; None: not drawn
     """
 
     project: int
@@ -152,31 +152,31 @@ class Sample:
     notes: tuple[Note, ...] = ()
     tokens: int | None = None
     control_tokens: tuple[str, ...] = ()
-    attempts: tuple[Attempt, ...] = ()
-    input_files: tuple[File, ...] = ()
-    output_files: tuple[File, ...] = ()
+    attempts: tuple[SampleAttempt, ...] = ()
+    input_files: tuple[SampleFile, ...] = ()
+    output_files: tuple[SampleFile, ...] = ()
     review: Review | None = None
     drawn: Draw | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_code(self) -> bool:
-        """Whether it is of a code task: it passed that case's first gate."""
+        """Whether it comes from a code task: it passed the first gate of code tasks."""
         return bool(self.attempts) or VERDICT_GATE in self.gates
 
     @property
     def final_code(self) -> str:
-        """The program that the human submitted; empty where nobody ran it, or it is no code task."""
+        """The program that the human submitted; empty where nobody ran it, or for other tasks."""
         return _joined(self.attempts, "code")
 
     def record(self) -> Record:
-        """Give the row of samples.jsonl; what there is not has no key."""
+        """Return the row of samples.jsonl; an absent field has no key."""
         own = {name: list(part) if isinstance(part, tuple) else part for name, part in self.__dict__.items()}
         empty = [name for name in _LEFT_OUT_WHEN_EMPTY if not own[name]]
         derived: Record = {"schema_version": SAMPLE_VERSION, "messages": conversation(self)}
         if self.attempts:
             derived |= {"tools": tools(self)}
-            derived |= {name: _joined(self.attempts, name) for name in _OF_STEPS}
+            derived |= {name: _joined(self.attempts, name) for name in _STEP_TEXTS}
         return present({**own, **dict.fromkeys(empty), **derived})
 
     @classmethod
@@ -184,7 +184,7 @@ class Sample:
         """Read the row of samples.jsonl.
 
         Raises:
-            ValueError: It is of another version.
+            ValueError: The record has another version.
         """
         if record.get("schema_version") != SAMPLE_VERSION:
             raise ValueError(f"version {record.get('schema_version')} instead of {SAMPLE_VERSION}")
@@ -195,9 +195,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Brief:
-    """What is kept in memory of a sample that lies on disk: about 700 bytes, whatever its size.
+    """The fields of a sample that stay in memory: about 700 bytes, whatever the sample's size.
 
-    system     digest of the system message; of many samples it is the same object
+    system     digest of the system message; many samples share one string object
     question   digest of system message and instruction
     answer     digest of the target
     """
@@ -219,7 +219,7 @@ class Brief:
 
     @classmethod
     def of(cls, sample: Sample) -> "Brief":
-        """Sum up a sample."""
+        """Make the brief of a sample."""
         return cls(
             project=sample.project,
             task=sample.task,
@@ -239,16 +239,16 @@ class Brief:
 
     @property
     def seal(self) -> str:
-        """Hash question and answer: a verdict on the sample holds as long as it stays; 32 hex digits."""
+        """Hash question and answer, 32 hex digits; a reviewer's verdict counts while this stays the same."""
         return digest(self.question.hex(), self.answer.hex()).hex()
 
 
 _FIELDS = tuple(entry.name for entry in fields(Sample))
 _LEFT_OUT_WHEN_EMPTY = ("ground_truth", "control_tokens", "attempts", "input_files", "output_files")
 _CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-_OfStep = Literal["code", "stdout", "stderr"]
-_OF_STEPS: tuple[_OfStep, ...] = ("code", "stdout", "stderr")
-VERDICT_GATE = "verdict_passes"  # the first gate of code tasks, in `codegates`
+_StepText = Literal["code", "stdout", "stderr"]
+_STEP_TEXTS: tuple[_StepText, ...] = ("code", "stdout", "stderr")
+VERDICT_GATE = "verdict_passes"  # the first gate of code tasks, in `code_gates`
 
 
 def canonical(part: Any) -> str:
@@ -257,26 +257,25 @@ def canonical(part: Any) -> str:
 
 
 def digest(*texts: str) -> bytes:
-    """Hash texts, each by itself and in this order; 16 bytes."""
-    told = json.dumps(texts, ensure_ascii=True).encode()
-    return hashlib.blake2b(told, digest_size=16).digest()
+    """Hash a sequence of texts; 16 bytes. Boundaries between the texts count."""
+    return hashlib.blake2b(json.dumps(texts, ensure_ascii=True).encode(), digest_size=16).digest()
 
 
 def present(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what is not there; a key that is null makes trouble in every consumer."""
+    """Return a record without the keys that are None: null keys break trainers' loaders."""
     return {key: part for key, part in record.items() if part is not None}
 
 
-def conversation(sample: Sample, answer: str | None = None) -> list[Message]:
-    """Give a sample as messages: the question, the programs that were run with their output, the answer.
+def conversation(sample: Sample, answer: str | None = None) -> list[ChatMessage]:
+    """Return a sample as chat messages: the question, the programs that ran with their output, the answer.
 
-    `arguments` is an object and `content` never null: the chat templates of Qwen's models want it so.
+    `arguments` is an object and `content` never null, as the chat templates of Qwen's models require.
 
     Args:
         sample: The sample.
-        answer: The last message, instead of the target.
+        answer: Content of the last message; the target by default.
     """
-    messages: list[Message] = [
+    messages: list[ChatMessage] = [
         {"role": "system", "content": sample.system},
         {"role": "user", "content": sample.instruction},
     ]
@@ -285,13 +284,13 @@ def conversation(sample: Sample, answer: str | None = None) -> list[Message]:
         messages.append(
             {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
         )
-        messages.append({"role": "tool", "name": step["language"], "content": _told(step)})
+        messages.append({"role": "tool", "name": step["language"], "content": _describe_step(step)})
     messages.append({"role": "assistant", "content": sample.target if answer is None else answer})
     return messages
 
 
-def tools(sample: Sample) -> list[Tool]:
-    """List the tools that a sample's conversation uses, one for each language; empty for most cases."""
+def tools(sample: Sample) -> list[ChatTool]:
+    """Return the tools that a sample's conversation calls, one for each language; empty for most cases."""
     languages = {step["language"]: None for attempt in sample.attempts for step in attempt["steps"]}
     return [
         {
@@ -306,19 +305,19 @@ def tools(sample: Sample) -> list[Tool]:
     ]
 
 
-def _joined(attempts: Sequence[Attempt], name: _OfStep) -> str:
-    """Return the code, or what was printed, of all steps of the last attempt."""
+def _joined(attempts: Sequence[SampleAttempt], name: _StepText) -> str:
+    """Join one text of all steps of the last attempt: code, stdout or stderr."""
     return "\n".join(step[name] for step in attempts[-1]["steps"]) if attempts else ""
 
 
-def _told(step: Step) -> str:
+def _describe_step(step: SampleStep) -> str:
     streams = {"stdout": _cut(step["stdout"]), "stderr": _cut(step["stderr"])}
     parts = [f"{name}:\n{text}" for name, text in streams.items() if text]
     return "\n".join([*parts, f"exit status {step['exit_status']}"])
 
 
 def _cut(text: str) -> str:
-    if len(text) <= _TOLD_CHARS:
+    if len(text) <= _STREAM_CHARS:
         return text
-    half = _TOLD_CHARS // 2
+    half = _STREAM_CHARS // 2
     return f"{text[:half]}\n[{len(text) - 2 * half} characters left out]\n{text[-half:]}"

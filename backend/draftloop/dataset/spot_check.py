@@ -1,13 +1,14 @@
-"""Spot checks: which samples a second human looks at, what they see of them, and what follows from it.
+"""Spot checks: which samples a second human reviews, what they see, and how verdicts are counted.
 
 Knows the draw, the labelling config of the review project, and how its tasks are read back. Does not
-know Label Studio's API. The reviewer sees the question, the answer and what programs left: not who or
-what drafted it, nor who submitted it and what they thought of it.
+know Label Studio's API. The reviewer sees the question, the answer and the output of programs, but not who or
+what drafted it, who submitted it, or the annotator's own verdict.
 
-The draw is a function of project and annotation alone, so it stays while data grow: every sample whose lot
-is below the share is drawn. Where a stratum (case, annotator, band of the draft's score) has none, its first
-one in that order is drawn besides. What is drawn by lot alone is a simple sample of all samples, so what is
-said of all of them rests on it; what was drawn besides counts in its stratum only.
+The draw is a function of project and annotation only, so it stays while the dataset grows: each sample has a
+lot, a hash as a number from 0 to 1, and is drawn where its lot is below the share. Where a stratum (case,
+annotator, band of the draft's score) has none below, its lowest lot is drawn too. Samples drawn by lot are a
+simple random sample of all samples, and estimates for the whole dataset use only them; the others count in
+their stratum only.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ from draftloop.support.intervals import Range, sample_interval
 from draftloop.support.text import replace_lone_surrogates
 
 WAITS = "It waits for the verdict of a second human."
-ENOUGH = 5  # checks from which on a stratum is judged as a whole
+ENOUGH = 5  # a stratum with this many checks or more is judged as a whole
 TITLE = "Spot check"
 CONFIG = """\
 <View>
@@ -63,19 +64,19 @@ _CODE = '<pre class="code">{}</pre>'
 
 @dataclass(frozen=True)
 class Check:
-    """A verdict of a reviewer on a sample, and the seal that the sample had when they saw it."""
+    """A reviewer's verdict on a sample, and the sample's seal (`Brief.seal`) when they saw it."""
 
     annotation: int
     seal: str
     review: Review
 
     def holds_for(self, brief: Brief) -> bool:
-        """Tell whether it is about this very sample, and of somebody else than who submitted it."""
+        """Return whether the sample is unchanged since, and the reviewer is not its annotator."""
         return self.seal == brief.seal and self.review["by"] != brief.human
 
 
 class Stratum(NamedTuple):
-    """Samples of a kind: how many there are, were drawn, were checked, and were not right."""
+    """Counts of one stratum: samples, how many were drawn, checked, and wrong."""
 
     case: str
     human: int | None
@@ -87,22 +88,22 @@ class Stratum(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Say which it is."""
+        """The stratum in words."""
         human = "unknown" if self.human is None else self.human
         return f"case {self.case}, annotator {human}, {self.band}"
 
     @property
     def interval(self) -> Range:
-        """The share of its samples that are not right, with 95 % confidence.
+        """The 95 % confidence interval of the share of wrong samples.
 
-        Assumes that those checked are a simple sample of the stratum: reviewers who take the tasks of the
-        review project in their order take them by lot.
+        Assumes that the checked samples are a simple random sample of the stratum. That holds where reviewers
+        take the tasks of the review project in order, which is by lot.
         """
         return sample_interval(self.failed, self.checked, self.checked, self.samples)
 
 
 class ByLot(NamedTuple):
-    """What was drawn by lot alone, from all samples: how many were checked, and were wrong as submitted."""
+    """Counts of all samples: how many were drawn by lot, checked, and wrong as submitted."""
 
     samples: int
     drawn: int
@@ -111,52 +112,52 @@ class ByLot(NamedTuple):
 
     @property
     def interval(self) -> Range:
-        """The share of all samples that were wrong as submitted, with 95 % confidence.
+        """The 95 % confidence interval of the share of all samples that were wrong as submitted.
 
-        Assumes nothing of the samples, nor of those drawn that nobody has checked yet; it assumes that a
-        reviewer's verdict is right, and that the share to be drawn was not chosen by looking at verdicts.
+        Assumes nothing about the samples or about drawn samples that are not checked yet. Assumes that
+        reviewers' verdicts are right, and that the share to draw was not chosen after seeing verdicts.
         """
         return sample_interval(self.failed, self.checked, self.drawn, self.samples)
 
 
 def strata(briefs: Iterable[Brief]) -> dict[tuple[str, int | None, str], list[Brief]]:
-    """Sort samples by case, annotator and band of the draft's score."""
-    found: dict[tuple[str, int | None, str], list[Brief]] = {}
+    """Group samples by case, annotator and band of the draft's score."""
+    groups: dict[tuple[str, int | None, str], list[Brief]] = {}
     for brief in briefs:
-        found.setdefault((brief.case, brief.human, _band(brief.score)), []).append(brief)
-    return found
+        groups.setdefault((brief.case, brief.human, _band(brief.score)), []).append(brief)
+    return groups
 
 
 def drawn_by_lot(briefs: Iterable[Brief], share: float) -> set[int]:
-    """Draw a share of samples; returns annotations: of so many samples, any other choice was as likely."""
+    """Draw a simple random sample of about this share; return its annotations."""
     return {brief.annotation for brief in briefs if _lot(brief) < share}
 
 
 def drawn(members: Sequence[Brief], share: float) -> set[int]:
-    """Draw a share of a stratum, at least one; returns annotations."""
+    """Draw a share of a stratum, at least one sample; return their annotations."""
     if not members or share <= 0:
         return set()
     return drawn_by_lot(members, share) or {min(members, key=_lot).annotation}
 
 
-def order(sample: Sample) -> float:
-    """Give a place among the tasks of the review project that says nothing about the sample."""
+def review_order(sample: Sample) -> float:
+    """Return a sort key for the review project's tasks that reveals nothing about the sample."""
     return _lot(Brief.of(sample))
 
 
-def shown(sample: Sample) -> dict[str, Any]:
-    """Give the data of the review task: what a reviewer sees, and by what the verdict finds back."""
+def review_task(sample: Sample) -> dict[str, Any]:
+    """Return the data of the review task: what a reviewer sees, and what identifies the sample."""
     question = [_PRE.format(html.escape(sample.instruction))]
     if sample.input_files:
         files = ", ".join(file["path"] for file in sample.input_files)
         question += [f"<b>It reads</b> {html.escape(files)}"]
-    asked = json.loads(sample.target)  # of a model; the rest is the annotator's own verdict and comment
+    answered = json.loads(sample.target)  # without the annotator's own verdict and comment
     form = _CODE if sample.attempts else _PRE
     answer = [
         "<br>".join(
             f"<b>{html.escape(name)}</b>{form.format(html.escape(_words(part)))}"
             for name, part in sample.value.items()
-            if name in asked
+            if name in answered
         )
         or "<i>nothing</i>"
     ]
@@ -176,16 +177,16 @@ def shown(sample: Sample) -> dict[str, Any]:
 
 
 def checks_of(task: Mapping[str, Any]) -> Iterator[Check]:
-    """Read the verdicts from a task of the review project, as Label Studio lists it.
+    """Yield the verdicts from a task of the review project, as Label Studio lists it.
 
-    A result that the review's form does not make is no verdict: its sample goes on to wait.
+    A result that does not fit the review's form is ignored, and its sample keeps waiting.
     """
-    for found in annotations_of(task, project=0):
-        data, metadata = found.task.data, found.metadata
-        if found.cancelled or "human" not in metadata or "updated_at" not in metadata:
+    for annotation in annotations_of(task, project=0):
+        data, metadata = annotation.task.data, annotation.metadata
+        if annotation.cancelled or "human" not in metadata or "updated_at" not in metadata:
             continue
         try:
-            regions = regions_of(found.regions)
+            regions = regions_of(annotation.regions)
             opinion, comment = (
                 collect(name, [region for region in regions if region.get("from_name") == name], key)
                 for name, key in (("verdict", "choices"), ("comment", "text"))
@@ -203,16 +204,16 @@ def checks_of(task: Mapping[str, Any]) -> Iterator[Check]:
 
 
 def latest_of(checks: Iterable[Check], brief: Brief) -> Review | None:
-    """Give the last verdict that holds for a sample."""
+    """Return the latest verdict that holds for a sample."""
     holding = [check.review for check in checks if check.holds_for(brief)]
     return max(holding, key=_when, default=None)
 
 
 def right_as_submitted(checks: Iterable[Check], brief: Brief) -> bool | None:
-    """Return whether a sample was right before anybody checked it; None where that is not known.
+    """Return whether a sample was right before it was checked; None where that is not known.
 
-    An answer that was corrected because of a check counts as wrong all the same: the answers that nobody
-    checked were not corrected, and it is them that it speaks for.
+    An answer that was corrected after a check still counts as wrong: it stands for unchecked answers, which
+    nobody corrected.
     """
     by_seal: dict[str, list[Review]] = defaultdict(list)
     for check in checks:
@@ -229,8 +230,8 @@ def _when(review: Review) -> tuple[str, int]:
 
 
 def _lot(brief: Brief) -> float:
-    told = f"spot check {brief.project} {brief.annotation}".encode()
-    return int.from_bytes(hashlib.blake2b(told, digest_size=6).digest(), "big") / 2**48
+    name = f"spot check {brief.project} {brief.annotation}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=6).digest(), "big") / 2**48
 
 
 def _band(score: float | None) -> str:

@@ -1,28 +1,28 @@
-"""The story of a task: what became of its annotations, and why, from the records of a dataset.
+"""The history of a task's annotations in a dataset: which became samples and which did not, and why.
 
 Knows records. Does not know files.
 """
 
 from collections.abc import Iterator, Sequence
 
-from draftloop.dataset.corpus import Options, split_of
+from draftloop.dataset.corpus import DatasetOptions, split_of
 from draftloop.dataset.formats import FORMATS
 from draftloop.dataset.sample import Record, Sample
 
 
-def story(records: Sequence[Record], options: Options) -> Iterator[str]:
-    """Tell it line by line.
+def story(records: Sequence[Record], options: DatasetOptions) -> Iterator[str]:
+    """Yield the history of one task line by line.
 
     Args:
-        records: Of one task, from samples.jsonl, held.jsonl and rejected.jsonl.
-        options: Those of the dataset.
+        records: The task's records from samples.jsonl, held.jsonl and rejected.jsonl.
+        options: The dataset's options.
     """
     yield f"Task {records[0]['task']} of project {records[0]['project']}, case {records[0]['case']}:"
     for record in sorted(records, key=lambda one: int(one["annotation"])):
         yield from _annotation(record, options)
 
 
-def _annotation(record: Record, options: Options) -> Iterator[str]:
+def _annotation(record: Record, options: DatasetOptions) -> Iterator[str]:
     by = record["metadata"]
     when = f" at {by['updated_at']}" if "updated_at" in by else ""
     yield f"Annotation {record['annotation']}, by annotator {by.get('human', 'unknown')}{when}:"

@@ -1,6 +1,6 @@
-"""Figures of a dataset, added up record by record; what they take of memory does not grow with it.
+"""Figures of a dataset, added up record by record, in memory that does not grow with it.
 
-Knows what is counted. Does not know how it is shown (`report`), files or the time.
+Knows what is counted. Does not know how it is displayed (`report`), files or the time.
 """
 
 import re
@@ -19,8 +19,8 @@ from draftloop.dataset.sample import Sample, canonical
 from draftloop.support.intervals import GroupedShare
 
 _EXAMPLES = 3  # of each gate
-_COMPARED_CHARS = 400  # the difference of two texts takes time with their product
-_READ_CHARS = 2000  # of a text, for its writing
+_COMPARED_CHARS = 400  # comparing two texts takes time in proportion to the product of their lengths
+_READ_CHARS = 2000  # of a text, for its script
 _FREQUENT = (("Chinese characters", re.compile("[\u4e00-\u9fff]")), ("Latin", re.compile("[A-Za-z]")))
 _DECILES = 10
 
@@ -28,7 +28,7 @@ _DECILES = 10
 class Counts:
     """Counts that add up: annotations = samples + held + rejected; samples = train + test.
 
-    Samples are accepted + corrected + written as well, and stopped_by adds up to held + rejected.
+    Also: samples = accepted + corrected + written, and the sum of stopped_by = held + rejected.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Counts:
         self._noted: Counter[str] = Counter()
 
     def add(self, row: Sample | Rejected, held: Held | None = None) -> None:
-        """Count an annotation; those of a task come one after another."""
+        """Count an annotation; all annotations of a task must be added in a row."""
         self._tasks += row.task != self._last_task
         self._last_task = row.task
         if isinstance(row, Rejected):
@@ -55,7 +55,7 @@ class Counts:
                 self._noted[note["gate"]] += 1
 
     def record(self) -> dict[str, Any]:
-        """Give the counts of the manifest."""
+        """Return the counts of the manifest."""
         parts = ("samples", "held", "rejected")
         return {
             "tasks": self._tasks,
@@ -71,10 +71,11 @@ class Counts:
 
 @dataclass
 class Drafts:
-    """What became of drafts; `days` counts by day of the annotation, accepted ones apart.
+    """How many drafts were accepted and corrected.
 
-    share      of those accepted, with its interval
-    lead_s     seconds that annotators took, rounded, and how often
+    share      share of accepted drafts, with its interval
+    lead_s     number of annotations by seconds that they took, rounded
+    days       number of drafts by day of the annotation, and whether they were accepted
     """
 
     accepted: int = 0
@@ -85,16 +86,16 @@ class Drafts:
 
     @property
     def judged(self) -> int:
-        """How many were judged."""
+        """How many drafts were accepted or corrected."""
         return self.accepted + self.corrected
 
 
 @dataclass
 class Field:
-    """What became of one field of drafts.
+    """How often one field of drafts was corrected.
 
-    share      of those corrected, with its interval
-    likeness   sum over the corrected ones of the share that draft and correction have in common
+    share      share of corrected drafts, with its interval
+    likeness   sum of `likeness` of draft and correction, over the corrected ones
     """
 
     drafts: int = 0
@@ -106,7 +107,7 @@ class Field:
 
 @dataclass
 class Person:
-    """What became of one annotator's annotations."""
+    """Counts of one annotator's annotations."""
 
     samples: int = 0
     held: int = 0
@@ -120,16 +121,16 @@ class Person:
 class Tally:
     """All figures of the report.
 
-    examples     of each gate that stopped something, a few: task, annotation, reason
+    examples     a few stopped annotations by gate: task, annotation, reason
     splits       samples by case and split
-    writings     samples by what most letters of the input belong to
-    versions     drafts that were judged, by version
-    undrafted_s  seconds of those who began without a draft
-    deciles      by tenth of the draft's score, how many were judged and accepted
-    fields       by case and field
-    people       by Label Studio's number; None is unknown
+    writings     samples by the script of most letters of their input
+    versions     accepted and corrected drafts, by version
+    undrafted_s  number of annotations without a draft by seconds that they took
+    deciles      number of drafts by tenth of their score, and whether they were accepted
+    fields       corrections by case and field
+    people       counts by the annotator's id in Label Studio; None is unknown
     lengths      samples by length, in `unit`; a key is the upper end of a range
-    agreement    of whole answers, by case
+    agreement    agreement on whole answers, by case
     """
 
     counts: Counts = field(default_factory=Counts)
@@ -154,13 +155,13 @@ class Tally:
     )
 
     def rejected(self, row: Rejected) -> None:
-        """Count an annotation that is no sample."""
+        """Count a rejected annotation."""
         self.counts.add(row)
         self.people[row.metadata.get("human")].rejected += 1
         self._example(row.gate, row.task, row.annotation, row.reason)
 
     def sample(self, sample: Sample, held: Held | None = None) -> None:
-        """Count a sample that stays, or is held."""
+        """Count a sample; with `held`, one that is held back."""
         self.counts.add(sample, held)
         person = self.people[sample.metadata.get("human")]
         if held is not None:
@@ -198,17 +199,15 @@ class Tally:
                 field_.likeness += likeness(sample.draft.get(name), sample.value.get(name))
 
     def overlap(self, several: Sequence[Sample]) -> None:
-        """Count how far the annotators of one task agree; the latest of each of them counts."""
+        """Add the agreement of one task's annotators; of each, the latest annotation counts."""
         by_human = {sample.metadata.get("human"): sample for sample in several}
         if len(by_human) < 2:
             return
-        found = list(by_human.values())
-        group = found[0].group
-        self.agreement[found[0].case].add([sample.value for sample in found], group)
-        for name in sorted({name for sample in found for name in sample.value}):
-            self.fields[found[0].case, name].agreement.add(
-                [sample.value.get(name) for sample in found], group
-            )
+        latest = list(by_human.values())
+        case, group = latest[0].case, latest[0].group
+        self.agreement[case].add([sample.value for sample in latest], group)
+        for name in sorted({name for sample in latest for name in sample.value}):
+            self.fields[case, name].agreement.add([sample.value.get(name) for sample in latest], group)
 
     def _length(self, sample: Sample) -> int:
         if sample.tokens is None:
@@ -221,10 +220,10 @@ class Tally:
             self.examples[gate].append((task, annotation, reason))
 
 
-def median(found: Counter[int]) -> int | None:
-    """Give the median of what was counted; the lower one of two."""
-    left = (found.total() + 1) // 2
-    for part, count in sorted(found.items()):
+def median(counts: Counter[int]) -> int | None:
+    """Return the median of counted numbers, the lower one of two; None where there are none."""
+    left = (counts.total() + 1) // 2
+    for part, count in sorted(counts.items()):
         left -= count
         if left <= 0:
             return part
@@ -232,9 +231,9 @@ def median(found: Counter[int]) -> int | None:
 
 
 def likeness(one: Any, other: Any) -> float:
-    """Give the share that two parts of values have in common as text, in the same order, 0..1.
+    """Return the share of characters that two parts of values have in common, in the same order, 0..1.
 
-    Between the same beginning and the same end, long parts count as different.
+    Long texts are compared at their start and end only; what is between counts as different.
     """
     first, second = _text(one), _text(other)
     whole = len(first) + len(second)
@@ -250,15 +249,15 @@ def likeness(one: Any, other: Any) -> float:
 
 
 def _same(first: str, second: str) -> int:
-    """Count the characters that are the same before the first that differs."""
+    """Return the length of the common prefix."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def writing(text: str) -> str:
-    """Say what most letters of a text belong to: Chinese characters, Latin, ...; a language it is not."""
+    """Return the script (not the language) of most letters of a text: Chinese characters, Latin, ..."""
     text = text[:_READ_CHARS]
-    for name, letters in _FREQUENT:  # most texts need no look at every letter
+    for name, letters in _FREQUENT:  # fast path for most texts
         if len(letters.findall(text)) * 2 > len(text):
             return name
     kinds = Counter(map(_script, filter(str.isalpha, text)))
@@ -272,7 +271,7 @@ def _script(letter: str) -> str:
 
 
 def _upper_end(length: int) -> int:
-    """Give the upper end of the range that a length is in: 16, 24, 32, 48, 64, 96, ..."""
+    """Return the upper end of the range that contains a length: 16, 24, 32, 48, 64, 96, ..."""
     end = 16
     while length > end:
         if length <= end * 3 // 2:

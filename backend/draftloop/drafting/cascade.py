@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from draftloop.evaluation.measures import Outcome, figures
+from draftloop.evaluation.measures import DraftOutcome, figures
 from draftloop.support.intervals import CONFIDENCE, upper_confidence_bound
 
 _STEPS = 1e6  # a threshold is rounded up to so many a unit, to be written down: a higher one harms no more
@@ -34,8 +34,8 @@ class Pair:
     """
 
     score: float | None
-    small: Outcome
-    larger: Outcome
+    small: DraftOutcome
+    larger: DraftOutcome
 
     def stands(self, threshold: float) -> bool:
         """Whether the small model's draft is kept."""
@@ -191,7 +191,7 @@ def calibrated(pairs: Sequence[Pair], budget: float, chance: np.random.Generator
     )
 
 
-def _tokens(outcome: Outcome | None) -> int:
+def _tokens(outcome: DraftOutcome | None) -> int:
     return 0 if outcome is None else outcome.prompt_tokens + outcome.completion_tokens
 
 

@@ -1,13 +1,13 @@
-"""How good drafts are against what humans submitted, and whether one version is better than another.
+"""Measures of drafts against submitted values, and the comparison of two versions.
 
 Knows outcomes, figures, intervals and the decision. Does not know models, datasets or files.
 
-    exact match   a field says what the human submitted
-    F1            over what a field holds: quotes, chosen options, entries; one for a field with one value
-    quality       the share of a sample's fields that are right: what versions are compared by
-    acceptance    the share of samples whose every field is right: what a human would submit unchanged
+    exact match   a field equals what the human submitted
+    F1            over the entries of a field: quotes, chosen options; a field with one value is one entry
+    quality       the share of a sample's fields that are right; versions are compared by it
+    acceptance    the share of samples whose fields are all right, which a human would submit unchanged
 
-The field of a program is right where the program ends well: two right ones seldom have the same text.
+The field of a program is right where the program succeeds: two right programs rarely have the same text.
 """
 
 import math
@@ -23,11 +23,11 @@ from draftloop.dataset.sample import canonical
 from draftloop.labelling.labelling import Value
 from draftloop.support.intervals import student
 
-LEAST_GROUPS = 20  # source documents: with fewer, the interval says more about them than about the model
+MIN_GROUPS = 20  # source documents; with fewer, intervals are too unreliable for a decision
 
 
 class Hits(NamedTuple):
-    """What a field of a draft and of the human's value hold: in both, in the draft, in the value."""
+    """Numbers of entries of a field: in both draft and human's value, in the draft, in the value."""
 
     both: int
     drafted: int
@@ -35,16 +35,16 @@ class Hits(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of one held-out sample in one version.
+class DraftOutcome:
+    """The draft of one held-out sample by one version, compared with the human's value.
 
-    group         the source document, or the input
-    right         by field, whether it is right
+    group         hash of the source document, or of the input
+    right         whether it is right, by field
     hits          by field
-    schema_valid  it decodes and fits the validating schema
-    rule_valid    and obeys rules and grounding
-    ran           of a code task: whether its program ended well and left its files; None for others
-    ms            from the first question to the draft
+    schema_valid  whether it decodes and fits the validating schema
+    rule_valid    whether it obeys rules and grounding too
+    ran           code tasks: whether its program succeeded and wrote its files; None for others
+    ms            from the first request to the draft
     """
 
     group: str
@@ -60,35 +60,35 @@ class Outcome:
 
     @property
     def quality(self) -> float:
-        """The share of its fields that are right, 0..1."""
+        """Share of the sample's fields that are right, 0..1."""
         return fmean(self.right.values()) if self.right else 0.0
 
     @property
     def accepted(self) -> bool:
-        """Whether a human would have submitted it as it is."""
+        """Whether all fields are right, so that a human would have submitted the draft unchanged."""
         return all(self.right.values())
 
 
 class Interval(NamedTuple):
-    """A difference and the interval that holds it with 95 % confidence."""
+    """A difference and its 95 % confidence interval."""
 
     mean: float
     low: float
     high: float
 
 
-def compared(
+def compare_fields(
     names: Sequence[str], draft: Value | None, value: Value
 ) -> tuple[dict[str, bool], dict[str, Hits]]:
-    """Compare a draft with the human's value, field by field; without a draft all of them are wrong."""
+    """Compare a draft with the human's value, field by field; without a draft all fields are wrong."""
     right = {
         name: draft is not None and canonical(draft.get(name)) == canonical(value.get(name)) for name in names
     }
     return right, {name: _hits((draft or {}).get(name), value.get(name)) for name in names}
 
 
-def figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Sum up the outcomes of a version; there is at least one."""
+def figures(outcomes: Sequence[DraftOutcome]) -> dict[str, Any]:
+    """Return the figures of a version's outcomes; there must be at least one."""
     fields = {
         name: {
             "exact_match": _share([outcome.right[name] for outcome in outcomes]),
@@ -113,18 +113,18 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def gain(before: Sequence[Outcome], after: Sequence[Outcome]) -> Interval:
-    """Return by how much the quality of the same samples rose, and the interval of that.
+def gain(before: Sequence[DraftOutcome], after: Sequence[DraftOutcome]) -> Interval:
+    """Return the gain in quality from one version to another on the same samples, with its interval.
 
-    Source documents, not samples, are taken for independent: samples of one are right or wrong together. Two
-    more documents are assumed for the interval, one that only the new version gets right and one that only
-    the old one does: where few documents differ, those that differ most may not have been
-    seen yet. Without them an interval of 20 documents missed the truth in up to one of three simulations, and
-    one that gains nothing was surely better in one of five.
+    Source documents, not samples, are assumed to be independent: samples of one document are right or wrong
+    together. The interval adds two artificial documents, one that only the new version gets right and one
+    that only the old one does: where few documents differ, the largest differences may not be in the sample.
+    Without them, intervals from 20 documents missed the true gain in up to a third of simulations, and a
+    version without any gain was called better in a fifth.
 
     Args:
-        before: Outcomes of one version.
-        after: Those of the other, of the same samples in the same order.
+        before: Outcomes of the old version.
+        after: Outcomes of the new version, of the same samples in the same order.
     Source:
         Cochran, Sampling Techniques (1977), 6.4: a ratio of sums over documents, with Student's t; the two
         documents as in Agresti, Coull, Approximate is better than "exact" (American Statistician 52, 1998)
@@ -135,49 +135,49 @@ def gain(before: Sequence[Outcome], after: Sequence[Outcome]) -> Interval:
         sums[old.group][1] += 1
     table = np.array(list(sums.values()))
     rise, samples = table.sum(axis=0)
-    usual = samples / len(table)  # samples of a document
+    usual = samples / len(table)  # mean number of samples of a document
     table = np.vstack([table, [[usual, usual], [-usual, usual]]])
     middle = rise / table[:, 1].sum()
-    apart = table[:, 0] - middle * table[:, 1]
+    residuals = table[:, 0] - middle * table[:, 1]
     documents = len(table)
-    error = math.sqrt((apart**2).sum() * documents / (documents - 1)) / table[:, 1].sum()
+    error = math.sqrt((residuals**2).sum() * documents / (documents - 1)) / table[:, 1].sum()
     reach = student(max(documents - 3, 1)) * error
     return Interval(float(rise / samples), max(-1.0, float(middle - reach)), min(1.0, float(middle + reach)))
 
 
 def objections(target: Interval, others: Mapping[str, Interval], margin: float) -> list[str]:
-    """Say why a version must not be promoted; nothing where it may.
+    """Return the reasons against promoting a version; empty where there are none.
 
     Args:
-        target: What it gained in the case that it was trained for.
-        others: What it gained in the other cases that the model serves.
-        margin: What each of them may lose.
+        target: The gain in the case that it was trained for.
+        others: The gains in the other cases that the model serves.
+        margin: The loss that is allowed in each of those.
     """
-    said = []
+    reasons = []
     if target.low <= 0:
-        told = (
+        points = (
             f"{100 * target.mean:+.1f} points, between {100 * target.low:+.1f} and {100 * target.high:+.1f}"
         )
-        said.append(f"It is not surely better: {told} with 95 % confidence.")
-    for name, found in sorted(others.items()):
-        if found.mean < -margin:
-            said.append(
-                f"Case '{name}' loses {-100 * found.mean:.1f} points; {100 * margin:g} are allowed at most."
+        reasons.append(f"It is not surely better: {points} with 95 % confidence.")
+    for name, change in sorted(others.items()):
+        if change.mean < -margin:
+            reasons.append(
+                f"Case '{name}' loses {-100 * change.mean:.1f} points; {100 * margin:g} are allowed at most."
             )
-    return said
+    return reasons
 
 
-def groups(outcomes: Sequence[Outcome]) -> int:
+def count_groups(outcomes: Sequence[DraftOutcome]) -> int:
     """Count the source documents of outcomes."""
     return len({outcome.group for outcome in outcomes})
 
 
 def _hits(drafted: Any, wanted: Any) -> Hits:
-    ours, theirs = _items(drafted), _items(wanted)
+    ours, theirs = _entries(drafted), _entries(wanted)
     return Hits((ours & theirs).total(), ours.total(), theirs.total())
 
 
-def _items(part: Any) -> Counter[str]:
+def _entries(part: Any) -> Counter[str]:
     if part is None:
         return Counter()
     return Counter(canonical(item) for item in (part if isinstance(part, list) else [part]))
@@ -188,8 +188,8 @@ def _f1(hits: Sequence[Hits]) -> float:
     return _rounded(2 * both / (drafted + wanted)) if drafted + wanted else 1.0
 
 
-def _share(found: Sequence[bool]) -> float:
-    return _rounded(sum(found) / len(found))
+def _share(flags: Sequence[bool]) -> float:
+    return _rounded(sum(flags) / len(flags))
 
 
 def _rounded(number: float) -> float:

@@ -1,11 +1,11 @@
-"""The registry of adapters: a folder that the model server can read, and that is only ever added to.
+"""The registry of adapters: a folder that the model server can read, and that only grows.
 
-    NAME/              adapter_config.json, adapter_model.safetensors, run.json: of what it came from
-    evidence/HASH.json what was measured of an adapter
-    journal.jsonl      who decided what, when, on which evidence: one line each
+    NAME/              adapter_config.json, adapter_model.safetensors, run.json of its training
+    evidence/HASH.json measurements of an adapter
+    journal.jsonl      decisions, one a line: who decided what, when, on which evidence
 
-A name is `<model>-<case>-<hash of its content>`: the same content has one name, a name one content. So no
-server can answer under a name with what it remembers of other weights.
+A name is `<model>-<case>-<hash of its content>`, so each content has one name. A server can never answer
+under a name with other weights that it has cached.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ _HOW = "A run is a folder that draftloop train wrote: run.json, and adapter/ wit
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter of the registry. `run` is what its training says of itself."""
+    """An adapter of the registry. `run` is the run.json of its training."""
 
     name: str
     folder: Path
@@ -40,31 +40,31 @@ class Adapter:
 
 
 class Adapters:
-    """The registry in a folder, made when something is registered. Safe to read while it is written."""
+    """The registry in a folder, created with the first adapter. Safe to read while it is written."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
 
     def register(self, run: Path, model: str) -> Adapter:
-        """Copy a run's adapter into the registry; nothing is written where it is there already.
+        """Copy a run's adapter into the registry, unless it is there already.
 
         Args:
             run: The run's folder.
-            model: The name under which its base is served.
+            model: The name under which its base model is served.
         Raises:
             SetupError: It is no run, or its adapter is not the one that was trained.
-            ServiceError: The disk failed; the registry is as it was.
+            ServiceError: The disk failed; the registry is unchanged.
         """
-        told, config = _json(run / _RUN), _json(run / "adapter" / _CONFIG)
+        record, config = _json(run / _RUN), _json(run / "adapter" / _CONFIG)
         hashes = {name: _sha256(run / "adapter" / name) for name in (_CONFIG, _WEIGHTS)}
-        if told.get("adapter_sha256") not in (None, hashes[_WEIGHTS]):
+        if record.get("adapter_sha256") not in (None, hashes[_WEIGHTS]):
             raise SetupError(
                 f"The adapter of {run} is not the one that its run.json names.",
                 hint="Its training was stopped or its files were changed; train again.",
             )
         if config.get("peft_type") != "LORA" or not isinstance(config.get("r"), int):
             raise SetupError(f"The adapter of {run} is no LoRA adapter.", hint=_HOW)
-        case, profile = told.get("case"), told.get("profile")
+        case, profile = record.get("case"), record.get("profile")
         if not isinstance(case, str) or profile not in ("full", "compact"):
             raise SetupError(f"{run / _RUN} does not say case and profile.", hint=_HOW)
         name = f"{_plain(model)}-{_plain(case)}-{_digest(hashes)}"
@@ -72,13 +72,13 @@ class Adapters:
         if not folder.is_dir():
             self._copy(run, folder)
         self._check(folder)
-        return Adapter(name, folder, config["r"], told)
+        return Adapter(name, folder, config["r"], record)
 
     def get(self, name: str) -> Adapter:
-        """Give a registered adapter.
+        """Return a registered adapter.
 
         Raises:
-            SetupError: There is none of this name, or it is not what it was.
+            SetupError: There is none of this name, or its files have changed.
         """
         folder = self.find(name)
         if folder is None:
@@ -88,10 +88,10 @@ class Adapters:
         return Adapter(name, folder, _json(folder / _CONFIG)["r"], _json(folder / _RUN))
 
     def find(self, name: str) -> Path | None:
-        """Give the folder of a registered adapter; None where the name is none of the registry's.
+        """Return the folder of a registered adapter; None where the registry has none of this name.
 
         Raises:
-            SetupError: It is not what it was.
+            SetupError: The adapter's files have changed.
         """
         folder = self.folder / name
         if not _NAME.fullmatch(name) or Path(name).name != name or not folder.is_dir():
@@ -100,7 +100,7 @@ class Adapters:
         return folder
 
     def keep_evidence(self, evidence: Mapping[str, Any]) -> str:
-        """Keep what was measured; gives the hash that it is found by.
+        """Write measurements to the registry; return their hash, the key for `evidence`.
 
         Raises:
             ServiceError: The disk failed.
@@ -114,11 +114,11 @@ class Adapters:
         return name
 
     def evidence(self, name: str) -> Path:
-        """Give the file of an evidence."""
+        """Return the path of an evidence file."""
         return self.folder / _EVIDENCE / f"{name}.json"
 
     def note(self, entry: Mapping[str, Any]) -> None:
-        """Add a decision to the journal; what a crash left of a line before it is ended.
+        """Append a decision to the journal, after ending a line that a crash cut off.
 
         Raises:
             ServiceError: The disk failed.
@@ -131,13 +131,13 @@ class Adapters:
             append_to_disk(path, line if before.endswith(b"\n") or not before else b"\n" + line)
 
     def journal(self) -> list[dict[str, Any]]:
-        """List the decisions, oldest first."""
+        """Return the decisions, oldest first."""
         path = self.folder / _JOURNAL
-        found = []
+        entries = []
         for line in path.read_bytes().splitlines() if path.is_file() else []:
-            with suppress(orjson.JSONDecodeError):  # cut by a crash: what it told did not come to pass
-                found.append(orjson.loads(line))
-        return found
+            with suppress(orjson.JSONDecodeError):  # cut off by a crash: the decision was not carried out
+                entries.append(orjson.loads(line))
+        return entries
 
     def _copy(self, run: Path, folder: Path) -> None:
         with self._disk_errors(), creating_folder(folder) as part:
@@ -145,8 +145,8 @@ class Adapters:
                 shutil.copyfile(source, part / source.name)
 
     def _check(self, folder: Path) -> None:
-        found = _digest({name: _sha256(folder / name) for name in (_CONFIG, _WEIGHTS)})
-        if not folder.name.endswith(f"-{found}"):
+        digest = _digest({name: _sha256(folder / name) for name in (_CONFIG, _WEIGHTS)})
+        if not folder.name.endswith(f"-{digest}"):
             raise SetupError(
                 f"The adapter in {folder} is not what was registered.",
                 hint="Bring the folder back from a copy, or remove it and promote its run again.",
@@ -166,12 +166,12 @@ def _plain(name: str) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = orjson.loads(path.read_bytes())
+        content = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError) as error:
         raise SetupError(f"{path} cannot be read.", hint=_HOW) from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise SetupError(f"{path} is no JSON object.", hint=_HOW)
-    return found
+    return content
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Choose a cascade's threshold on what a dataset holds out: both models draft it, through the whole flow."""
+"""Choice of a cascade's threshold: both models draft the held-out samples of a dataset."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,23 +13,23 @@ from draftloop.support.progress import Progress
 
 
 def choose_samples(
-    found: Mapping[str, HeldOut], case: str, budget: float, dataset: Path
+    held_out: Mapping[str, HeldOut], case: str, budget: float, dataset: Path
 ) -> dict[str, HeldOut]:
-    """Return the cases to measure.
+    """Return the held-out samples of the cases to measure.
 
     Args:
-        found: What the dataset holds out, by case.
-        case: Only this case; empty is every one.
+        held_out: The dataset's held-out samples, by case.
+        case: Only this case; empty: every case.
         budget: Share of tasks that may get a worse draft.
         dataset: Its folder.
     Raises:
-        SetupError: There is none, or one has too few documents for the budget.
+        SetupError: There are none, or a case has too few documents for the budget.
     """
-    chosen = {name: held for name, held in found.items() if held.rows and case in ("", name)}
+    chosen = {name: held for name, held in held_out.items() if held.rows and case in ("", name)}
     if not chosen:
-        there = ", ".join(name for name, held in found.items() if held.rows) or "none"
+        names = ", ".join(name for name, held in held_out.items() if held.rows) or "none"
         raise SetupError(
-            f"{dataset} holds out no sample{f' of case {case!r}' if case else ''}; its cases: {there}.",
+            f"{dataset} holds out no sample{f' of case {case!r}' if case else ''}; its cases: {names}.",
             hint="One in ten is held out: correct more tasks and sync again, or name another --dataset.",
         )
     for name, held in chosen.items():
@@ -56,13 +56,13 @@ def calibrate(
     """Draft the samples with both models and choose a threshold for each case.
 
     Args:
-        small: The small model's name, and what drafts with it.
-        larger: The same of the larger one.
-        samples: What to draft, by case.
-        overrides: What a project wants of the small model.
+        small: The small model's name and drafter.
+        larger: The larger model's name and drafter.
+        samples: The held-out samples, by case.
+        overrides: The project's settings for the small model.
         budget: Share of tasks that may get a worse draft.
         seed: Draws the documents to choose on.
-        progress: Shows how far it is.
+        progress: Shows the steps.
     Raises:
         ServiceError: A draft failed.
     """
@@ -75,7 +75,7 @@ def calibrate(
 
 
 def shared_threshold(calibrations: Mapping[str, Calibration]) -> float | None:
-    """Return the threshold that keeps the budget in every case: a higher one harms less."""
+    """Return the threshold that keeps the budget in every case: the highest; None where a case has none."""
     thresholds = [one.threshold for one in calibrations.values()]
     known = [threshold for threshold in thresholds if threshold is not None]
     return max(known) if len(known) == len(thresholds) else None

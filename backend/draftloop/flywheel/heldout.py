@@ -1,7 +1,7 @@
-"""Held-out samples: read with their tasks, drafted through the whole flow, beside their humans' values.
+"""Held-out samples: read with their tasks, drafted through the whole flow, compared with submitted values.
 
-Knows datasets and what is compared with what. Does not know how figures are made of outcomes, nor what they
-decide.
+Knows datasets, and which draft is compared with which value. Does not know how figures are computed, nor how
+they decide.
 """
 
 from collections import defaultdict
@@ -16,7 +16,7 @@ from draftloop.dataset.sample import Sample
 from draftloop.drafting.drafts import Draft
 from draftloop.drafting.versions import Version
 from draftloop.errors import ServiceError, SetupError, TaskError
-from draftloop.evaluation.measures import Outcome, compared
+from draftloop.evaluation.measures import DraftOutcome, compare_fields
 from draftloop.labelling.labelling import Task
 from draftloop.labelstudio import Project
 from draftloop.prompting.prompt import NO_OVERRIDES, Case, Overrides
@@ -25,13 +25,13 @@ from draftloop.support.progress import Progress
 
 
 class Projects(Protocol):
-    """Label Studio, as far as held-out samples are read from it."""
+    """The part of Label Studio's client that reads tasks of held-out samples."""
 
     def project(self, project_id: int) -> Project:
         """Return a project.
 
         Raises:
-            SetupError: There is none.
+            SetupError: There is no such project.
             ServiceError: Label Studio failed.
         """
         ...
@@ -42,14 +42,14 @@ class Projects(Protocol):
 
 
 class CaseFolder(Protocol):
-    """The cases that are here."""
+    """The folder of cases."""
 
     def names(self) -> list[str]:
         """List the cases' names."""
         ...
 
     def get(self, name: str) -> Case:
-        """Return a case as its folder has it."""
+        """Return a case as its folder defines it."""
         ...
 
     def find(self, xml: str, wanted: str | None = None, overrides: Overrides = NO_OVERRIDES) -> Case:
@@ -65,13 +65,13 @@ class BulkDrafter(Protocol):
         ...
 
     def stream(self, case: Case, tasks: Iterable[Task], version: Version) -> Iterator[Draft]:
-        """Draft tasks as they come; one draft per task, in the order in which they are ready."""
+        """Draft tasks; yield one draft for each task, in order of completion."""
         ...
 
 
 @dataclass(frozen=True)
-class Row:
-    """A held-out sample, with its case and its task as the annotator had it."""
+class HeldOutRow:
+    """A held-out sample, with its case and its task as the annotator saw it."""
 
     sample: Sample
     case: Case
@@ -80,38 +80,38 @@ class Row:
 
 @dataclass
 class HeldOut:
-    """The held-out samples of one case. `lost` counts those whose task or config is not what it was."""
+    """The held-out samples of one case. `lost` counts those whose task or config has changed."""
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[HeldOutRow] = field(default_factory=list)
     lost: int = 0
     datasets: dict[str, str] = field(default_factory=dict)  # by folder, the hash of its manifest
 
 
 class Measured(NamedTuple):
-    """A draft of a held-out sample, and what came of it."""
+    """A draft of a held-out sample, and its outcome."""
 
     draft: Draft
-    outcome: Outcome
+    outcome: DraftOutcome
 
 
 class HeldOutSamples:
-    """Reads held-out samples of datasets."""
+    """Reads the held-out samples of datasets."""
 
     def __init__(self, cases: CaseFolder, label_studio: Projects | None) -> None:
         """Prepare.
 
         Args:
-            cases: Where their cases are.
-            label_studio: Where tasks and configs are that a dataset does not hold; None: it must hold them.
+            cases: The samples' cases.
+            label_studio: The server with tasks and configs that a dataset lacks; None: it must lack none.
         """
         self._cases = cases
         self._label_studio = label_studio
 
     def read(self, folder: Path) -> dict[str, HeldOut]:
-        """Read the held-out samples of a dataset, by case, with the tasks that they came from.
+        """Return the held-out samples of a dataset by case, with their tasks.
 
         Raises:
-            SetupError: The folder is no dataset of ours, or Label Studio is needed and not there.
+            SetupError: The folder is no dataset, or Label Studio is needed and not configured.
             ServiceError: Label Studio or the disk failed.
         """
         manifest_and_options(folder)
@@ -120,47 +120,47 @@ class HeldOutSamples:
         for record in lines_of(folder, "samples.jsonl"):
             if record["split"] == "test":
                 by_project[record["project"]].append(Sample.from_record(record))
-        found: dict[str, HeldOut] = defaultdict(lambda: HeldOut(datasets=about))
+        by_case: dict[str, HeldOut] = defaultdict(lambda: HeldOut(datasets=about))
         for project, samples in by_project.items():
             for sample, row in self._rows(project, samples):
-                held = found[sample.case]
+                held = by_case[sample.case]
                 if row is None:
                     held.lost += 1
                 else:
                     held.rows.append(row)
-        return dict(found)
+        return dict(by_case)
 
-    def _rows(self, project_id: int, samples: Sequence[Sample]) -> Iterator[tuple[Sample, Row | None]]:
-        """Give samples with case and task: the same texts, under the same config, as when they were made."""
+    def _rows(self, project_id: int, samples: Sequence[Sample]) -> Iterator[tuple[Sample, HeldOutRow | None]]:
+        """Yield samples with case and task; None in place of these where texts or config have changed."""
         project: Project | None = None
-        asked: list[tuple[Sample, Case]] = []
+        incomplete: list[tuple[Sample, Case]] = []
         for sample in samples:
             case = self._cases.get(sample.case) if sample.case in self._cases.names() else None
             if case is None or not _is_of(sample, case):
-                project = project or self._asked().project(project_id)
+                project = project or self._require_label_studio().project(project_id)
                 case = self._cases.find(project.label_config, project.case)
             if not _is_of(sample, case):
                 yield sample, None
                 continue
-            # What its texts alone say is enough for most: then nobody has to be asked.
+            # Where the stored texts suffice, as for most tasks, Label Studio is not asked.
             task = Task(sample.task, dict(sample.input), sample.project)
             if (
                 case.labelling.program is None
                 and not case.labelling.dynamic
                 and _same_texts(sample, case, task)
             ):
-                yield sample, Row(sample, case, task)
+                yield sample, HeldOutRow(sample, case, task)
             else:
-                asked.append((sample, case))
-        if asked:
-            project = project or self._asked().project(project_id)
-            ids = {sample.task for sample, _ in asked}
-            data = {row["id"]: row["data"] for row in self._asked().tasks_by_id(project, ids)}
-            for sample, case in asked:
+                incomplete.append((sample, case))
+        if incomplete:
+            project = project or self._require_label_studio().project(project_id)
+            ids = {sample.task for sample, _ in incomplete}
+            data = {row["id"]: row["data"] for row in self._require_label_studio().tasks_by_id(project, ids)}
+            for sample, case in incomplete:
                 task = Task(sample.task, data.get(sample.task, {}), sample.project)
-                yield sample, Row(sample, case, task) if _same_texts(sample, case, task) else None
+                yield sample, HeldOutRow(sample, case, task) if _same_texts(sample, case, task) else None
 
-    def _asked(self) -> Projects:
+    def _require_label_studio(self) -> Projects:
         if self._label_studio is None:
             raise SetupError(
                 "The dataset does not hold all that its tasks show.",
@@ -172,21 +172,21 @@ class HeldOutSamples:
 def measure(
     drafter: BulkDrafter, held: HeldOut, overrides: Overrides, doing: str, progress: Progress
 ) -> list[Measured]:
-    """Draft every held-out sample through the whole flow; gives what came of them in the order of the rows.
+    """Draft every held-out sample through the whole flow; return the outcomes in the order of the rows.
 
-    One version after the other: a server that has both in one batch may answer otherwise.
+    Versions must be measured one after the other: a model may answer differently when both share a batch.
 
     Args:
-        drafter: Drafts; without a cache, which would hide what is slow.
+        drafter: The drafter, without a cache, so that times are real.
         held: The samples of one case.
-        overrides: What drafts them.
-        doing: That, in words.
-        progress: Shows how far it is.
+        overrides: Model and settings to draft with.
+        doing: A description for progress and errors.
+        progress: Shows the steps.
     Raises:
         ServiceError: A draft failed.
     """
     progress.begin(doing, len(held.rows))
-    found: dict[int, Measured] = {}
+    measured: dict[int, Measured] = {}
     by_case: dict[str, list[int]] = defaultdict(list)
     for place, row in enumerate(held.rows):
         by_case[row.case.labelling.config_hash].append(place)
@@ -202,9 +202,9 @@ def measure(
                     hint="Nothing was decided; the old version serves.",
                 )
             outcome = _outcome(held.rows[draft.task_id], case, draft, runs_code=runs_code)
-            found[draft.task_id] = Measured(draft, outcome)
+            measured[draft.task_id] = Measured(draft, outcome)
             progress.advance()
-    return [found[place] for place in range(len(held.rows))]
+    return [measured[place] for place in range(len(held.rows))]
 
 
 def _is_of(sample: Sample, case: Case) -> bool:
@@ -218,17 +218,17 @@ def _same_texts(sample: Sample, case: Case, task: Task) -> bool:
         return False
 
 
-def _outcome(row: Row, case: Case, draft: Draft, *, runs_code: bool) -> Outcome:
+def _outcome(row: HeldOutRow, case: Case, draft: Draft, *, runs_code: bool) -> DraftOutcome:
     labelling = case.for_task(row.task).labelling
     drafted = None if draft.value is None else labelling.from_regions(draft.regions, row.task)
     names = [control.name for control in labelling.controls if control.name not in labelling.human]
-    right, hits = compared(names, drafted, row.sample.value)
+    right, hits = compare_fields(names, drafted, row.sample.value)
     kinds = {reason.kind for reason in draft.reasons}
     ran = None
     if labelling.program is not None and runs_code:
         ran = draft.run is not None and "run" not in kinds
         right[labelling.program.field] |= ran
-    return Outcome(
+    return DraftOutcome(
         group=row.sample.group,
         right=right,
         hits=hits,

@@ -1,8 +1,9 @@
-"""Training jobs: what sets one off, and its steps; one at a time over all projects and workers.
+"""Training jobs: their triggers and their steps; one job at a time over all projects and workers.
 
-Knows when a job begins, which verbs it runs, and who is told. Does not know what the verbs do, nor HTTP.
-`Jobs` is in the server and starts a process, draftloop retrain, in which `Training` runs the verbs. A job
-that dies is seen by whoever looks at the ledger next; what drafts drafts on until the last step has promoted.
+Knows when a job starts, which verbs it runs, and where its state is written. Does not know HTTP, nor what the
+verbs do. `Jobs` is in the server and starts a process, `draftloop retrain`, in which `Training` runs the
+verbs. A job that died is marked by the next reader of the ledger. The current version drafts until the last
+step has promoted the new one.
 """
 
 import hashlib
@@ -25,20 +26,20 @@ from draftloop.support.progress import Progress
 
 _log = structlog.get_logger("backend")
 
-LEASE_S = 120.0  # a job that is not heard of for so long counts as killed
-_BEAT_S = 20.0  # it says so often that it goes on
-_PATIENCE_S = 60.0  # for a verb that was told to stop: a training writes its checkpoint
-_LAST_CHARS = 500  # of what a verb said before it failed
+LEASE_S = 120.0  # a job that has not renewed its lease for this long counts as killed
+_BEAT_S = 20.0  # between renewals of the lease
+_PATIENCE_S = 60.0  # for a verb to stop: a training writes its checkpoint
+_LAST_CHARS = 500  # of the output of a failed verb
 REFUSED = 3  # exit status of draftloop promote where an adapter is not better
 BUTTON = "Label Studio's button"
-_WITH_US = ("setpriv", "--pdeathsig", "TERM")  # the kernel stops a verb whose parent is killed
+_DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "TERM")  # the kernel stops a verb whose parent is killed
 
 
-class Process(Protocol):
+class JobProcess(Protocol):
     """A started process."""
 
     def wait(self) -> int:
-        """Wait for its end; gives its exit status."""
+        """Wait until it ends; return its exit status."""
         ...
 
 
@@ -48,7 +49,7 @@ class Jobs:
     def __init__(
         self,
         ledger: Ledger,
-        start: Callable[[Job], Process],
+        start: Callable[[Job], JobProcess],
         *,
         after: int = 0,
         check: Callable[[], object] = lambda: None,
@@ -57,12 +58,12 @@ class Jobs:
         """Prepare.
 
         Args:
-            ledger: Where jobs are kept, for all workers.
-            start: Starts the process of a job that was begun; it takes the job over.
-            after: New annotations after which a project is trained by itself; 0 is never.
-            check: Raises a SetupError where training cannot go well.
-            count: Asks Label Studio how many annotations a project has, before a job starts by itself; None
-                believes what the webhook says.
+            ledger: Stores jobs, for all workers.
+            start: Starts the process of a job, which takes the job over.
+            after: Number of new annotations that starts a job automatically; 0: never.
+            check: Raises a SetupError where training cannot succeed.
+            count: Returns a project's number of annotations from Label Studio, before a job starts
+                automatically; None trusts the number in the webhook.
         """
         self._ledger = ledger
         self._start = start
@@ -76,12 +77,12 @@ class Jobs:
 
         Args:
             project: The project.
-            annotations: How many it has.
-            why: What sets the job off.
+            annotations: Its number of annotations.
+            why: The reason, for people.
         Returns:
-            The job, and whether it was started just now; else it goes on already.
+            The job, and whether this call started it; False: it was running already.
         Raises:
-            SetupError: A job of another project goes on, or training is not set up.
+            SetupError: A job of another project is running, or training is not set up.
         """
         if not project:
             raise SetupError("The call does not say which project to train.", hint="Send it as `project`.")
@@ -98,9 +99,9 @@ class Jobs:
         return job, new
 
     def note(self, project: int, annotations: int) -> None:
-        """Take note that a project may have so many annotations; enough new ones start a job.
+        """Start a job where a project has enough new annotations.
 
-        Whoever reads the webhooks' secret can write any number, so Label Studio has the last word.
+        Anyone who knows the webhooks' secret can send any number, so Label Studio's count decides.
         """
         if not self._after or not project:
             return
@@ -110,7 +111,7 @@ class Jobs:
             return
         if self._count is not None:
             if not self._counting.acquire(blocking=False):
-                return  # one question at a time; the next event asks again
+                return  # another thread is counting; the next event counts again
             try:
                 annotations = self._count(project)
             except DraftloopError as error:
@@ -127,28 +128,29 @@ class Jobs:
             _log.warning("not trained yet", project=project, error=error.message)
 
     def listed(self, project: int | None) -> list[dict[str, Any]]:
-        """List jobs, newest first: of one project, or all."""
+        """Return jobs, newest first, of one project or of all."""
         return [job._asdict() for job in self._ledger.jobs(project)]
 
     def _attend(self, job: Job) -> None:
-        """Start a job's process and wait for it; what it cannot say itself is said here."""
+        """Start a job's process and wait for it; log and store a failure that it could not store itself."""
         about = {"job": job.id, "project": job.project}
         _log.info("job", **about, doing=f"begun by {job.why}")
         try:
             code = self._start(job).wait()
-            # Only where it ended before it took the job over.
+            # Has an effect only where the process ended before it took the job over.
             self._ledger.end_job(job.id, "failed", f"It could not begin (exit status {code}); see the log.")
-            ended = next(found for found in self._ledger.jobs(job.project) if found.id == job.id)
+            ended = next(one for one in self._ledger.jobs(job.project) if one.id == job.id)
             if code < 0 or ended.step == "start":
                 _log.error("job", **about, doing=f"{ended.state}: {ended.told}")
         except (DraftloopError, OSError) as error:
             _log.error("job", **about, doing=f"lost: {error}")
 
 
-def starter(command: Sequence[str]) -> Callable[[Job], Process]:
-    """Make what starts a job's process: the command, with the job's project and number.
+def starter(command: Sequence[str]) -> Callable[[Job], JobProcess]:
+    """Return a function that starts a job's process: the command, with the job's project and number.
 
-    It stays in the process group, so whoever stops the server stops it too; a worker that ends does not.
+    The process stays in the server's process group: stopping the server stops it, the end of one worker does
+    not.
     """
     return lambda job: subprocess.Popen(
         [*command, "--project", str(job.project), "--job", str(job.id)], stdin=subprocess.DEVNULL
@@ -156,75 +158,28 @@ def starter(command: Sequence[str]) -> Callable[[Job], Process]:
 
 
 @dataclass(frozen=True)
-class Training:
-    """A job in its own process: sync, train, promote.
+class VerbRunner:
+    """Runs the verbs of a job one after another, and keeps the job's lease while they run.
 
-    command   gives the command line that runs a verb
-    home      keeps the project's dataset and runs
-    base      folder of the model to train on
-    options   more of them for the training
-    adapters  the registry
-    log       where the verbs write; None for the terminal
-    progress  shows what is done
+    command   returns the command line that runs a verb
+    log       file for the verbs' output; None: the terminal
+    progress  shows the steps
     """
 
     ledger: Ledger
     job: Job
     command: Callable[[str], Sequence[str]]
-    home: Path
-    base: Path
-    options: Sequence[str]
-    adapters: Adapters
     log: Path | None
     progress: Progress
 
-    def run(self) -> str:
-        """Go all the way, and say in the ledger what came of it; gives `promoted` or `refused`.
-
-        Raises:
-            ServiceError: A verb failed, or the job was given up by others.
-        """
-        state, told = "failed", "It failed; see the log."
-        try:
-            state, told = self._steps()
-        except KeyboardInterrupt:
-            state, told = "stopped", "It was told to stop."
-            raise
-        except DraftloopError as error:
-            told = str(error)
-            raise
-        finally:
-            self.ledger.end_job(self.job.id, state, told)
-            self.progress.begin(f"{state}: {told}")
-        return state
-
-    def _steps(self) -> tuple[str, str]:
-        project = ("--project", self.job.project)
-        dataset = self.home / "dataset"
-        self._verb("sync", *project, "--out", dataset)
-        # What is trained gives the run its name: the same again goes on from its last checkpoint.
-        about = ((dataset / MANIFEST).read_bytes(), str(self.base), *self.options)
-        run = self.home / "runs" / hashlib.sha256(repr(about).encode()).hexdigest()[:12]
-        for begun in run.parent.glob("*.part"):
-            if begun.name != f"{run.name}.part":  # of other samples: nobody goes on there
-                shutil.rmtree(begun, ignore_errors=True)
-        given = ("--dataset", dataset, "--base", self.base, "--out", run, "--resume")
-        self._verb("train", *given, *self.options)
-        code = self._verb("promote", run, *project, "--out", self.home / "drafts.jsonl", also=REFUSED)
-        if code == REFUSED:
-            decisions = [one for one in self.adapters.journal() if one["project"] == self.job.project]
-            return "refused", f"{decisions[-1]['adapter']}: {' '.join(decisions[-1]['reasons'])}"
-        promoted = self.ledger.promoted(self.job.project)
-        return "promoted", f"{promoted.model} drafts." if promoted else "It was rolled back meanwhile."
-
-    def _verb(self, verb: str, *arguments: object, also: int = 0) -> int:
-        """Run a verb to its end; gives its exit status: 0, or what it may end with besides."""
+    def run(self, verb: str, *arguments: object, also: int = 0) -> int:
+        """Run a verb to its end; return its exit status, 0 or `also`."""
         self.progress.begin(verb)
         with self._output() as output:
             start = output.tell() if output else 0
-            # A group of its own: Ctrl-C reaches it once, from here.
+            # In its own process group, so that Ctrl-C reaches it only once, through `_stop`.
             process = subprocess.Popen(
-                [*_WITH_US, *self.command(verb), *map(str, arguments)],
+                [*_DIE_WITH_PARENT, *self.command(verb), *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -236,8 +191,8 @@ class Training:
                 _stop(process)
             if code in (0, also):
                 return code
-            said = _last_words(output, start) if output else "see above"
-        raise ServiceError(f"draftloop {verb} failed (exit status {code}): {said}")
+            reason = _last_words(output, start) if output else "see above"
+        raise ServiceError(f"draftloop {verb} failed (exit status {code}): {reason}")
 
     def _wait(self, process: subprocess.Popen[bytes], verb: str) -> int:
         while self.ledger.keep_job(self.job.id, verb, LEASE_S):
@@ -256,6 +211,64 @@ class Training:
             yield stream
 
 
+@dataclass(frozen=True)
+class Training:
+    """A job in its own process: sync, train, promote.
+
+    verbs     runs the verbs of the job
+    home      folder of the project's dataset and runs
+    base      folder of the base model
+    options   further options of draftloop train
+    adapters  the registry
+    """
+
+    verbs: VerbRunner
+    home: Path
+    base: Path
+    options: Sequence[str]
+    adapters: Adapters
+
+    def run(self) -> str:
+        """Run all steps and store the result in the ledger; return `promoted` or `refused`.
+
+        Raises:
+            ServiceError: A verb failed, or others marked the job as killed.
+        """
+        state, summary = "failed", "It failed; see the log."
+        try:
+            state, summary = self._steps()
+        except KeyboardInterrupt:
+            state, summary = "stopped", "It was told to stop."
+            raise
+        except DraftloopError as error:
+            summary = str(error)
+            raise
+        finally:
+            self.verbs.ledger.end_job(self.verbs.job.id, state, summary)
+            self.verbs.progress.begin(f"{state}: {summary}")
+        return state
+
+    def _steps(self) -> tuple[str, str]:
+        job = self.verbs.job
+        project = ("--project", job.project)
+        dataset = self.home / "dataset"
+        self.verbs.run("sync", *project, "--out", dataset)
+        # The run is named by its inputs, so that equal inputs continue from the last checkpoint.
+        about = ((dataset / MANIFEST).read_bytes(), str(self.base), *self.options)
+        run = self.home / "runs" / hashlib.sha256(repr(about).encode()).hexdigest()[:12]
+        for begun in run.parent.glob("*.part"):
+            if begun.name != f"{run.name}.part":  # unfinished, of other inputs
+                shutil.rmtree(begun, ignore_errors=True)
+        given = ("--dataset", dataset, "--base", self.base, "--out", run, "--resume")
+        self.verbs.run("train", *given, *self.options)
+        code = self.verbs.run("promote", run, *project, "--out", self.home / "drafts.jsonl", also=REFUSED)
+        if code == REFUSED:
+            decisions = [one for one in self.adapters.journal() if one["project"] == job.project]
+            return "refused", f"{decisions[-1]['adapter']}: {' '.join(decisions[-1]['reasons'])}"
+        promoted = self.verbs.ledger.promoted(job.project)
+        return "promoted", f"{promoted.model} drafts." if promoted else "It was rolled back meanwhile."
+
+
 def _stop(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.terminate()
@@ -267,7 +280,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _last_words(output: IO[bytes], start: int) -> str:
-    """Give the error that a verb ended with, else its last words."""
+    """Return the error message at the end of a verb's output, else the end of the output."""
     output.seek(start)
-    said = output.read().decode(errors="replace").strip()
-    return said[max(0, said.rfind("error: ")) :].removeprefix("error: ")[-_LAST_CHARS:]
+    text = output.read().decode(errors="replace").strip()
+    return text[max(0, text.rfind("error: ")) :].removeprefix("error: ")[-_LAST_CHARS:]

@@ -1,11 +1,10 @@
-"""Flow 3: a trained adapter -> registered -> measured beside what drafts now -> promoted, or told why not.
+"""Flow 3: a trained adapter -> registered -> compared with the current version -> promoted, or refused.
 
-Knows the order of the steps and what is compared with what. Does not know how figures are made of outcomes
-(`core.measures`), how a draft is made (`predict`), or how drafts are stored.
+Knows the order of the steps and which versions are compared. Does not know how figures are computed
+(`evaluation.measures`), how a draft is made (`drafting`), or how drafts are stored.
 
-Until the very last step nothing changes for annotators: whatever fails or is killed, the old version serves,
-and the same call begins again. The last step is one row of the ledger, which every process reads at each
-request.
+Until the last step nothing changes for annotators: after any failure the old version serves, and the same
+call can be repeated. The last step writes one row of the ledger, which every process reads at each request.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,32 +14,40 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from draftloop.errors import SetupError
-from draftloop.evaluation.measures import LEAST_GROUPS, Interval, Outcome, figures, gain, groups, objections
+from draftloop.evaluation.measures import (
+    MIN_GROUPS,
+    DraftOutcome,
+    Interval,
+    count_groups,
+    figures,
+    gain,
+    objections,
+)
 from draftloop.flywheel.adapters import Adapter, Adapters
 from draftloop.flywheel.heldout import BulkDrafter, CaseFolder, HeldOut, HeldOutSamples, Projects, measure
 from draftloop.labelstudio import Project
 from draftloop.prompting.prompt import Case, Overrides, Promoted, parse_extra_params
 from draftloop.support.progress import UNWATCHED, Progress
 
-MARGIN = 0.01  # what another case may lose
-_BACK = "roll back"  # in the journal
+MARGIN = 0.01  # the loss in quality that is allowed in another case
+ROLLBACK_ACTION = "roll back"  # in the journal
 
 
 class AdapterServer(Protocol):
-    """The server of the base, which is handed adapters while it runs."""
+    """The server of the base model, which loads adapters while it runs."""
 
     @property
     def name(self) -> str:
-        """Name of the base."""
+        """Name of the base model."""
         ...
 
     def load_adapter(self, name: str, folder: Path) -> None:
-        """Hand the server an adapter; nothing happens where it has one of this name."""
+        """Load an adapter into the server; does nothing where one of this name is loaded."""
         ...
 
 
 class Promotions(Protocol):
-    """The ledger, as far as it says which adapter drafts for which project."""
+    """The part of the ledger that stores which adapter drafts for which project."""
 
     def promoted(self, project: int) -> Promoted | None:
         """Return the adapter that drafts for a project; None where it is the configured model."""
@@ -51,21 +58,21 @@ class Promotions(Protocol):
         ...
 
     def promote(self, project: int, promoted: Promoted) -> None:
-        """Have an adapter draft for a project from the next request on, in every process."""
+        """Make an adapter draft for a project from the next request on, in every process."""
         ...
 
     def roll_back(self, project: int) -> tuple[Promoted, Promoted | None]:
-        """Take a project's last promotion back; returns what drafted, and what drafts now.
+        """Undo a project's last promotion; return the adapter that drafted, and the one that drafts now.
 
         Raises:
-            SetupError: There is none.
+            SetupError: There is no promotion.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What came of a promotion: promoted where there is no objection. `already` where it drafts already."""
+    """The result of a promotion: promoted without objections; `already` where the adapter drafted before."""
 
     adapter: Adapter
     objections: tuple[str, ...] = ()
@@ -75,12 +82,12 @@ class Decision:
 
     @property
     def promoted(self) -> bool:
-        """Whether the adapter drafts now."""
+        """Whether the adapter drafts for the project now."""
         return not self.objections
 
 
 class Flywheel:
-    """Promotes adapters and takes promotions back; its caller keeps others out of the registry."""
+    """Promotes adapters and rolls promotions back. The caller must lock the registry."""
 
     def __init__(
         self,
@@ -94,12 +101,12 @@ class Flywheel:
         """Prepare.
 
         Args:
-            label_studio: Where the projects are.
-            cases: Where their cases are.
+            label_studio: The server with the projects.
+            cases: The projects' cases.
             adapters: The registry.
-            ledger: That of the backend.
-            model: The server of the base, which is handed the adapter.
-            drafter: Drafts what is measured; without a cache, which would hide what is slow.
+            ledger: The backend's ledger.
+            model: The server of the base model, which loads the adapter.
+            drafter: Drafts the held-out samples, without a cache, so that times are real.
         """
         self._label_studio = label_studio
         self._cases = cases
@@ -120,19 +127,19 @@ class Flywheel:
         margin: float = MARGIN,
         progress: Progress = UNWATCHED,
     ) -> Decision:
-        """Have an adapter draft for a project, if it is surely better than what drafts now.
+        """Promote an adapter for a project, if it is better than the current version with 95 % confidence.
 
         Args:
             project_id: The project.
             run: The folder of the adapter's training.
-            who: Who wants it, for the journal.
-            dataset: What it is measured on; that of the training if not given.
-            guards: Datasets of cases that must not lose; those of other projects with an adapter on the same
-                base if not given. Other cases of `dataset` count always.
-            margin: What those may lose, 0..1.
-            progress: Shows what is being done.
+            who: Who asks for it, for the journal.
+            dataset: The dataset to measure on; by default, the one that the adapter was trained on.
+            guards: Datasets of cases that must not get worse; by default, those of other projects with an
+                adapter on the same base model. The other cases of `dataset` are always checked.
+            margin: The loss that is allowed in those, 0..1.
+            progress: Shows the steps.
         Raises:
-            SetupError: The run, the adapter or a dataset is not what it must be.
+            SetupError: The run, the adapter or a dataset is missing or invalid.
             ServiceError: A server or the disk failed; the old version serves.
         """
         project = self._label_studio.project(project_id)
@@ -150,12 +157,12 @@ class Flywheel:
             )
             for name, held, was, becomes in [
                 (self._case(project, now).name, target, now, then),
-                *((name, held, _bare(now), _bare(then)) for name, held in others.items()),
+                *((name, held, _model_only(now), _model_only(then)) for name, held in others.items()),
             ]
         }
         gains = {name: gain(before, after) for name, (before, after) in outcomes.items()}
         own, *rest = gains
-        found = objections(gains[own], {name: gains[name] for name in rest}, margin)
+        reasons = objections(gains[own], {name: gains[name] for name in rest}, margin)
         evidence = {
             "adapter": adapter.name,
             "run": dict(adapter.run),
@@ -163,50 +170,50 @@ class Flywheel:
             "before": self._drafter.version(self._case(project, now)).name,
             "after": self._drafter.version(self._case(project, then)).name,
             "cases": {
-                name: _told(outcomes[name], gains[name], held)
+                name: _summarize_case(outcomes[name], gains[name], held)
                 for name, held in {own: target, **others}.items()
             },
         }
         kept = self._adapters.keep_evidence(evidence)
-        # Before the switch, so that none goes untold: what the journal tells and the ledger does not hold
-        # was stopped between the two.
+        # Written before the switch, so that no promotion is missing in the journal. An entry without a row in
+        # the ledger was interrupted between the two.
         self._note(
-            "refuse" if found else "promote",
+            "refuse" if reasons else "promote",
             project_id,
             who,
             adapter=adapter.name,
             instead_of=now.model or self._model.name,
             dataset=next(iter(target.datasets)),
             evidence=kept,
-            reasons=found,
+            reasons=reasons,
         )
-        if not found:
+        if not reasons:
             self._ledger.promote(project_id, _of(adapter))
-        return Decision(adapter, tuple(found), evidence, self._adapters.evidence(kept))
+        return Decision(adapter, tuple(reasons), evidence, self._adapters.evidence(kept))
 
     def roll_back(self, project_id: int, *, who: str) -> tuple[str, Promoted | None]:
-        """Have what drafted before the last promotion draft again; gives what drafted, and what drafts now.
+        """Undo a project's last promotion; return the name of what drafted, and what drafts now.
 
-        One that was stopped before `drafted` takes nothing more off.
+        After a roll-back that was interrupted before `drafted`, no further promotion is undone.
 
         Raises:
-            SetupError: There is none.
+            SetupError: There is no promotion.
         """
         now = self._ledger.promoted(project_id)
         for last in [entry for entry in self._adapters.journal() if entry["project"] == project_id][-1:]:
-            if last["action"] == _BACK and (now is None or now.model != last["adapter"]):
+            if last["action"] == ROLLBACK_ACTION and (now is None or now.model != last["adapter"]):
                 return last["adapter"], now
         if now is not None:
-            self._note(_BACK, project_id, who, adapter=now.model)
+            self._note(ROLLBACK_ACTION, project_id, who, adapter=now.model)
         was, below = self._ledger.roll_back(project_id)
         return was.model, below
 
     def drafted(self, project_id: int, version: str, *, who: str) -> None:
-        """Note that a project's tasks have the drafts of what drafts now."""
+        """Note in the journal that a project's tasks have drafts of the current version."""
         self._note("draft", project_id, who, version=version)
 
     def current(self, project: Project) -> Case:
-        """Give a project's case as its drafts are made now."""
+        """Return a project's case with the settings of its current drafts."""
         return self._case(project, self._wishes(project, self._ledger.promoted(project.id)))
 
     def _wishes(self, project: Project, promoted: Promoted | None) -> Overrides:
@@ -227,20 +234,20 @@ class Flywheel:
     def _held_out(
         self, project: Project, adapter: Adapter, dataset: Path | None, guards: Sequence[Path]
     ) -> tuple[HeldOut, dict[str, HeldOut]]:
-        """Give the held-out samples of the project's case, and those of the others by name."""
+        """Return the held-out samples of the project's case, and those of other cases by name."""
         trained_on = (adapter.run.get("dataset") or {}).get("path")
         folder = dataset or (Path(trained_on) if trained_on else None)
         if folder is None:
             raise SetupError("The run does not say its dataset.", hint="Name it with --dataset.")
         case = self._case(project, Overrides()).name
-        found = self._samples.read(folder)
-        target = found.pop(case, HeldOut())
+        others = self._samples.read(folder)
+        target = others.pop(case, HeldOut())
         count = len({row.sample.group for row in target.rows})
-        if count < LEAST_GROUPS:
+        if count < MIN_GROUPS:
             lost = f" ({target.lost} more have another task or config than now)" if target.lost else ""
             raise SetupError(
                 f"{folder} holds out {count} different texts of case '{case}'{lost}; an interval needs "
-                f"{LEAST_GROUPS}.",
+                f"{MIN_GROUPS}.",
                 hint="One in ten is held out: correct more tasks and sync again, or name another --dataset.",
             )
         for guard in guards or self._guards(project.id):
@@ -250,44 +257,46 @@ class Flywheel:
             if not any(held.rows for held in more.values()):
                 raise SetupError(f"{guard} holds out no sample.", hint="Name another with --guard.")
             for name, held in more.items():
-                found[f"{name} of {guard}" if name == case or name in found else name] = held
-        return target, {name: held for name, held in found.items() if held.rows}
+                others[f"{name} of {guard}" if name == case or name in others else name] = held
+        return target, {name: held for name, held in others.items() if held.rows}
 
     def _guards(self, project: int) -> list[Path]:
-        """Give the datasets that the adapters of other projects on the same base were promoted with."""
+        """Return the datasets with which adapters of other projects on the same base were promoted."""
         active = self._ledger.all_promoted()
-        found: dict[int, Path] = {}
+        datasets: dict[int, Path] = {}
         for entry in self._adapters.journal():
             promoted = active.get(entry["project"])
             same = (
                 promoted is not None and entry["action"] == "promote" and entry["adapter"] == promoted.model
             )
             if same and entry["model"] == self._model.name and entry["project"] != project:
-                found[entry["project"]] = Path(entry["dataset"])
-        return list(dict.fromkeys(found.values()))
+                datasets[entry["project"]] = Path(entry["dataset"])
+        return list(dict.fromkeys(datasets.values()))
 
-    def _outcomes(self, held: HeldOut, overrides: Overrides, doing: str, progress: Progress) -> list[Outcome]:
-        return [found.outcome for found in measure(self._drafter, held, overrides, doing, progress)]
+    def _outcomes(
+        self, held: HeldOut, overrides: Overrides, doing: str, progress: Progress
+    ) -> list[DraftOutcome]:
+        return [one.outcome for one in measure(self._drafter, held, overrides, doing, progress)]
 
 
 def _of(adapter: Adapter) -> Promoted:
     return Promoted(adapter.name, adapter.run["profile"])
 
 
-def _bare(overrides: Overrides) -> Overrides:
-    """Give the model alone: the instruction of one project is none of another case."""
+def _model_only(overrides: Overrides) -> Overrides:
+    """Drop all overrides but model and profile: a project's instruction does not fit other cases."""
     return Overrides(model=overrides.model, profile=overrides.profile)
 
 
-def _told(
-    outcomes: tuple[Sequence[Outcome], Sequence[Outcome]], found: Interval, held: HeldOut
+def _summarize_case(
+    outcomes: tuple[Sequence[DraftOutcome], Sequence[DraftOutcome]], change: Interval, held: HeldOut
 ) -> dict[str, Any]:
     before, after = outcomes
     return {
         "before": figures(before),
         "after": figures(after),
-        "gain": found._asdict(),
-        "texts": groups(before),
+        "gain": change._asdict(),
+        "texts": count_groups(before),
         "lost": held.lost,
         "datasets": held.datasets,
         "samples": [

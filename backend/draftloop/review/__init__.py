@@ -1,1 +1,1 @@
-"""What humans look at next and again: queues, spot checks, the least certain tasks."""
+"""Queues of tasks for humans: the next tasks to label, tasks sent back, samples to spot-check."""

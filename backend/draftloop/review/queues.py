@@ -1,8 +1,8 @@
-"""Flow 4: what humans look at: drawn samples, what a gate stopped, and which task comes next.
+"""Flow 4: tasks for humans in Label Studio: spot checks, annotations that a gate stopped, the next tasks.
 
-Knows the steps. Does not know which samples are drawn or stopped (`core.corpus`): it reads that from a
-dataset's folder, as the last sync left it; nor what makes a task the next one (`core.acquisition`). Whatever
-is there already is neither made nor sent again.
+Knows the steps. Does not decide which samples are drawn or stopped: it reads that from a dataset's folder, as
+the last sync wrote it. Does not decide which task is next (`acquisition`). Projects and tasks that exist
+already are not created again.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,17 +15,17 @@ from typing import Any
 from draftloop.dataset.folder import lines_of
 from draftloop.dataset.records import manifest_and_options
 from draftloop.dataset.sample import Record, Sample
-from draftloop.dataset.spot_check import CONFIG, TITLE, WAITS, order, shown
+from draftloop.dataset.spot_check import CONFIG, TITLE, WAITS, review_order, review_task
 from draftloop.errors import SetupError, TaskError
 from draftloop.labelling.labelling import NEXT_KEY, STATUS_KEY, Labelling, Task, compile_labelling
 from draftloop.labelstudio import LabelStudio, Project
-from draftloop.review.acquisition import Candidate, Ranked, by_chance, rank
+from draftloop.review.acquisition import Ranked, TaskCandidate, by_chance, rank
 from draftloop.support.progress import UNWATCHED, Progress
 
 
 @dataclass(frozen=True)
-class Opened:
-    """The project with the spot checks: how many samples wait for one, and how many came just now."""
+class SpotCheckProject:
+    """The project with the spot checks: how many samples wait for one, and how many were just added."""
 
     project: Project
     waiting: int
@@ -33,7 +33,7 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Stopped:
+class StoppedAnnotation:
     """An annotation that a gate stopped, and why."""
 
     project: int
@@ -45,7 +45,7 @@ class Stopped:
 
 @dataclass(frozen=True)
 class SentBack:
-    """How many tasks carry a gate's reasons now: written just now, and taken away from those mended."""
+    """How many tasks have a gate's reasons now, how many were just written, and how many were cleared."""
 
     written: int
     cleared: int
@@ -54,9 +54,10 @@ class SentBack:
 
 @dataclass(frozen=True)
 class Queue:
-    """Which tasks come next in a project, among how many that nobody has begun.
+    """The next tasks of a project, in order.
 
-    written  tasks whose place was written just now, or taken away
+    unbegun  number of tasks that nobody has begun
+    written  number of tasks whose place was just written or removed
     """
 
     ranked: list[Ranked]
@@ -64,15 +65,15 @@ class Queue:
     written: int
 
 
-def open_spot_check(label_studio: LabelStudio, folder: Path) -> Opened:
-    """Put the drawn samples that wait into a project of their own; makes it at the first time.
+def open_spot_check(label_studio: LabelStudio, folder: Path) -> SpotCheckProject:
+    """Add the drawn samples that wait for a verdict to the review project, which is created if missing.
 
     Args:
-        label_studio: Where the project is.
+        label_studio: The server.
         folder: A dataset that was synced with spot checks.
     Raises:
-        SetupError: There is no dataset, or no spot checks are decided.
-        ServiceError: Label Studio failed; the next call goes on.
+        SetupError: There is no dataset, or it draws no spot checks.
+        ServiceError: Label Studio failed; the next call continues.
     """
     manifest, options = manifest_and_options(folder)
     if not options.spot_check:
@@ -88,16 +89,16 @@ def open_spot_check(label_studio: LabelStudio, folder: Path) -> Opened:
         if record["held"]["reason"] == WAITS
     ]
     known = {task["data"].get("seal") for task in label_studio.tasks(project)}
-    rows = [shown(sample) for sample in sorted(waiting, key=order)]
+    rows = [review_task(sample) for sample in sorted(waiting, key=review_order)]
     sent = sum(
         len(ids)
         for ids in label_studio.import_tasks(project, [row for row in rows if row["seal"] not in known])
     )
-    return Opened(project, len(waiting), sent)
+    return SpotCheckProject(project, len(waiting), sent)
 
 
-def stopped_by(folder: Path, gate: str = "") -> Iterator[Stopped]:
-    """List what gates stopped, from a dataset's folder; drawn samples that wait are not among it.
+def stopped_by(folder: Path, gate: str = "") -> Iterator[StoppedAnnotation]:
+    """Yield the annotations that gates stopped, without samples that wait for a spot check.
 
     Raises:
         SetupError: There is no dataset.
@@ -113,19 +114,19 @@ def stopped_by(folder: Path, gate: str = "") -> Iterator[Stopped]:
 
 
 def send_back(label_studio: LabelStudio, folder: Path, gate: str, progress: Progress = UNWATCHED) -> SentBack:
-    """Write a gate's reasons into the tasks that it stopped, where a saved tab finds them.
+    """Write a gate's reasons into the tasks that it stopped, and make a tab that lists these tasks.
 
     The annotators see the reason above the task (in configs that show `$draft_status`), correct their
-    annotation and update it. Tasks that the gate does not stop any more lose its reason.
+    annotation and update it. The reason is removed from tasks that the gate no longer stops.
 
     Args:
-        label_studio: Where the tasks are.
+        label_studio: The server with the tasks.
         folder: The dataset.
         gate: Name of the gate.
         progress: Advances with each task that was written.
     Raises:
         SetupError: There is no dataset.
-        ServiceError: Label Studio failed; the next call goes on.
+        ServiceError: Label Studio failed; the next call continues.
     """
     reasons: dict[int, dict[int, list[str]]] = {}
     for one in stopped_by(folder, gate):
@@ -160,31 +161,31 @@ def put_next(
     chance: bool = False,
     progress: Progress = UNWATCHED,
 ) -> Queue:
-    """Write into a project's tasks in which order they are best labelled, where a saved tab finds it.
+    """Write the order of labelling into a project's tasks, and make a tab that sorts by it.
 
-    Only tasks that nobody has begun are ranked, or lose the place that they had. Each is read again right
+    Only tasks that nobody has begun are ranked, and lose the place that they had. Each is read again right
     before it is written: Label Studio replaces a task's whole data, and drafts may write into it meanwhile.
 
     Args:
-        label_studio: Where the tasks are.
+        label_studio: The server with the tasks.
         project_id: The project.
-        count: How many tasks get a place.
-        seed: Decides between equals.
-        chance: Whether by chance instead, which is what the order is measured against.
+        count: Number of tasks that get a place.
+        seed: Breaks ties.
+        chance: Whether the order is random, as a baseline.
         progress: Advances with each task that was read or written.
     Raises:
         SetupError: There is no such project, or its config is not supported.
-        ServiceError: Label Studio failed; the next call goes on.
+        ServiceError: Label Studio failed; the next call continues.
     """
     project = label_studio.project(project_id)
     labelling = compile_labelling(project.label_config)
     every = label_studio.count_tasks(project)
-    shown = project.model_version
-    version = shown if shown and label_studio.count_tasks(project, lacking=shown) < every else ""
+    current = project.model_version
+    version = current if current and label_studio.count_tasks(project, lacking=current) < every else ""
     placed: dict[int, str] = {}
     unbegun = 0
 
-    def candidates() -> Iterator[Candidate]:
+    def candidates() -> Iterator[TaskCandidate]:
         nonlocal unbegun
         for task in label_studio.tasks(project, unbegun=True, full=True):
             unbegun += 1
@@ -194,7 +195,7 @@ def put_next(
             progress.advance()
 
     ranked = (by_chance if chance else rank)(candidates(), count, seed=seed)
-    # Of the same length, because Label Studio orders by text.
+    # Padded to equal length, because Label Studio sorts as text.
     wanted = {one.task: f"{place:06}" for place, one in enumerate(ranked, start=1)}
     changed = sorted(one for one in wanted.keys() | placed.keys() if wanted.get(one) != placed.get(one))
     written = 0
@@ -210,19 +211,19 @@ def put_next(
 
 
 def status_mark(gate: str) -> str:
-    """Give how the status of a task begins that a gate stopped; of any, where none is named."""
+    """Return the prefix of the status of tasks that a gate stopped; without a name, of all of them."""
     return f"Sent back by {gate}:" if gate else "Sent back by"
 
 
-def _stopped(record: Record, gate: str, reason: str) -> Stopped:
-    return Stopped(record["project"], record["task"], record["annotation"], gate, reason)
+def _stopped(record: Record, gate: str, reason: str) -> StoppedAnnotation:
+    return StoppedAnnotation(record["project"], record["task"], record["annotation"], gate, reason)
 
 
-def _candidate(task: Mapping[str, Any], labelling: Labelling, version: str) -> Candidate:
-    """Read a listed task with its newest draft: of that version, or of any where none is named."""
+def _candidate(task: Mapping[str, Any], labelling: Labelling, version: str) -> TaskCandidate:
+    """Read a listed task with its newest draft of a version; of any version where none is named."""
     drafts = [one for one in task["predictions"] if version in ("", one["model_version"])]
     score = max(drafts, key=lambda one: int(one["id"]))["score"] if drafts else None
     text = ""
-    with suppress(TaskError):  # a task that lacks the keys is like every other one that does
+    with suppress(TaskError):  # tasks that lack the keys have the same, empty text
         text = "\n".join(labelling.inputs(Task(task["id"], task["data"])).values())
-    return Candidate(task["id"], score, text)
+    return TaskCandidate(task["id"], score, text)

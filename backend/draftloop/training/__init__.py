@@ -1,5 +1,5 @@
-"""Training adapters in an environment and a process of its own: `draftloop setup train`, `draftloop train`.
+"""Training of adapters, in an environment of its own: `draftloop setup train`, `draftloop train`.
 
-Sees of ours only the folder, the rows and the tokens of a dataset, and the errors; only `cli` imports it.
-`fit` alone imports torch, TRL and PEFT; everything else is told before they are loaded.
+Imports only a dataset's folder and rows, `model`'s tokens, `support` and `errors`; only `cli` imports it.
+Only `fit` and `process_group` import torch, so that all other errors are reported before it is loaded.
 """

@@ -1,4 +1,4 @@
-"""The base model's folder: what is asked of it before anything is loaded."""
+"""The base model's folder: the checks before anything is loaded."""
 
 import hashlib
 import json
@@ -16,8 +16,8 @@ from draftloop.support.files import disk_errors, hash_file
 class Base:
     """A base model.
 
-    stops       tokens at which its server stops writing
-    positions   tokens that it was made for; None where its config does not say
+    stops       tokens that end its server's answers
+    positions   maximum length in tokens; None where its config has none
     """
 
     folder: Path
@@ -27,26 +27,26 @@ class Base:
 
     @property
     def name(self) -> str:
-        """What it is called: the name of its folder."""
+        """The name of its folder."""
         return self.folder.name
 
     def sha256(self) -> str:
-        """Hash all of its files but papers about it, each by name and content; in hex.
+        """Hash the names and contents of the model's files, without docs and licence; in hex.
 
         Raises:
-            ServiceError: One cannot be read.
+            ServiceError: A file cannot be read.
         """
         with disk_errors(self.folder, "", access="read"):
             files = sorted(path for path in self.folder.iterdir() if path.is_file())
-            told = [(path.name, hash_file(path)) for path in files if _counts(path)]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+            hashes = [(path.name, hash_file(path)) for path in files if _is_model_file(path)]
+        return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
 def open_base(folder: Path) -> Base:
-    """Look at a model's folder; its weights are not read.
+    """Check a model's folder and read its settings; its weights are not read.
 
     Raises:
-        SetupError: There is no model, or a part of it is missing.
+        SetupError: There is no model, or a file of it is missing.
     """
     folder = folder.resolve()
     config = _read(folder / "config.json")
@@ -64,13 +64,13 @@ def open_base(folder: Path) -> Base:
 
 def _read(path: Path) -> Mapping[str, Any] | None:
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise SetupError(f"{path} cannot be read: {error}.", hint="Fetch the model again.") from error
-    return found if isinstance(found, Mapping) else None
+    return content if isinstance(content, Mapping) else None
 
 
-def _counts(path: Path) -> bool:
+def _is_model_file(path: Path) -> bool:
     return not path.name.startswith(".") and path.suffix.lower() != ".md" and path.name != "LICENSE"

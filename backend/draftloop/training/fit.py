@@ -1,28 +1,24 @@
-"""Train an adapter: supervised on rows, then, if wanted, on pairs of draft and correction.
+"""Training of an adapter: supervised on rows, then optionally on pairs of draft and correction (DPO).
 
-The only file that imports torch, TRL, PEFT and Transformers. Rows come as tokens, so that no trainer's own
-templates change them. A run that was stopped or killed goes on from its last whole checkpoint.
+The only module that imports TRL, PEFT and Transformers. Rows come as tokens, so that no trainer's own
+templates change them. A run that was stopped or killed continues from its last complete checkpoint.
 """
 
 import errno
 import logging
 import math
-import platform
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-import accelerate
 import datasets
 import numpy as np
-import psutil
 import torch
 import torch.distributed as dist
 import transformers
@@ -33,30 +29,30 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, T
 from transformers.integrations import SwanLabCallback, TensorBoardCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from draftloop.errors import DraftloopError, ServiceError, SetupError
+from draftloop.errors import ServiceError, SetupError
 from draftloop.support.progress import Progress
 from draftloop.training.base import Base
+from draftloop.training.process_group import ProcessGroup
 from draftloop.training.recipe import Recipe
-from draftloop.training.rows import Corpus, Row
-from draftloop.training.runs import ADAPTER, Run, last_checkpoint, mark, marked
+from draftloop.training.rows import TrainingCorpus, TrainingRow
+from draftloop.training.runs import ADAPTER, TrainingRun, last_checkpoint, mark, marked
 
 Stage = Literal["sft", "dpo"]
-_IGNORED = -100  # of labels: no loss here
-_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+_IGNORED = -100  # label of tokens without loss
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
-# What torch and safetensors say, whose errors have no number.
+# Messages of torch and safetensors, whose errors have no errno.
 _FULL_WORDS = ("No space left", "File too large", "PytorchStreamWriter", "Disk quota", "Input/output error")
-_NO_MEMORY = "can't allocate memory"  # what torch says on the CPU
+_NO_MEMORY = "can't allocate memory"  # torch's message on the CPU
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What came of it.
+    """The result of a training.
 
-    adapter    the last stage's
-    losses     of every step
-    held_out   how many rows the dataset holds out, and the mean loss on them of base model and adapter
-    seconds    time of all runs of the processes
+    adapter    folder of the last stage's adapter
+    losses     loss of every step
+    held_out   number of held-out rows, and the mean loss of base model and adapter on them
+    seconds    total time, including earlier processes
     """
 
     adapter: Path
@@ -65,87 +61,30 @@ class Fitted:
     seconds: float
 
 
-class Group:
-    """The processes that train together; one where torchrun or accelerate started no others."""
-
-    def __init__(self) -> None:
-        """Join it."""
-        self.has_gpu = torch.cuda.is_available()
-        state = accelerate.PartialState(cpu=not self.has_gpu)  # on CPUs: gloo
-        self.rank: int = state.process_index
-        self.size: int = state.num_processes
-        if self.size == 1 and self.has_gpu and torch.cuda.device_count() > 1:
-            raise SetupError(
-                f"This machine shows {torch.cuda.device_count()} GPUs to one process.",
-                hint="Start it with torchrun (docs/train.md), or set CUDA_VISIBLE_DEVICES=0.",
-            )
-
-    def first(self, do: Callable[[], Any]) -> Any:
-        """Do something in the first process alone; all get what it gives, or its error.
-
-        Raises:
-            DraftloopError: What the first one raised.
-        """
-        told: list[Any] = [None, None]
-        if self.rank == 0:
-            try:
-                told[0] = do()
-            except DraftloopError as error:
-                told[1] = error
-        if self.size > 1:
-            dist.broadcast_object_list(told)
-        if told[1] is not None:
-            raise told[1]
-        return told[0]
-
-    def any(self, here: bool, device: Any) -> bool:  # noqa: FBT001  one value is the whole message
-        """Tell whether it is so in any of the processes."""
-        if self.size == 1:
-            return here
-        flag = torch.tensor(int(here), device=device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag.item())
-
-    def leave(self) -> None:
-        """End the process group."""
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-
-def surroundings(group: Group) -> dict[str, Any]:
-    """Tell versions and hardware, for the run's manifest."""
-    hardware: dict[str, Any] = {
-        "machine": platform.machine(),
-        "cores": psutil.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "processes": group.size,
-    }
-    if group.has_gpu:
-        hardware["gpu"] = torch.cuda.get_device_name()
-        hardware["cuda"] = torch.version.cuda
-    versions = {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
-    return {"versions": versions, "hardware": hardware}
-
-
 def fit(
-    run: Run, corpus: Corpus, recipe: Recipe, base: Base, group: Group, progress: Progress
+    run: TrainingRun,
+    corpus: TrainingCorpus,
+    recipe: Recipe,
+    base: Base,
+    group: ProcessGroup,
+    progress: Progress,
 ) -> Fitted | None:
-    """Train all stages, going on where an earlier process stopped.
+    """Train all stages, continuing where an earlier process stopped.
 
     Args:
-        run: Whose folder takes checkpoints and adapters.
-        corpus: What is trained; with pairs there is a second stage.
-        recipe: How.
-        base: On which model.
+        run: The run, whose folder takes checkpoints and adapters.
+        corpus: The rows; with pairs there is a second stage.
+        recipe: The settings.
+        base: The base model.
         group: The processes.
         progress: Shows the steps of each stage.
     Returns:
-        None where a signal stopped it; then the last step is in a checkpoint.
+        The result; None where a signal stopped it after writing a checkpoint.
     Raises:
-        SetupError: The recipe does not fit the model, or the loss is no number.
-        ServiceError: The disk is full, or the memory.
+        SetupError: The recipe does not fit the model, or the loss is not finite.
+        ServiceError: Disk or memory is full.
     """
-    _quiet()
+    _silence_libraries()
     losses: list[dict[str, Any]] = []
     held_out: dict[str, Any] = {}
     seconds, before = 0.0, None
@@ -153,7 +92,7 @@ def fit(
     for stage in stages:
         done = marked(run.stage(stage) / ADAPTER)
         if done is None:
-            with _words(recipe):
+            with _explain_errors(recipe):
                 done = _Stage(stage, run, recipe, base, group).train(corpus, before, progress)
             if done is None:
                 return None
@@ -169,16 +108,18 @@ def fit(
 class _Stage:
     """One stage of a run."""
 
-    def __init__(self, name: Stage, run: Run, recipe: Recipe, base: Base, group: Group) -> None:
+    def __init__(
+        self, name: Stage, run: TrainingRun, recipe: Recipe, base: Base, group: ProcessGroup
+    ) -> None:
         self._name, self._run, self._recipe, self._base, self._group = name, run, recipe, base, group
         self._folder = run.stage(name)
 
-    def train(self, corpus: Corpus, before: Path | None, progress: Progress) -> dict[str, Any] | None:
-        """Train to the end or to a signal; gives what the stage says of itself, None if stopped."""
-        self._group.first(lambda: last_checkpoint(self._folder))  # removes what was cut short
+    def train(self, corpus: TrainingCorpus, before: Path | None, progress: Progress) -> dict[str, Any] | None:
+        """Train until the end or a signal; return the stage's record, None where a signal stopped it."""
+        self._group.first(lambda: last_checkpoint(self._folder))  # removes incomplete checkpoints
         checkpoint = last_checkpoint(self._folder)
         earlier_s = (marked(checkpoint) or {}).get("seconds", 0.0) if checkpoint else 0.0
-        watch = _Watch(self._name, self._group, earlier_s, progress)
+        watch = _ProgressCallback(self._name, self._group, earlier_s, progress)
         trainer = self._trainer(corpus, before, [watch, *self._tracking()])
         trainer.remove_callback(PrinterCallback)
         with watch.catching_signals():
@@ -199,15 +140,19 @@ class _Stage:
         def keep() -> dict[str, Any]:
             model = trainer.accelerator.unwrap_model(trainer.model)
             model.save_pretrained(self._folder / ADAPTER, selected_adapters=["default"])
-            whole = {"losses": losses, "seconds": watch.seconds, "held_out": _look(model, corpus.tests)}
+            whole = {
+                "losses": losses,
+                "seconds": watch.seconds,
+                "held_out": _held_out_losses(model, corpus.tests),
+            }
             mark(self._folder / ADAPTER, whole)
             return whole
 
         kept: dict[str, Any] = self._group.first(keep)
         return kept
 
-    def _trainer(self, corpus: Corpus, before: Path | None, callbacks: list[Any]) -> Any:
-        # B615 is about a hub without a fixed revision; this is a local folder, and nothing is fetched.
+    def _trainer(self, corpus: TrainingCorpus, before: Path | None, callbacks: list[Any]) -> Any:
+        # B615 is about downloads without a fixed revision; this is a local folder, and nothing is downloaded.
         tokenizer = AutoTokenizer.from_pretrained(self._base.folder, local_files_only=True)  # nosec B615
         model = AutoModelForCausalLM.from_pretrained(  # nosec B615
             self._base.folder, dtype=getattr(torch, self._precision()), local_files_only=True
@@ -254,10 +199,10 @@ class _Stage:
             "num_train_epochs": epochs,
             "learning_rate": learning_rate,
             "lr_scheduler_type": recipe.schedule,
-            "warmup_steps": recipe.warmup_share,  # below 1 it is a share
+            "warmup_steps": recipe.warmup_share,  # values below 1 are a share
             "weight_decay": recipe.weight_decay,
             "max_grad_norm": recipe.max_grad_norm,
-            "max_length": None,  # rows that are too long are left out before
+            "max_length": None,  # rows that are too long were left out by `rows`
             "seed": recipe.seed,
             "data_seed": recipe.seed,
             "bf16": self._precision() == "bfloat16",
@@ -265,12 +210,12 @@ class _Stage:
             "gradient_checkpointing": recipe.gradient_checkpointing,
             "use_cpu": not has_gpu,
             "dataloader_pin_memory": has_gpu,
-            # A second stage holds the first one's adapter too, which gets no gradients.
+            # The second stage also contains the first one's adapter, which gets no gradients.
             "ddp_find_unused_parameters": self._name == "dpo",
             "logging_steps": 1,
             "logging_nan_inf_filter": False,
             "save_steps": recipe.checkpoint_steps,
-            "save_total_limit": 2,  # the one before stays until the next one is whole
+            "save_total_limit": 2,  # keeps the previous one until the next is complete
             "report_to": "none",
             "disable_tqdm": True,
         }
@@ -287,14 +232,14 @@ class _Stage:
         if self._recipe.tracking == "none" or self._group.rank:
             return []
         folder.mkdir(parents=True, exist_ok=True)
-        # Loaded where wanted: they take seconds, and SwanLab begins to look around.
+        # Imported only where the recipe asks for them: they take seconds, and SwanLab inspects the system.
         if self._recipe.tracking == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
 
             return [TensorBoardCallback(SummaryWriter(log_dir=str(folder)))]
         import swanlab  # noqa: PLC0415
 
-        # By itself the callback would ask for a login; in local mode nothing leaves the machine.
+        # Without this the callback asks for a login; in local mode nothing leaves the machine.
         swanlab.init(
             project="draftloop",
             experiment_name=f"{self._run.out.name}-{self._name}",
@@ -305,39 +250,39 @@ class _Stage:
 
 
 class _PairsTrainer(DPOTrainer):
-    """A trainer of pairs that are tokens already; by itself TRL 1.16 renders them anew."""
+    """A DPO trainer for tokenized pairs; TRL 1.16 would tokenize them again."""
 
     def _prepare_dataset(self, dataset: Any, *_: object) -> Any:
         return dataset
 
 
-class _Watch(TrainerCallback):
-    """Tells progress, ends a run at a signal, and marks checkpoints that are whole."""
+class _ProgressCallback(TrainerCallback):
+    """Shows progress, stops a run at a signal, and marks complete checkpoints."""
 
-    def __init__(self, stage: Stage, group: Group, earlier_s: float, progress: Progress) -> None:
+    def __init__(self, stage: Stage, group: ProcessGroup, earlier_s: float, progress: Progress) -> None:
         self._stage, self._group, self._progress = stage, group, progress
         self._earlier_s, self._began = earlier_s, time.monotonic()
         self._asked = self.stopped = False
 
     @property
     def seconds(self) -> float:
-        """Time of the stage, that of earlier processes included."""
+        """Time of the stage, including earlier processes."""
         return round(self._earlier_s + time.monotonic() - self._began, 1)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: object) -> None:
-        """Begin to count."""
+        """Start the clock and the progress."""
         self._began = time.monotonic()
         self._progress.begin(self._stage, state.max_steps, done=state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: object) -> None:
-        """Tell the step; at a signal, save and end."""
+        """Show the step; after a signal, save and stop."""
         self._progress.advance()
         if self._group.any(self._asked, args.device) and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: object) -> None:
-        """Mark the checkpoint: everything is written."""
+        """Mark the checkpoint as complete."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if self._group.size > 1:
             dist.barrier()  # every process writes its own part
@@ -346,9 +291,9 @@ class _Watch(TrainerCallback):
 
     @contextmanager
     def catching_signals(self) -> Iterator[None]:
-        """Note SIGINT and SIGTERM; the second one of a kind ends at once, as it does elsewhere.
+        """Handle SIGINT and SIGTERM: the first stops training after the step, the second of a kind at once.
 
-        torchrun passes a Ctrl-C on as a SIGTERM, after the terminal's own SIGINT: one wish, two signals.
+        With torchrun one Ctrl-C arrives as two signals: the terminal's SIGINT, and torchrun's SIGTERM.
         """
         seen: set[int] = set()
 
@@ -366,7 +311,7 @@ class _Watch(TrainerCallback):
                 signal.signal(number, handler)
 
 
-def _rows(corpus: Corpus) -> Any:
+def _rows(corpus: TrainingCorpus) -> Any:
     inputs, labels = [], []
     for row in corpus.rows:
         ids = np.array(row.ids)
@@ -377,7 +322,7 @@ def _rows(corpus: Corpus) -> Any:
     return datasets.Dataset.from_dict({"input_ids": inputs, "labels": labels})
 
 
-def _pairs(corpus: Corpus) -> Any:
+def _pairs(corpus: TrainingCorpus) -> Any:
     return datasets.Dataset.from_dict(
         {
             f"{name}_ids": [np.array(getattr(pair, name)) for pair in corpus.pairs]
@@ -386,8 +331,8 @@ def _pairs(corpus: Corpus) -> Any:
     )
 
 
-def _look(model: Any, rows: Sequence[Row]) -> dict[str, Any]:
-    """Give the mean loss of the answers' tokens, without the adapter and with it."""
+def _held_out_losses(model: Any, rows: Sequence[TrainingRow]) -> dict[str, Any]:
+    """Return the mean loss on the answers' tokens, without the adapter and with it."""
     if not rows:
         return {"rows": 0, "base_loss": None, "loss": None}
     model.eval()
@@ -397,18 +342,18 @@ def _look(model: Any, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _mean_loss(model: Any, rows: Sequence[Row]) -> float:
+def _mean_loss(model: Any, rows: Sequence[TrainingRow]) -> float:
     total = 0.0
     for row in rows:
         ids = torch.tensor([list(row.ids[: row.end])], device=model.device)
-        said = model(ids, logits_to_keep=row.end - row.start + 1).logits[0, :-1]
-        total += cross_entropy(said.float(), ids[0, row.start :], reduction="sum").item()
+        logits = model(ids, logits_to_keep=row.end - row.start + 1).logits[0, :-1]
+        total += cross_entropy(logits.float(), ids[0, row.start :], reduction="sum").item()
     return total / sum(row.end - row.start for row in rows)
 
 
 @contextmanager
-def _words(recipe: Recipe) -> Iterator[None]:
-    """Say in words what libraries raise where the machine or the recipe is at fault."""
+def _explain_errors(recipe: Recipe) -> Iterator[None]:
+    """Turn libraries' errors into ours where the machine or the recipe is the cause."""
     try:
         yield
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
@@ -434,16 +379,16 @@ def _words(recipe: Recipe) -> Iterator[None]:
 
 
 def _chain(error: BaseException) -> Sequence[tuple[int | None, str]]:
-    found = []
+    chain = []
     inner: BaseException | None = error
     while inner is not None:
-        found.append((getattr(inner, "errno", None), str(inner)))
+        chain.append((getattr(inner, "errno", None), str(inner)))
         inner = inner.__cause__ or inner.__context__
-    return found
+    return chain
 
 
-def _quiet() -> None:
-    """Leave out what libraries say about themselves; errors stay."""
+def _silence_libraries() -> None:
+    """Silence warnings and progress bars of libraries; errors stay."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()

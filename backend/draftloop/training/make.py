@@ -1,6 +1,6 @@
-"""Make a run: check, train, draw, write down. What draftloop train does once rows are read.
+"""Make a run: check, train, plot, write. The part of draftloop train after rows are read.
 
-Every process of a group comes through here; the first one alone writes.
+Every process of a group runs this; only the first one writes.
 """
 
 from contextlib import ExitStack
@@ -11,18 +11,19 @@ from typing import Any
 from draftloop.support.files import disk_errors
 from draftloop.support.progress import Progress
 from draftloop.training.base import Base
-from draftloop.training.fit import Group, fit, surroundings
+from draftloop.training.fit import fit
 from draftloop.training.plot import draw_losses
+from draftloop.training.process_group import ProcessGroup, describe_environment
 from draftloop.training.recipe import Recipe
-from draftloop.training.rows import Corpus, Dataset, Replay
-from draftloop.training.runs import CHECKPOINTS_ARE_KEPT, Run
+from draftloop.training.rows import Dataset, Replay, TrainingCorpus
+from draftloop.training.runs import CHECKPOINTS_ARE_KEPT, TrainingRun
 
-PROFILE = "compact"  # rows ask with the case's one line (prompting/prompt.py), and so does who serves
+PROFILE = "compact"  # rows have the case's one-line prompt, so the served adapter needs it too
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is wanted."""
+class TrainingJob:
+    """The inputs of a training: base model, dataset, replayed datasets, recipe."""
 
     base: Base
     dataset: Dataset
@@ -32,7 +33,7 @@ class Job:
     dpo: bool
 
     def arguments(self) -> dict[str, Any]:
-        """Give everything that was asked for, for the run's manifest."""
+        """Return all inputs, for the run's manifest."""
         return {
             "dataset": str(self.dataset.folder),
             "base": str(self.base.folder),
@@ -43,7 +44,7 @@ class Job:
         }
 
     def plan(self, base_sha256: str, processes: int) -> dict[str, Any]:
-        """Give what decides the outcome: by content, wherever the folders are."""
+        """Return what decides the outcome, with hashes in place of paths."""
         return {
             "base_model": base_sha256,
             "case": self.case,
@@ -55,22 +56,24 @@ class Job:
         }
 
 
-def make(job: Job, corpus: Corpus, out: Path, *, resume: bool, progress: Progress) -> dict[str, Any] | None:
-    """Make a run, or go on with one.
+def make(
+    job: TrainingJob, corpus: TrainingCorpus, out: Path, *, resume: bool, progress: Progress
+) -> dict[str, Any] | None:
+    """Make a run, or continue one.
 
     Args:
-        job: What is wanted.
+        job: Its inputs.
         corpus: Its rows.
         out: The run's folder.
-        resume: Whether to go on where an earlier process stopped.
+        resume: Whether to continue where an earlier process stopped.
         progress: Shows the steps of each stage.
     Returns:
-        What run.json says, also where the run is finished already; None where a signal stopped it.
+        The content of run.json, also where the run was finished before; None where a signal stopped it.
     Raises:
         SetupError: The folder holds something else, or the recipe does not fit.
-        ServiceError: The disk is full, or the memory.
+        ServiceError: Disk or memory is full.
     """
-    group, run = Group(), Run(out)
+    group, run = ProcessGroup(), TrainingRun(out)
     try:
         base_sha256 = group.first(job.base.sha256)
         plan = job.plan(base_sha256, group.size)
@@ -95,7 +98,7 @@ def make(job: Job, corpus: Corpus, out: Path, *, resume: bool, progress: Progres
                     "arguments": job.arguments(),
                     "plan": plan,
                     "seed": job.recipe.seed,
-                    **surroundings(group),
+                    **describe_environment(group),
                     "seconds": fitted.seconds,
                     "held_out": fitted.held_out,
                     "loss": fitted.losses,

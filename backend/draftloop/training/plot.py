@@ -1,6 +1,6 @@
-"""The loss of a run as a picture: one curve a stage, over all its steps.
+"""A plot of a run's loss: one curve for each stage, over all its steps.
 
-Drawn with Pillow, which the environment has anyway.
+Drawn with Pillow, which the environment contains already.
 """
 
 import math
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 _WIDTH, _HEIGHT = 960, 540
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 24, 56, 56
-_FINE = 3  # drawn this much larger, so that lines come out smooth
+_FINE = 3  # the image is drawn this much larger and scaled down, for smooth lines
 _COLOURS = {"sft": "#2563eb", "dpo": "#d97706"}
 _GREY, _LIGHT, _BLACK = "#6b7280", "#e5e7eb", "#111827"
 
@@ -22,8 +22,8 @@ def draw_losses(losses: Sequence[Mapping[str, Any]], title: str, path: Path) -> 
 
     Args:
         losses: One mapping with `stage`, `step` and `loss` for each step, in order.
-        title: Written above.
-        path: A PNG.
+        title: Title of the plot.
+        path: The PNG file to write.
     Raises:
         OSError: The disk failed.
     """
@@ -34,7 +34,7 @@ def draw_losses(losses: Sequence[Mapping[str, Any]], title: str, path: Path) -> 
     grid = _round_step(top / 5)
     highest = grid * math.ceil(top / grid + 1e-9)
 
-    def at(place: float, loss: float) -> tuple[float, float]:
+    def point(place: float, loss: float) -> tuple[float, float]:
         across = place / max(1, len(losses) - 1) * (_WIDTH - _LEFT - _RIGHT) + _LEFT
         up = (1 - loss / highest) * (_HEIGHT - _TOP - _BOTTOM) + _TOP
         return across * _FINE, up * _FINE
@@ -42,7 +42,7 @@ def draw_losses(losses: Sequence[Mapping[str, Any]], title: str, path: Path) -> 
     pen.text((_LEFT * _FINE, 16 * _FINE), title, fill=_BLACK, font=font)
     for number in range(round(highest / grid) + 1):
         loss = number * grid
-        (x, y), (end, _) = at(0, loss), at(len(losses) - 1 or 1, loss)
+        (x, y), (end, _) = point(0, loss), point(len(losses) - 1 or 1, loss)
         pen.line((x, y, max(end, (_WIDTH - _RIGHT) * _FINE), y), fill=_LIGHT, width=_FINE)
         pen.text((x - 10 * _FINE, y), f"{loss:.3g}", fill=_GREY, font=small, anchor="rm")
     bottom = (_HEIGHT - _BOTTOM + 8) * _FINE
@@ -52,7 +52,7 @@ def draw_losses(losses: Sequence[Mapping[str, Any]], title: str, path: Path) -> 
             for place, entry in enumerate(losses)
             if entry["stage"] == stage and math.isfinite(entry["loss"])
         ]
-        points = [at(place, entry["loss"]) for place, entry in curve]
+        points = [point(place, entry["loss"]) for place, entry in curve]
         colour = _COLOURS.get(stage, _BLACK)
         if len(points) > 1:
             pen.line(points, fill=colour, width=2 * _FINE, joint="curve")
@@ -62,13 +62,13 @@ def draw_losses(losses: Sequence[Mapping[str, Any]], title: str, path: Path) -> 
             place, first = curve[0]
             last = curve[-1][1]
             words = f"{stage}: loss {first['loss']:.3g} to {last['loss']:.3g} in {last['step']} steps"
-            x = min(at(place, 0)[0], (_WIDTH - _RIGHT) * _FINE - pen.textlength(words, font=small))
+            x = min(point(place, 0)[0], (_WIDTH - _RIGHT) * _FINE - pen.textlength(words, font=small))
             shift = 0 if stage == losses[0]["stage"] else 18 * _FINE
             pen.text((x, bottom + shift), words, fill=colour, font=small)
     image.reduce(_FINE).save(path)
 
 
-def _round_step(least: float) -> float:
-    """Give the least of 1, 2, 5, 10, ... times a power of ten that is not below."""
-    power = 10.0 ** math.floor(math.log10(least)) if least > 0 else 1.0
-    return next((power * factor for factor in (1, 2, 5) if power * factor >= least), power * 10)
+def _round_step(step: float) -> float:
+    """Round up to 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(step)) if step > 0 else 1.0
+    return next((power * factor for factor in (1, 2, 5) if power * factor >= step), power * 10)

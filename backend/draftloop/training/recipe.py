@@ -1,4 +1,4 @@
-"""The recipe: everything that decides what an adapter becomes, besides the rows and the base model.
+"""The recipe of a training: all settings that influence the adapter, besides the rows and the base model.
 
 Knows names, limits and defaults, and reads them from YAML. An unknown key is an error.
 """
@@ -48,7 +48,7 @@ class Recipe(BaseModel):
     weight_decay: float = Field(default=0, ge=0, description="Weight decay of AdamW.")
     max_grad_norm: float = Field(default=1, gt=0, description="Longer gradients are shortened to this.")
     max_tokens: int = Field(
-        default=1024, ge=16, description="Rows that are longer are left out and told, never cut."
+        default=1024, ge=16, description="Longer rows are left out and reported, never cut."
     )
     min_rows: int = Field(
         default=32,
@@ -84,30 +84,30 @@ def read(file: Path | None, changes: Sequence[str] = ()) -> Recipe:
 
     Args:
         file: YAML with some of the keys; None for the defaults.
-        changes: `KEY=VALUE`, which win over the file; values are YAML.
+        changes: `KEY=VALUE`, which override the file; values are YAML.
     Raises:
-        SetupError: The file cannot be read, or something in it is wrong.
+        SetupError: The file cannot be read, or a value is wrong.
     """
-    said: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     if file is not None:
         try:
-            found = yaml.safe_load(file.read_text(encoding="utf-8"))
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             words = " ".join(str(error).split())[:200]
             raise SetupError(f"{file} cannot be read: {words}.", hint="Name a YAML file.") from error
-        if not isinstance(found, Mapping | None):
+        if not isinstance(content, Mapping | None):
             raise SetupError(f"{file} is no list of settings.", hint="Write lines like `epochs: 2`.")
-        said |= found or {}
+        values |= content or {}
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
             raise SetupError(f"'{change}' sets nothing.", hint="Write KEY=VALUE, as in epochs=2.")
         try:
-            said[key.strip()] = yaml.safe_load(value)
+            values[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise SetupError(f"{key}: '{value}' is no YAML value.", hint="Write epochs=2.") from error
     try:
-        recipe = Recipe(**{str(key): value for key, value in said.items()})
+        recipe = Recipe(**{str(key): value for key, value in values.items()})
     except ValidationError as error:
         wrong = "; ".join(_words(item) for item in error.errors(include_url=False))
         raise SetupError(f"The recipe is wrong: {wrong}.", hint="docs/train.md lists all keys.") from error

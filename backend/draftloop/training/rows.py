@@ -1,9 +1,9 @@
-"""The rows of dataset folders as tokens: what is trained, what is replayed, what is left out and why.
+"""Rows of dataset folders as tokens: trained rows, replayed rows, and rows that are left out.
 
 Rows come from the folder's own files (formats `messages` and `trl-dpo`) and are tokenized as the served
-model reads them: `edge.tokens` renders the chat template of the base model's folder. A draft is asked for
-without the programs that led to an answer, so a row is the question and the answer alone. The loss covers
-the answer and the token that ends it, nothing else. No row is ever cut.
+model reads them: `model.tokens` renders the chat template of the base model's folder. Drafts are requested
+without the programs that led to an answer, so a row is only the question and the answer. The loss covers
+the answer and the token that ends it. No row is ever cut.
 """
 
 import hashlib
@@ -28,12 +28,12 @@ from draftloop.training.recipe import Recipe
 
 SFT, DPO = "messages", "trl-dpo"  # formats of backend/draftloop/dataset/formats.py
 _ENDINGS = {"jsonl": "jsonl", "zstd": "jsonl.zst", "parquet": "parquet"}
-_TOLD = 20  # rows that are named among those left out
-_TESTS = 256  # held-out rows that are looked at: seconds, and enough for a mean
+_MAX_NAMED = 20  # of left-out rows in the manifest
+_MAX_TESTS = 256  # held-out rows for the mean loss: enough for a stable mean, and takes seconds
 Ids = Sequence[int]  # an array: four bytes a token
 
 
-class Row(NamedTuple):
+class TrainingRow(NamedTuple):
     """A row as tokens; the loss covers `start` to `end`, half-open."""
 
     ids: Ids
@@ -41,8 +41,8 @@ class Row(NamedTuple):
     end: int
 
 
-class Pair(NamedTuple):
-    """A question with the answer that a human gave and the draft that it corrects."""
+class TrainingPair(NamedTuple):
+    """A question with a human's correction and the draft that it corrects."""
 
     prompt: Ids
     chosen: Ids
@@ -51,7 +51,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset folder whose files are as its manifest says."""
+    """A dataset folder whose files match its manifest."""
 
     folder: Path
     manifest_sha256: str
@@ -60,7 +60,7 @@ class Dataset:
     formats: tuple[str, ...]
 
     def file(self, form: str, *, held_out: bool = False) -> Path:
-        """Give the file of a format's rows.
+        """Return the file of a format's rows.
 
         Raises:
             SetupError: The dataset was written without this format.
@@ -74,14 +74,14 @@ class Dataset:
         return self.folder / f"{form}{'.test' if held_out else ''}.{self.ending}"
 
     def record(self) -> dict[str, str]:
-        """Give what a run's manifest says about it."""
+        """Return the dataset's entry in a run's manifest."""
         return {"path": str(self.folder), "manifest_sha256": self.manifest_sha256}
 
 
 class Replay(NamedTuple):
-    """A dataset of another kind, some rows of which are mixed in.
+    """A dataset of another kind, some of whose rows are mixed in.
 
-    share   its rows for each row of the dataset that is trained; at most all that there are
+    share   number of its rows for each row of the trained dataset, at most all of its rows
     """
 
     dataset: Dataset
@@ -89,7 +89,7 @@ class Replay(NamedTuple):
 
 
 @dataclass
-class LeftOut:
+class LeftOutRows:
     """Rows that are not trained, and why."""
 
     too_long: int = 0
@@ -99,33 +99,33 @@ class LeftOut:
     refused: list[dict[str, Any]] = field(default_factory=list)
 
     def add_not_rendered(self, file: Path, number: int, reason: str) -> None:
-        """Count a row that the base model's chat template does not write as it is; some are named."""
+        """Count a row that the base model's chat template refuses or changes; list the first ones."""
         self.not_rendered += 1
-        if len(self.refused) < _TOLD:
+        if len(self.refused) < _MAX_NAMED:
             self.refused.append({"file": str(file), "line": number, "reason": reason})
 
     def add_too_long(self, file: Path, number: int, tokens: int) -> None:
-        """Count a row that is longer than the limit; some are named."""
+        """Count a row that is longer than the limit; list the first ones."""
         self.too_long += 1
-        if len(self.longest) < _TOLD:
+        if len(self.longest) < _MAX_NAMED:
             self.longest.append({"file": str(file), "line": number, "tokens": tokens})
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """Everything that a run trains on; `own` of the rows are the dataset's, the rest is replayed.
+class TrainingCorpus:
+    """All rows of a run; the first `own` rows are the dataset's, the rest are replayed.
 
-    tests   rows that the dataset holds out: the loss on them is told, nothing learns from them
+    tests   held-out rows of the dataset, to report the loss on; they are not trained on
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[TrainingRow, ...]
     own: int
-    pairs: tuple[Pair, ...]
-    tests: tuple[Row, ...]
-    left_out: LeftOut
+    pairs: tuple[TrainingPair, ...]
+    tests: tuple[TrainingRow, ...]
+    left_out: LeftOutRows
 
     def counts(self) -> dict[str, Any]:
-        """Give what is said about it."""
+        """Return the counts for a run's manifest."""
         return {
             "own": self.own,
             "replayed": len(self.rows) - self.own,
@@ -170,31 +170,31 @@ def open_dataset(folder: Path) -> Dataset:
 
 
 def open_replay(words: str) -> Replay:
-    """Read `FOLDER` or `FOLDER:SHARE`.
+    """Parse `FOLDER` or `FOLDER:SHARE`.
 
     Raises:
         SetupError: There is no such dataset, or the share is none.
     """
-    folder, colon, said = words.rpartition(":")
-    if not colon or "/" in said:
+    folder, colon, number = words.rpartition(":")
+    if not colon or "/" in number:
         return Replay(open_dataset(Path(words)), 1.0)
     try:
-        share = float(said)
+        share = float(number)
     except ValueError:
         share = 0
     if not 0 < share <= 100:
         raise SetupError(
-            f"--replay {words}: '{said}' is no share.",
+            f"--replay {words}: '{number}' is no share.",
             hint="Write FOLDER:0.5 for one replayed row to two of the dataset.",
         )
     return Replay(open_dataset(Path(folder)), share)
 
 
 def case_of(dataset: Dataset, wanted: str) -> str:
-    """Say which case an adapter is for.
+    """Return the case that an adapter is for.
 
     Raises:
-        SetupError: The dataset holds several and none is wanted, or not the one that is.
+        SetupError: The dataset holds several cases and none is named, or it lacks the named one.
     """
     if not wanted and len(dataset.cases) == 1:
         return dataset.cases[0]
@@ -206,15 +206,17 @@ def case_of(dataset: Dataset, wanted: str) -> str:
     return wanted
 
 
-def gather(dataset: Dataset, replays: Sequence[Replay], base: Base, recipe: Recipe, *, dpo: bool) -> Corpus:
+def gather(
+    dataset: Dataset, replays: Sequence[Replay], base: Base, recipe: Recipe, *, dpo: bool
+) -> TrainingCorpus:
     """Read and tokenize all rows.
 
     Args:
-        dataset: What is trained.
-        replays: What is mixed in.
-        base: Whose chat template, tokenizer and limits hold.
-        recipe: Limits, and the seed that draws what is replayed.
-        dpo: Whether pairs are wanted too.
+        dataset: The dataset to train on.
+        replays: Datasets to mix in.
+        base: The base model, with chat template, tokenizer and limits.
+        recipe: Limits, and the seed that draws replayed rows.
+        dpo: Whether to read pairs too.
     Raises:
         SetupError: There are too few rows, the base model does not fit them, or a file is missing.
     """
@@ -223,52 +225,54 @@ def gather(dataset: Dataset, replays: Sequence[Replay], base: Base, recipe: Reci
             f"max_tokens is {recipe.max_tokens}, but {base.name} was made for {base.positions} tokens.",
             hint=f"Set max_tokens={base.positions} or less.",
         )
-    left_out = LeftOut()
+    left_out = LeftOutRows()
     held_out = {
         question
         for one in (dataset, *(replay.dataset for replay in replays))
         for question in _questions(one.file(SFT, held_out=True))
     }
-    reader = _Reader(base, recipe.max_tokens, held_out, left_out)
+    reader = _RowReader(base, recipe.max_tokens, held_out, left_out)
     rows = list(reader.rows(dataset.file(SFT)))
     own = len(rows)
-    _enough(own, recipe.min_rows, "rows", dataset, left_out)
+    _check_count(own, recipe.min_rows, "rows", dataset, left_out)
     for replay in replays:
-        found = list(reader.rows(replay.dataset.file(SFT)))
-        count = min(len(found), round(replay.share * own))
-        drawn = random.Random(recipe.seed).sample(range(len(found)), count)  # noqa: S311  to be repeatable
-        rows += [found[index] for index in sorted(drawn)]
+        others = list(reader.rows(replay.dataset.file(SFT)))
+        count = min(len(others), round(replay.share * own))
+        drawn = random.Random(recipe.seed).sample(range(len(others)), count)  # noqa: S311  to be repeatable
+        rows += [others[index] for index in sorted(drawn)]
     pairs = tuple(reader.pairs(dataset.file(DPO))) if dpo else ()
     if dpo:
-        _enough(len(pairs), recipe.min_rows, "pairs of a draft and its correction", dataset, left_out)
-    of_tests = _Reader(base, recipe.max_tokens, set(), LeftOut())
-    tests = tuple(islice(of_tests.rows(dataset.file(SFT, held_out=True)), _TESTS))
-    return Corpus(tuple(rows), own, pairs, tests, left_out)
+        _check_count(len(pairs), recipe.min_rows, "pairs of a draft and its correction", dataset, left_out)
+    of_tests = _RowReader(base, recipe.max_tokens, set(), LeftOutRows())
+    tests = tuple(islice(of_tests.rows(dataset.file(SFT, held_out=True)), _MAX_TESTS))
+    return TrainingCorpus(tuple(rows), own, pairs, tests, left_out)
 
 
-class _Reader:
-    """Reads rows as tokens and counts what it leaves out."""
+class _RowReader:
+    """Reads rows as tokens and counts the rows that it leaves out."""
 
-    def __init__(self, base: Base, limit: int, held_out: set[bytes], left_out: LeftOut) -> None:
+    def __init__(self, base: Base, limit: int, held_out: set[bytes], left_out: LeftOutRows) -> None:
         self._base, self._limit, self._held_out, self._left_out = base, limit, held_out, left_out
 
-    def rows(self, file: Path) -> Iterator[Row]:
-        """Give the rows of a file of the format `messages`."""
+    def rows(self, file: Path) -> Iterator[TrainingRow]:
+        """Yield the rows of a file of the format `messages`."""
         for number, row in enumerate(read(file), 1):
-            encoded = self._encoded(file, number, [*_asked(row["messages"]), row["messages"][-1]])
+            encoded = self._encoded(file, number, [*_question_messages(row["messages"]), row["messages"][-1]])
             if encoded is not None:
                 start = len(encoded.prompt)
                 ids = array("i", encoded.prompt + encoded.answer + encoded.tail)
-                yield Row(ids, start, start + len(encoded.answer))
+                yield TrainingRow(ids, start, start + len(encoded.answer))
 
-    def pairs(self, file: Path) -> Iterator[Pair]:
-        """Give the pairs of a file of the format `trl-dpo`."""
+    def pairs(self, file: Path) -> Iterator[TrainingPair]:
+        """Yield the pairs of a file of the format `trl-dpo`."""
         for number, row in enumerate(read(file), 1):
-            asked = _asked(row["prompt"])
-            chosen = self._encoded(file, number, [*asked, *row["chosen"]])
-            rejected = chosen and self._encoded(file, number, [*asked, *row["rejected"]])
+            question = _question_messages(row["prompt"])
+            chosen = self._encoded(file, number, [*question, *row["chosen"]])
+            rejected = chosen and self._encoded(file, number, [*question, *row["rejected"]])
             if chosen and rejected:
-                yield Pair(array("i", chosen.prompt), array("i", chosen.answer), array("i", rejected.answer))
+                yield TrainingPair(
+                    array("i", chosen.prompt), array("i", chosen.answer), array("i", rejected.answer)
+                )
 
     def _encoded(self, file: Path, number: int, messages: Sequence[Mapping[str, Any]]) -> Encoded | None:
         if _hash(messages[:-1]) in self._held_out:
@@ -297,8 +301,8 @@ class _Reader:
         return encoded
 
 
-def _enough(count: int, least: int, what: str, dataset: Dataset, left_out: LeftOut) -> None:
-    if count < least:
+def _check_count(count: int, minimum: int, what: str, dataset: Dataset, left_out: LeftOutRows) -> None:
+    if count < minimum:
         lost = [f"{left_out.too_long} are too long"] * bool(left_out.too_long)
         lost += [f"{left_out.held_out} are held out"] * bool(left_out.held_out)
         hint = "Correct more tasks and sync again, or set min_rows lower."
@@ -310,17 +314,17 @@ def _enough(count: int, least: int, what: str, dataset: Dataset, left_out: LeftO
             hint = f"{hint} If no row can be written, use a base model whose template takes them."
         more = f" ({', '.join(lost)})" if lost else ""
         raise SetupError(
-            f"{dataset.folder} has {count} {what} to train on{more}; {least} are needed.", hint=hint
+            f"{dataset.folder} has {count} {what} to train on{more}; {minimum} are needed.", hint=hint
         )
 
 
 def _questions(file: Path) -> Iterator[bytes]:
     for row in read(file):
-        yield _hash(_asked(row["messages"]))
+        yield _hash(_question_messages(row["messages"]))
 
 
-def _asked(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Give what a draft is asked for with: everything before the first answer, be it a program's call."""
+def _question_messages(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the messages of a draft's request: everything before the first answer or call of a program."""
     return list(takewhile(lambda message: message["role"] != "assistant", messages))
 
 

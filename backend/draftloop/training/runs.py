@@ -1,12 +1,12 @@
-"""A run's folder: made aside as NAME.part, renamed when it is whole; run.json is written last.
+"""A run's folder: made as NAME.part, renamed when it is complete; run.json is written last.
 
-Knows names and order. While a run is on, NAME.part holds `plan.json` (what decides the outcome: only the
-same plan goes on), and for each stage a folder with checkpoints, at its end with its adapter.
+Knows names and order. During a run, NAME.part holds `plan.json` (what decides the outcome; only the same plan
+can continue the run), and for each stage a folder with checkpoints and finally its adapter.
 
-    adapter/     adapter_config.json, adapter_model.safetensors: what PEFT and vLLM load
-    run.json     what it was made from and with, and the losses; enough to make it again
-    loss.png     the losses as a curve
-    tracking/    curves for TensorBoard or SwanLab, where wanted
+    adapter/     adapter_config.json, adapter_model.safetensors: the files that PEFT and vLLM load
+    run.json     inputs, settings and losses; enough to repeat the run
+    loss.png     a plot of the losses
+    tracking/    curves for TensorBoard or SwanLab, where the recipe asks for them
 """
 
 import json
@@ -25,28 +25,28 @@ ADAPTER = "adapter"
 WEIGHTS = "adapter_model.safetensors"
 _PLAN = "plan.json"
 _CHECKPOINT = "checkpoint-"
-CHECKPOINTS_ARE_KEPT = "Make room; checkpoints are kept."  # what to do where the disk fails
-_WHOLE = "whole.json"  # in a folder: everything before it was written to the end
+CHECKPOINTS_ARE_KEPT = "Make room; checkpoints are kept."  # the hint where the disk fails
+_WHOLE = "whole.json"  # written last into a folder that is complete
 
 
-class Run:
-    """A run's folder, while it is made and afterwards."""
+class TrainingRun:
+    """A run's folder, during the run and afterwards."""
 
     def __init__(self, out: Path) -> None:
-        """Name it; nothing is made yet."""
+        """Set the paths; nothing is created."""
         self.out = out.resolve()
         self.part = self.out.with_name(f"{self.out.name}.part")
 
     @property
     def record(self) -> dict[str, Any] | None:
-        """What a finished run says of itself; None where there is none."""
+        """The content of run.json; None where there is no finished run."""
         return _load(self.out / RUN)
 
     def check(self, plan: Mapping[str, Any], *, resume: bool) -> bool:
-        """Look whether a run with this plan can begin or go on; True where it is finished already.
+        """Check that a run with this plan can start or continue; return True where it is finished already.
 
         Raises:
-            SetupError: Something else is there, or a run was begun and `resume` is not wanted.
+            SetupError: The folder holds something else, or an unfinished run, and `resume` is False.
         """
         done = self.record
         if done is not None:
@@ -64,10 +64,10 @@ class Run:
 
     @contextmanager
     def making(self, plan: Mapping[str, Any]) -> Iterator[None]:
-        """Hold the folder for one process.
+        """Lock the folder for this process, and store the plan.
 
         Raises:
-            SetupError: Another one has it, or it cannot be made.
+            SetupError: Another process has the lock, or the folder cannot be created.
             ServiceError: The disk failed.
         """
         with locked(self.part, "training"):
@@ -77,17 +77,17 @@ class Run:
             yield
 
     def stage(self, name: str) -> Path:
-        """Give the folder of a stage."""
+        """Return the folder of a stage."""
         return self.part / name
 
     def finish(self, adapter: Path, record: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-        """Put everything in place.
+        """Write adapter and run.json, and rename the folder.
 
         Args:
             adapter: Folder of the last stage's adapter.
-            record: Gives what run.json says, from the hash of the adapter's weights.
+            record: Returns the content of run.json, from the hash of the adapter's weights.
         Returns:
-            What run.json says.
+            The content of run.json.
         Raises:
             ServiceError: The disk failed.
         """
@@ -104,7 +104,9 @@ class Run:
         return whole
 
     def settle(self) -> bool:
-        """Put a run in place whose run.json is written, perhaps by a process that was killed after that.
+        """Remove checkpoints and rename the folder, where run.json is written.
+
+        Also completes a run whose process was killed after it wrote run.json.
 
         Returns:
             Whether there was such a run.
@@ -124,7 +126,7 @@ class Run:
 
 
 def mark(folder: Path, record: Mapping[str, Any]) -> None:
-    """Say that a checkpoint or a stage was written to its end.
+    """Mark a checkpoint's or stage's folder as complete, with a record.
 
     Raises:
         ServiceError: The disk failed.
@@ -134,12 +136,12 @@ def mark(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def marked(folder: Path) -> dict[str, Any] | None:
-    """Read what a whole checkpoint or stage says of itself; None where it was not written to its end."""
+    """Return the record of a complete checkpoint or stage; None where it is incomplete."""
     return _load(folder / _WHOLE)
 
 
 def last_checkpoint(stage: Path) -> Path | None:
-    """Give the last whole checkpoint of a stage; what was cut short is removed.
+    """Return the last complete checkpoint of a stage; remove incomplete ones.
 
     Raises:
         ServiceError: The disk failed.
@@ -155,7 +157,7 @@ def last_checkpoint(stage: Path) -> Path | None:
 
 
 def write(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record so that it is there whole or not at all.
+    """Write a record as JSON, atomically.
 
     Raises:
         OSError: The disk failed.
@@ -165,12 +167,12 @@ def write(path: Path, record: Mapping[str, Any]) -> None:
 
 def _load(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise SetupError(f"{path} cannot be read: {error}.", hint="Name another --out.") from error
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def _same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], hint: str) -> None:
