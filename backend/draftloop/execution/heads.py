@@ -1,8 +1,8 @@
-"""What input files hold: columns, types and first rows, seen at their heads.
+"""What input files hold: columns, types and first rows, read from their beginnings.
 
 Knows CSV, Excel, JSON and text in the encodings that are met. A workbook, which may unpack to anything, is
-read in a process of its own: this module, run as a program. Does not know how what is seen is told
-(`core.preview`) or which files a task may have (`edge.inputs`).
+read in a child process (`bounded_process`), which runs `main`. Does not know how a preview is written
+(`preview`) or which files a task may have (`inputs`).
 """
 
 import codecs
@@ -10,8 +10,6 @@ import csv
 import io
 import json
 import re
-import resource
-import subprocess
 import sys
 import warnings
 import zipfile
@@ -21,6 +19,7 @@ from datetime import time as time_of_day
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from draftloop.execution.bounded_process import Limits, run_bounded
 from draftloop.execution.preview import Seen, Table
 from draftloop.runs.job import size
 
@@ -30,8 +29,7 @@ _LINES = 40
 _COLUMNS = 500
 # A workbook is an archive: of 4 MB that were 400 unpacked, and were read for 41 s.
 _UNPACKED_BYTES = 200 << 20
-_BOOK_BYTES = 1 << 30  # of memory for reading one
-_BOOK_S = 10
+_BOOK = Limits(memory_bytes=1 << 30, seconds=10)  # for reading one
 _SHEETS = 20
 _SHEET_CHARS = 1 << 20
 _CELL_CHARS = 300
@@ -229,48 +227,41 @@ def _objects(name: str, found: Sequence[dict[str, Any]], *, count: int | None, e
 
 
 def _excel(path: Path, name: str, size_bytes: int) -> Seen:
-    """See a workbook in a process of its own: a small one may unpack to anything, and take for ever."""
+    """Preview a workbook in a process of its own: a small one may unpack to anything, and take for ever."""
     unread = "Excel workbook that cannot be previewed"
-    command = [sys.executable, "-P", "-m", "draftloop.execution.heads", str(path.absolute())]
-    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "LANG": "C.UTF-8"}  # nothing that is secret
-    try:
-        ended = subprocess.run(  # noqa: S603  our own module
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=_BOOK_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return Seen(name, size_bytes, f"{unread}: it takes more than {_BOOK_S} s")
-    except OSError as error:
-        return Seen(name, size_bytes, f"{unread}: {error.strerror}")
-    if ended.returncode == _TOO_LARGE:
+    ended = run_bounded(__name__, [str(path.absolute())], _BOOK)
+    if ended.status is None:
+        return Seen(name, size_bytes, f"{unread}: {ended.reason}")
+    if ended.status == _TOO_LARGE:
         return Seen(name, size_bytes, f"{unread}: it unpacks to more than {size(_UNPACKED_BYTES)}")
     try:
         tables = [
-            Table(told["name"], tuple(told["columns"]), tuple(map(tuple, told["rows"])), *told["count"])
-            for told in json.loads(ended.stdout)
+            Table(sheet["name"], tuple(sheet["columns"]), tuple(map(tuple, sheet["rows"])), *sheet["count"])
+            for sheet in json.loads(ended.output)
         ]
     except ValueError:
-        killed = ended.returncode < 0
-        return Seen(name, size_bytes, f"{unread}: it takes too much memory or time" if killed else unread)
+        return Seen(
+            name, size_bytes, f"{unread}: it takes too much memory or time" if ended.status < 0 else unread
+        )
     return Seen(name, size_bytes, "Excel workbook", tuple(tables))
 
 
-def _write_sheets(path: Path) -> int:
-    """Write the sheets of a workbook as JSON to standard output, within limits; return the exit status."""
-    resource.setrlimit(resource.RLIMIT_AS, (_BOOK_BYTES, _BOOK_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (_BOOK_S, _BOOK_S + 1))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+def main(arguments: Sequence[str]) -> int:
+    """Write the sheets of a workbook as JSON to standard output, in a child process.
+
+    Args:
+        arguments: The path of the workbook.
+    Returns:
+        The exit status.
+    Raises:
+        Exception: What openpyxl raises on a broken file depends on what is broken.
+    """
+    path = Path(arguments[0])
     with zipfile.ZipFile(path) as archive:
         # A reader stops at the size that is said here, whatever is packed.
         if sum(entry.file_size for entry in archive.infolist()) > _UNPACKED_BYTES:
             return _TOO_LARGE
-    told = [
+    sheets = [
         {
             "name": table.name,
             "columns": table.columns,
@@ -279,7 +270,7 @@ def _write_sheets(path: Path) -> int:
         }
         for table in _sheets(path)
     ]
-    sys.stdout.write(json.dumps(told))
+    sys.stdout.write(json.dumps(sheets))
     return 0
 
 
@@ -327,8 +318,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, datetime) and value.time() == time_of_day():
         value = value.date()  # a workbook keeps dates as midnight
     return str(value)
-
-
-if __name__ == "__main__":
-    # What openpyxl raises on a broken file depends on what is broken.
-    sys.exit(_write_sheets(Path(sys.argv[1])))
