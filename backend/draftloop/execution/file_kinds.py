@@ -133,4 +133,4 @@ def _is_svg(content: bytes) -> bool:
 def _is_plain(content: bytes) -> bool:
     if charset_of(content) != "utf-8" or _ACTIVE.search(content):
         return False
-    return all(found[1].lower() in _PLAIN_TAGS for found in _TAG.finditer(content))
+    return all(match[1].lower() in _PLAIN_TAGS for match in _TAG.finditer(content))
