@@ -11,7 +11,16 @@ from draftloop.cli.main import COMMANDS, needed_environment
 from draftloop.support.environments import ROOT
 
 # What verbs bring along; Typer needs none of it for a help text.
-HEAVY = ("draftloop.app", "draftloop.settings", "httpx", "label_studio_sdk", "pydantic", "rich", "structlog")
+HEAVY = (
+    "draftloop.app",
+    "draftloop.settings",
+    "httpx",
+    "jinja2",
+    "label_studio_sdk",
+    "pydantic",
+    "rich",
+    "structlog",
+)
 WITHOUT = f"""
 import sys
 from draftloop.cli.main import cli

@@ -19,7 +19,13 @@ from draftloop.dataset.sample import Brief, Review
 from draftloop.dataset.spot_check import ByLot, Check, Stratum
 from draftloop.drafting.cascade import Pair, at, choose
 from draftloop.evaluation.measures import DraftOutcome, gain, objections
-from draftloop.support.intervals import GroupedShare, Numbers, binomial_interval, sample_interval
+from draftloop.support.intervals import (
+    GroupedShare,
+    Numbers,
+    binomial_interval,
+    sample_interval,
+    upper_confidence_bound,
+)
 from tests.unit.test_spotcheck import sample
 
 PROJECTS = 2_000
@@ -342,3 +348,12 @@ def pairs(
         Pair(float(one), wrong if is_harmed else right, right)
         for one, is_harmed in zip(scores, harmed, strict=True)
     ]
+
+
+@given(st.integers(1, 400), st.data())
+def test_binomial_limits_are_the_exact_ones_of_scipy(total: int, data: st.DataObject) -> None:
+    hits = data.draw(st.integers(0, total))
+    exact = stats.binomtest(hits, total).proportion_ci(0.95, method="exact")
+    assert binomial_interval(hits, total) == pytest.approx((exact.low, exact.high), abs=1e-9)
+    bound = stats.binomtest(hits, total, alternative="less").proportion_ci(0.95, method="exact").high
+    assert upper_confidence_bound(hits, total) == pytest.approx(bound, abs=1e-9)

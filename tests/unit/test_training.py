@@ -486,6 +486,15 @@ def test_the_loss_is_drawn_for_any_number_of_steps(tmp_path: Path, steps: int) -
     draw_losses(losses, "Loss of run", tmp_path / "loss.png")
     with Image.open(tmp_path / "loss.png") as image:
         image.load()
-        colours = {colour for _, colour in image.getcolors(1 << 20) or ()}
+        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20) or ()}
     assert {(37, 99, 235), (217, 119, 6)} <= colours  # a curve of each stage
     assert (tmp_path / "loss.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("losses", [[], [{"stage": "sft", "step": 1, "loss": float("nan")}]])
+def test_a_run_without_a_finite_loss_is_drawn_and_its_title_is_plain_text(
+    tmp_path: Path, losses: list[dict[str, Any]]
+) -> None:
+    draw_losses(losses, r"Loss of 投诉 $\frac$", tmp_path / "loss.png")
+    with Image.open(tmp_path / "loss.png") as image:
+        assert image.size == (960, 540)

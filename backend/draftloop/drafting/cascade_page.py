@@ -1,41 +1,32 @@
 """The page of a cascade's calibration: what each threshold escalates, gets right and costs.
 
-Knows how the figures are shown. Does not know how they are made (`cascade`) or files. The same figures give
-the same page; no text of a task stands in it.
+Knows which figures `templates/cascade.html` shows. Does not know how they are made (`cascade`). The same
+figures give the same page; no text of a task stands in it.
 """
 
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
-from draftloop.dataset.markup import STYLE, Cell, line_chart, paragraph, table
+from draftloop.dataset.charts import line_chart
 from draftloop.drafting.cascade import Calibration, Point
+from draftloop.support.templates import render
 
-_HEAD = ["", "escalated", "right", "fields right", "harmed", "at most", "small tokens", "larger tokens", "ms"]
 _ROWS = 10  # of the table of thresholds
 
 
-def cascade_page(small: str, larger: str, found: Mapping[str, Calibration]) -> str:
-    """Give the page as one HTML document.
+def cascade_page(small: str, larger: str, calibrations: Mapping[str, Calibration]) -> str:
+    """Return the page as one HTML document.
 
     Args:
         small: Name of the model that drafts first.
         larger: Name of the one that catches what it is not sure of.
-        found: By case.
+        calibrations: By case.
     """
-    parts = [
-        "<!DOCTYPE html>",
-        '<html lang="en"><head><meta charset="utf-8"><title>Cascade</title>',
-        f"<style>{STYLE}</style></head><body>",
-        f"<h1>Cascade: {escape(small)}, then {escape(larger)}</h1>",
-        paragraph(
-            "A draft is escalated where it breaks a rule or scores below the threshold. It harms where it "
-            "stands, is wrong, and the larger model would have been right. Shares are of all tasks."
-        ),
+    cases = [
+        {"name": name, "summary": _summarize(one), "plot": plot(one), "rows": _rows(one)}
+        for name, one in calibrations.items()
     ]
-    for case, one in found.items():
-        parts += [f"<h2>{escape(case)}</h2>", paragraph(_said(one), "sum"), plot(one), _table(one)]
-    return "\n".join([*parts, "</body></html>"]) + "\n"
+    return render("drafting/templates/cascade.html", small=small, larger=larger, cases=cases)
 
 
 def plot(one: Calibration) -> str:
@@ -52,7 +43,7 @@ def plot(one: Calibration) -> str:
     return line_chart(lines, across="threshold of the small model's score", mark=one.threshold)
 
 
-def _said(one: Calibration) -> str:
+def _summarize(one: Calibration) -> str:
     if one.threshold is None or one.measured is None:
         return f"No threshold keeps a budget of {one.budget:.1%} on {one.chosen_on} documents."
     return (
@@ -62,16 +53,16 @@ def _said(one: Calibration) -> str:
     )
 
 
-def _table(one: Calibration) -> str:
+def _rows(one: Calibration) -> list[list[str]]:
     rows = [_alone("small model alone", one.small, larger=False), _alone("larger model alone", one.larger)]
     if one.measured is not None:
         rows.append(_row("the cascade", one.measured))
     every = max(1, (len(one.curve) - 1) // _ROWS)
     rows += [_row(f"at {point.threshold:g}", point) for point in one.curve[::every]]
-    return table(_HEAD, rows, numbers=set(range(1, len(_HEAD))))
+    return rows
 
 
-def _alone(name: str, figures: Mapping[str, Any], *, larger: bool = True) -> list[Cell]:
+def _alone(name: str, figures: Mapping[str, Any], *, larger: bool = True) -> list[str]:
     tokens = f"{figures['prompt_tokens'] + figures['completion_tokens']:.0f}"
     return [
         name,
@@ -85,7 +76,7 @@ def _alone(name: str, figures: Mapping[str, Any], *, larger: bool = True) -> lis
     ]
 
 
-def _row(name: str, point: Point) -> list[Cell]:
+def _row(name: str, point: Point) -> list[str]:
     return [
         name,
         f"{point.escalated:.1%}",

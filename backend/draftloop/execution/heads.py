@@ -1,8 +1,8 @@
-"""What input files hold: columns, types and first rows, seen at their heads.
+"""What input files hold: columns, types and first rows, read from their beginnings.
 
 Knows CSV, Excel, JSON and text in the encodings that are met. A workbook, which may unpack to anything, is
-read in a process of its own: this module, run as a program. Does not know how what is seen is told
-(`core.preview`) or which files a task may have (`edge.inputs`).
+read in a child process (`bounded_process`), which runs `main`. Does not know how a preview is written
+(`preview`) or which files a task may have (`inputs`).
 """
 
 import codecs
@@ -10,8 +10,6 @@ import csv
 import io
 import json
 import re
-import resource
-import subprocess
 import sys
 import warnings
 import zipfile
@@ -21,6 +19,7 @@ from datetime import time as time_of_day
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from draftloop.execution.bounded_process import Limits, run_bounded
 from draftloop.execution.preview import Seen, Table
 from draftloop.runs.job import size
 
@@ -30,14 +29,13 @@ _LINES = 40
 _COLUMNS = 500
 # A workbook is an archive: of 4 MB that were 400 unpacked, and were read for 41 s.
 _UNPACKED_BYTES = 200 << 20
-_BOOK_BYTES = 1 << 30  # of memory for reading one
-_BOOK_S = 10
+_BOOK = Limits(memory_bytes=1 << 30, seconds=10)  # for reading one
 _SHEETS = 20
 _SHEET_CHARS = 1 << 20
 _CELL_CHARS = 300
 _TOO_LARGE = 3  # an exit status
 _EXCEL = (".xlsx", ".xlsm")
-_BLANK = re.compile(r"\r\n|\r|\n")  # what ends a line: str.splitlines knows many more
+_LINE_END = re.compile(r"\r\n|\r|\n")  # what ends a line: str.splitlines knows many more
 
 
 class Head(NamedTuple):
@@ -50,13 +48,13 @@ class Head(NamedTuple):
 
 
 def look(path: Path, name: str) -> Seen:
-    """See what a file holds, from its head alone.
+    """Preview a file from its beginning alone.
 
     Args:
-        path: Where it lies.
-        name: What code calls it; its ending says the kind.
+        path: Its place on disk.
+        name: The name that code opens it by; its ending selects the reader.
     Returns:
-        Tables or lines; nothing but the kind where it is neither, or does not read as what its name says.
+        Tables or lines; only the kind where it is neither, or cannot be read as its name claims.
     """
     size_bytes = path.stat().st_size
     suffix = PurePosixPath(name).suffix.lower()
@@ -105,18 +103,18 @@ def _head(path: Path, size_bytes: int) -> Head | None:
 
 
 def _estimate(head: Head, count: int, size_bytes: int) -> int:
-    """Carry the lines or rows of the head on to the whole file."""
+    """Extrapolate from the lines or rows of the head to the whole file."""
     return count if head.whole else max(count, round(count * size_bytes / head.length_bytes))
 
 
 def _lines(head: Head, name: str, size_bytes: int) -> Seen:
-    found = _BLANK.split(head.text)
-    if not found[-1]:
-        found.pop()
+    lines = _LINE_END.split(head.text)
+    if not lines[-1]:
+        lines.pop()
     suffix = PurePosixPath(name).suffix[1:].upper()
     kind = f"{suffix} text" if suffix and suffix != "TXT" else "text"
-    count = _estimate(head, len(found), size_bytes)
-    shown = tuple(found[:_LINES])
+    count = _estimate(head, len(lines), size_bytes)
+    shown = tuple(lines[:_LINES])
     return Seen(name, size_bytes, f"{kind} in {head.encoding}", (), shown, count, not head.whole)
 
 
@@ -135,8 +133,8 @@ def _csv(head: Head, name: str, size_bytes: int) -> Seen | None:
 
 
 def _delimiter(text: str, name: str) -> str:
-    """Take the delimiter under which most rows have as many cells as the first, more than one."""
-    sample = "\n".join(_BLANK.split(text)[:50])
+    """Return the delimiter that gives most rows as many cells as the first one, and more than one."""
+    sample = "\n".join(_LINE_END.split(text)[:50])
     best, chosen = 0.0, "\t" if name.lower().endswith(".tsv") else ","
     for delimiter in ",\t;|":
         try:
@@ -155,7 +153,7 @@ def _delimiter(text: str, name: str) -> str:
 def _table(
     name: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, count: int | None, estimated: bool
 ) -> Table:
-    """Make the rows as long as the header."""
+    """Pad or cut the rows to the length of the header."""
     width = min(max(len(header), 1), _COLUMNS)
     even = ((*row[:width], *[""] * (width - len(row))) for row in rows[:_ROWS])
     return Table(name, tuple(header[:width]), tuple(even), count, estimated)
@@ -168,12 +166,12 @@ def _json(head: Head, name: str, size_bytes: int) -> Seen | None:
     text = head.text.lstrip("\ufeff \t\r\n")
     kind = f"JSON in {head.encoding}"
     if text.startswith("["):
-        found, end = _items(text)
-        if found and all(isinstance(item, dict) for item in found):
+        values, end = _read_list(text)
+        if values and all(isinstance(value, dict) for value in values):
             whole = head.whole and not text[end:].strip(" \t\r\n,]")
             read_bytes = len(text[:end].encode(head.encoding, "replace"))
-            count = len(found) if whole else round(len(found) * size_bytes / max(1, read_bytes))
-            objects = _objects("", found, count=count, estimated=not whole)
+            count = len(values) if whole else round(len(values) * size_bytes / max(1, read_bytes))
+            objects = _objects("", values, count=count, estimated=not whole)
             return Seen(name, size_bytes, f"{kind}, a list of objects", (objects,))
     elif head.whole:
         try:
@@ -192,36 +190,36 @@ def _json(head: Head, name: str, size_bytes: int) -> Seen | None:
     return None
 
 
-def _items(text: str) -> tuple[list[Any], int]:
-    """Read the items of a list until one is cut off; gives the place where that is."""
-    decoder, items, place = json.JSONDecoder(), [], 1
-    gap = re.compile(r"[\s,]*")
-    while found := gap.match(text, place):
+def _read_list(text: str) -> tuple[list[Any], int]:
+    """Parse the elements of a list until one is cut off; return them and the position after the last."""
+    decoder, values, position = json.JSONDecoder(), [], 1
+    separator = re.compile(r"[\s,]*")
+    while match := separator.match(text, position):
         try:
-            item, end = decoder.raw_decode(text, found.end())
+            value, end = decoder.raw_decode(text, match.end())
         except (ValueError, RecursionError):
             break
-        items.append(item)
-        place = end
-    return items, place
+        values.append(value)
+        position = end
+    return values, position
 
 
 def _jsonl(head: Head, name: str, size_bytes: int) -> Seen | None:
-    lines = [line for line in _BLANK.split(head.text) if line.strip()]
+    lines = [line for line in _LINE_END.split(head.text) if line.strip()]
     try:
-        found = [json.loads(line) for line in lines[:_ROWS]]
+        values = [json.loads(line) for line in lines[:_ROWS]]
     except (ValueError, RecursionError):
         return None
-    if not found or not all(isinstance(item, dict) for item in found):
+    if not values or not all(isinstance(value, dict) for value in values):
         return None
     count = _estimate(head, len(lines), size_bytes)
-    objects = _objects("", found, count=count, estimated=not head.whole)
+    objects = _objects("", values, count=count, estimated=not head.whole)
     return Seen(name, size_bytes, f"JSON lines in {head.encoding}", (objects,))
 
 
-def _objects(name: str, found: Sequence[dict[str, Any]], *, count: int | None, estimated: bool) -> Table:
-    columns = list(dict.fromkeys(key for item in found[:_ROWS] for key in item))[:_COLUMNS]
-    rows = [[_cell(item.get(key)) for key in columns] for item in found[:_ROWS]]
+def _objects(name: str, values: Sequence[dict[str, Any]], *, count: int | None, estimated: bool) -> Table:
+    columns = list(dict.fromkeys(key for value in values[:_ROWS] for key in value))[:_COLUMNS]
+    rows = [[_cell(value.get(key)) for key in columns] for value in values[:_ROWS]]
     return _table(name, columns, rows, count=count, estimated=estimated)
 
 
@@ -229,48 +227,41 @@ def _objects(name: str, found: Sequence[dict[str, Any]], *, count: int | None, e
 
 
 def _excel(path: Path, name: str, size_bytes: int) -> Seen:
-    """See a workbook in a process of its own: a small one may unpack to anything, and take for ever."""
+    """Preview a workbook in a process of its own: a small file may unpack to any size."""
     unread = "Excel workbook that cannot be previewed"
-    command = [sys.executable, "-P", "-m", "draftloop.execution.heads", str(path.absolute())]
-    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "LANG": "C.UTF-8"}  # nothing that is secret
-    try:
-        ended = subprocess.run(  # noqa: S603  our own module
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=_BOOK_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return Seen(name, size_bytes, f"{unread}: it takes more than {_BOOK_S} s")
-    except OSError as error:
-        return Seen(name, size_bytes, f"{unread}: {error.strerror}")
-    if ended.returncode == _TOO_LARGE:
+    ended = run_bounded(__name__, [str(path.absolute())], _BOOK)
+    if ended.status is None:
+        return Seen(name, size_bytes, f"{unread}: {ended.reason}")
+    if ended.status == _TOO_LARGE:
         return Seen(name, size_bytes, f"{unread}: it unpacks to more than {size(_UNPACKED_BYTES)}")
     try:
         tables = [
-            Table(told["name"], tuple(told["columns"]), tuple(map(tuple, told["rows"])), *told["count"])
-            for told in json.loads(ended.stdout)
+            Table(sheet["name"], tuple(sheet["columns"]), tuple(map(tuple, sheet["rows"])), *sheet["count"])
+            for sheet in json.loads(ended.output)
         ]
     except ValueError:
-        killed = ended.returncode < 0
-        return Seen(name, size_bytes, f"{unread}: it takes too much memory or time" if killed else unread)
+        return Seen(
+            name, size_bytes, f"{unread}: it takes too much memory or time" if ended.status < 0 else unread
+        )
     return Seen(name, size_bytes, "Excel workbook", tuple(tables))
 
 
-def _write_sheets(path: Path) -> int:
-    """Write the sheets of a workbook as JSON to standard output, within limits; return the exit status."""
-    resource.setrlimit(resource.RLIMIT_AS, (_BOOK_BYTES, _BOOK_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (_BOOK_S, _BOOK_S + 1))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+def main(arguments: Sequence[str]) -> int:
+    """Write the sheets of a workbook as JSON to standard output, in a child process.
+
+    Args:
+        arguments: The path of the workbook.
+    Returns:
+        The exit status.
+    Raises:
+        Exception: What openpyxl raises on a broken file depends on what is broken.
+    """
+    path = Path(arguments[0])
     with zipfile.ZipFile(path) as archive:
-        # A reader stops at the size that is said here, whatever is packed.
+        # A reader stops at the size that is declared here, whatever is packed.
         if sum(entry.file_size for entry in archive.infolist()) > _UNPACKED_BYTES:
             return _TOO_LARGE
-    told = [
+    sheets = [
         {
             "name": table.name,
             "columns": table.columns,
@@ -279,7 +270,7 @@ def _write_sheets(path: Path) -> int:
         }
         for table in _sheets(path)
     ]
-    sys.stdout.write(json.dumps(told))
+    sys.stdout.write(json.dumps(sheets))
     return 0
 
 
@@ -309,7 +300,7 @@ def _sheets(path: Path) -> list[Table]:
                     tables.append(Table(title, (), (), 0))
                     continue
                 rows = [row[:width] for row in rows]
-                last = len(rows) if ended else sheet.max_row  # what the file says of itself
+                last = len(rows) if ended else sheet.max_row  # as the file declares it
                 count = last - 1 if last else None
                 tables.append(_table(title, rows[0], rows[1:], count=count, estimated=not ended))
             return tables
@@ -327,8 +318,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, datetime) and value.time() == time_of_day():
         value = value.date()  # a workbook keeps dates as midnight
     return str(value)
-
-
-if __name__ == "__main__":
-    # What openpyxl raises on a broken file depends on what is broken.
-    sys.exit(_write_sheets(Path(sys.argv[1])))

@@ -1,7 +1,7 @@
-"""What an input file holds, told twice: as text for a model's prompt, as HTML for the annotator's page.
+"""Previews of input files: as text for a model's prompt, as HTML for the annotator's page.
 
-Knows what was seen of a file (`Seen`) and how to say it within a bound. Does not read files: `heads`
-looks at their heads.
+Knows what was read of a file (`Seen`) and how to write it within a limit of characters. Does not read files
+(`heads`).
 """
 
 import re
@@ -12,7 +12,7 @@ from html import escape
 from draftloop.runs.job import size
 
 TEXT_CHARS = 1500  # of one file in the prompt
-_TABLE_CHARS = 200  # that a table is given at least; where there are more, they are counted
+_TABLE_CHARS = 200  # for each table at least; tables that get no room are counted
 _REST_CHARS = 40  # "... and 12 more columns"
 _SAMPLES = 3  # values of a column
 _VALUE_CHARS = 40
@@ -59,7 +59,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen of a file: its kind in words, and the tables or the lines at its beginning.
+    """What was read of a file: its kind in words, and the tables or the lines at its beginning.
 
     `count` is that of its lines; None where it has tables or cannot be known.
     """
@@ -74,36 +74,36 @@ class Seen:
 
 
 def to_text(seen: Seen, most_chars: int = TEXT_CHARS) -> str:
-    """Tell a model what a file holds.
+    """Describe a file for a model's prompt.
 
     Args:
-        seen: What was seen.
-        most_chars: The bound, in code points; what does not fit is left out and counted.
+        seen: What was read of the file.
+        most_chars: The limit, in code points; what does not fit is left out and counted.
     Returns:
         Lines, the first of which names the file, its kind and size.
     """
-    told = _Told(most_chars)
-    told.add(_headline(seen))
+    lines = _BoundedLines(most_chars)
+    lines.add(_headline(seen))
     for place, table in enumerate(seen.tables):
         others = len(seen.tables) - place
-        if told.left < _TABLE_CHARS + _REST_CHARS:
-            told.add(f"... and {others} more tables")
+        if lines.left < _TABLE_CHARS + _REST_CHARS:
+            lines.add(f"... and {others} more tables")
             break
-        share = told.left if others == 1 else max(_TABLE_CHARS, told.left // others) - _REST_CHARS
-        part = _Told(share)
+        share = lines.left if others == 1 else max(_TABLE_CHARS, lines.left // others) - _REST_CHARS
+        part = _BoundedLines(share)
         if table.name:
             part.add(f"{_short(table.name, _VALUE_CHARS)}: {_rows(table)}")
         columns = [_column(table, column) for column in range(len(table.columns))]
         part.add_all(columns, "columns", names=table.columns)
-        if text := part.text():
-            told.add(text)
+        if columns_text := part.text():
+            lines.add(columns_text)
     if seen.lines:
-        told.add_all([f"| {_short(line, _LINE_CHARS)}" for line in seen.lines], "lines seen")
-    return told.text()
+        lines.add_all([f"| {_short(line, _LINE_CHARS)}" for line in seen.lines], "lines seen")
+    return lines.text()
 
 
 def to_html(seen: Seen) -> str:
-    """Show an annotator what a file holds; every word of the file is escaped."""
+    """Return a preview for the annotator's page, as HTML; all text of the file is escaped."""
     parts = [f"<p><b>{escape(_clean(seen.name))}</b> {escape(_about(seen))}</p>"]
     for table in seen.tables:
         if table.name:
@@ -135,8 +135,8 @@ def type_of(values: Sequence[str]) -> str:
     return ", ".join(words)
 
 
-class _Told:
-    """Lines within a bound."""
+class _BoundedLines:
+    """Lines up to a limit of characters."""
 
     def __init__(self, most_chars: int) -> None:
         self.left = most_chars
@@ -150,7 +150,7 @@ class _Told:
         return True
 
     def add_all(self, lines: Sequence[str], what: str, names: Sequence[str] = ()) -> None:
-        """Add as many as fit beside a last line that counts the others, and names some of them."""
+        """Add the lines that fit; a last line counts the others and names some of them."""
         self.left -= _REST_CHARS
         done = 0
         for line in lines:
@@ -252,5 +252,5 @@ def _short(text: str, most_chars: int) -> str:
 
 
 def _clean(text: str) -> str:
-    """Put a space for what is not shown: control characters, half characters, line ends."""
+    """Replace what is not printable by a space: control characters, lone surrogates, line ends."""
     return "".join(one if one.isprintable() else " " for one in text).strip()

@@ -11,6 +11,7 @@ import structlog
 
 from draftloop.errors import DraftloopError
 from draftloop.execution.file_kinds import PICTURES, Kind, kind_of, named_kind, wanted_bytes
+from draftloop.execution.pictures import is_readable_picture
 from draftloop.execution.run_page import file_address, run_address, task_fields
 from draftloop.runs.job import OutputFile
 from draftloop.runs.run import RUN_OUTPUT_KEY, Run
@@ -87,7 +88,7 @@ class Publisher:
             return ""
         with self._files.open(file.sha256) as stream:
             content = stream.read()
-        kind = kind_of(file.path, content, file.size_bytes)
+        kind = kind_of(file.path, content, file.size_bytes, is_readable_picture)
         return self._uploads.upload(file.sha256, kind, content) if kind in PICTURES else ""
 
 

@@ -21,6 +21,7 @@ from werkzeug.wsgi import wrap_file
 
 from draftloop.errors import ServiceError, TaskError
 from draftloop.execution.file_kinds import MEDIA_TYPES, Kind, charset_of, kind_of, wanted_bytes
+from draftloop.execution.pictures import is_readable_picture
 from draftloop.execution.run_page import file_address, file_page, page, unshown
 from draftloop.runs.run import Run
 
@@ -99,7 +100,7 @@ class Pages:
         name = _file_name(request.args.get("name", "")) or sha256
         size_bytes = self._artifacts.size(sha256)
         head = self._head(sha256, wanted_bytes(name))
-        kind = kind_of(name, head, size_bytes)
+        kind = kind_of(name, head, size_bytes, is_readable_picture)
         how = request.args.get("as", "")
         if kind in ("html", "scripted"):
             if how not in ("frame", "script"):

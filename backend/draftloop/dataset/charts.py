@@ -1,59 +1,14 @@
-"""HTML and SVG for pages of figures: paragraphs, tables, bar charts and line charts, for screen and print.
+"""Charts as SVG that stands in a page: bars, bars by day and lines, for a screen and for paper.
 
-Does not know what the figures mean. A page has no script and loads nothing; all text is escaped.
+Knows SVG. Does not know what is shown. Every text is escaped; colours and fonts that are not given here come
+from the page's style (`templates/page.html`). docs/decisions/0009 says why no library draws them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2328; max-width: 62rem; margin: 2rem auto;
-  padding: 0 1rem }
-h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem }
-p { margin: .4rem 0 } .sum { font-size: 1.1rem } .quiet { color: #59636e }
-table { border-collapse: collapse; margin: .5rem 0 } caption { text-align: left; color: #59636e }
-th, td { text-align: left; vertical-align: top; padding: .25rem 1.2rem .25rem 0;
-  border-bottom: 1px solid #d1d9e0 }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums } td.n { white-space: nowrap }
-td:last-child { overflow-wrap: anywhere } td .quiet { white-space: nowrap }
-svg { display: block; margin: .3rem 0; max-width: 100% }
-svg text { font: 11px system-ui, sans-serif; fill: #59636e } rect { fill: #4c78a8 } rect.b { fill: #b8c4d0 }
-ul.first { border-left: 4px solid #bc4c00; padding: .3rem 0 .3rem 1.6rem; margin: .5rem 0 }
-@media (max-width: 48rem) { th, td { padding-right: .6rem } }
-@media print { body { margin: 0; max-width: none; font-size: 10pt } h2, tr, svg { break-inside: avoid }
-  h2 { break-after: avoid } }
-"""
 _COLOURS = ("#2a6fdb", "#3a9d6e", "#d1495b", "#b07aa1")
 _LABEL_PX = 14
-
-Cell = str | int
-
-
-def paragraph(words: str, kind: str = "") -> str:
-    """Return a paragraph; `kind` is a CSS class of STYLE."""
-    return f'<p class="{kind}">{escape(words)}</p>' if kind else f"<p>{escape(words)}</p>"
-
-
-def table(
-    head: Sequence[str],
-    rows: Iterable[Sequence[Cell]],
-    *,
-    numbers: set[int],
-    html: frozenset[int] | set[int] = frozenset(),
-) -> str:
-    """Return a table; the columns in `html` contain markup and are not escaped."""
-
-    def cell(tag: str, place: int, part: Cell, *, is_html: bool = False) -> str:
-        kind = ' class="n"' if place in numbers else ""
-        return f"<{tag}{kind}>{part if is_html else escape(str(part))}</{tag}>"
-
-    top = "".join(cell("th", place, part) for place, part in enumerate(head))
-    lines = (
-        "".join(cell("td", place, part, is_html=place in html) for place, part in enumerate(row))
-        for row in rows
-    )
-    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table>"
 
 
 def bar_chart(bars: Sequence[tuple[str, int, int]]) -> str:
@@ -76,6 +31,27 @@ def bar_chart(bars: Sequence[tuple[str, int, int]]) -> str:
         f'width="{len(bars) * width}" height="{height + 36}" viewBox="0 0 {len(bars) * width} {height + 36}"'
     )
     return f'<svg role="img" {size}>{"".join(parts)}</svg>'
+
+
+def day_chart(days: Sequence[tuple[str, int, int]]) -> str:
+    """Draw a thin bar for each day, and write the first and the last day below.
+
+    Args:
+        days: Day, dark part and whole, in order; the day is "" where it is unknown.
+    """
+    most = max(whole for *_, whole in days)
+    parts = []
+    for place, (day, dark, whole) in enumerate(days):
+        words = f"<title>{escape(day or 'unknown')}: {dark} of {whole}</title>"
+        for count, kind in ((whole, ' class="b"'), (dark, "")):
+            tall = count / most * 24
+            where = f'x="{place * 5}" y="{24 - tall:.1f}" width="4" height="{tall:.1f}"'
+            parts.append(f"<rect{kind} {where}>{words}</rect>")
+    first, last = escape(days[0][0]), escape(days[-1][0])
+    span = [first] if len(days) == 1 else [f"{first} to", last]
+    below = " ".join(f'<span class="quiet">{part}</span>' for part in span)
+    size = f'width="{len(days) * 5}" height="24" viewBox="0 0 {len(days) * 5} 24"'
+    return f'<svg role="img" {size}>{"".join(parts)}</svg>{below}'
 
 
 def line_chart(
