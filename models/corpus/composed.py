@@ -27,7 +27,7 @@ def _rules(language: str) -> dict[str, tuple[list[str], list[int]]]:
 def _expand(draw: Draw, language: Language, symbol: str) -> str:
     rules = _rules(language)
     if symbol not in rules:
-        return draw.pick(f"common_{symbol}_{language}")
+        return draw.word(symbol, language)
     expansions, weights = rules[symbol]
     chosen = draw.rng.choices(expansions, weights)[0]
     chosen = re.sub(r"\(([^()]*)\)", lambda match: draw.of(match[1].split("|")), chosen)
