@@ -107,7 +107,9 @@ def _cities() -> tuple[list[str], list[str], list[str]]:
         .values()
     )
     ranked = sorted(cities, key=lambda city: (-city["population"], city["geonameid"]))
-    english, chinese, world = [], [], []
+    english: list[str] = []
+    chinese: list[str] = []
+    world: list[str] = []
     for city in ranked:
         english.append(city["name"])
         names = {name.removesuffix("市") for name in city["alternatenames"] if _chinese(2, 6)(name)}
@@ -209,7 +211,14 @@ def held_out_words() -> dict[str, frozenset[str]]:
         kind: frozenset(entry for name in names for entry in word_list("held_out", name))
         for kind, names in lists.items()
     }
-    others = ("districts_zh", "estates_zh", "streets_zh", "streets_en", "org_words_zh", "org_words_en")
+    others: tuple[str, ...] = (
+        "districts_zh",
+        "estates_zh",
+        "streets_zh",
+        "streets_en",
+        "org_words_zh",
+        "org_words_en",
+    )
     others += ("org_tails_zh", "org_tails_en", "titles_zh", "titles_en", "mail_words")
     listed = frozenset(entry for name in others for entry in word_list("held_out", name))
     every = listed.union(*words.values())
