@@ -377,7 +377,7 @@ def load_start(folder: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerFast)
         raise StartError(f"--start {folder}: not a model folder ({error}).") from error
     if vocabulary != json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]:
         raise StartError(
-            f"--start {folder}: its tokenizer is not the one of this corpus, so its weights mean other tokens. "
+            f"--start {folder}: its tokenizer is not that of this corpus, its weights mean other tokens. "
             "Train from nothing, or name a model that was trained with this version's words."
         )
     sizes = {
