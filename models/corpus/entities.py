@@ -59,7 +59,7 @@ def draw_entities(draw: Draw) -> Generated:
     text = ""
     spans: list[tuple[int, str, str]] = []
     for _ in range(draw.rng.choice((1, 1, 1, 2, 2, 3))):
-        if draw.wildly(0.6):
+        if draw.wildly(0.4):
             pieces = composed_news(draw, language)
         else:
             _, pieces = draw.template(f"entity_templates_{language}", keep=1.0)
