@@ -1,8 +1,8 @@
 """Clauses and news sentences made up of common words by a small grammar, for the train split only.
 
-A few dozen written sentences are learned by heart; `grammar_zh.txt` and `grammar_en.txt` make millions, so
-that where a name ends must be read from the words beside it. The words (`common_*.txt`) are common ones of
-the language and may occur in held-out sentences, which as sentences stay unseen.
+Written sentences can be learned by heart; `grammar_zh.txt` and `grammar_en.txt` make millions, so that where
+a name ends must be read from the words beside it. The words (`common_*.txt`) are common ones of the
+language and may occur in held-out sentences, which as sentences stay unseen.
 """
 
 import re

@@ -66,7 +66,7 @@ def draw_entities(draw: Draw) -> Generated:
     for _ in range(draw.rng.choice((1, 1, 1, 2, 2, 3))):
         if draw.wild and draw.lexical(0.45):
             pieces = lexical_news(draw, language)
-        elif draw.wildly(0.6):
+        elif draw.wildly(0.4):
             pieces = composed_news(draw, language)
         else:
             _, pieces = draw.template(f"entity_templates_{language}", keep=1.0)
