@@ -1,6 +1,8 @@
-"""Train an embedded demo model from nothing, or measure a served one on held-out texts.
+"""Train an embedded demo model, or measure a served one on held-out texts.
 
     demo/train_model train --out /tmp/tiny
+    demo/train_model train --out /tmp/tiny --lexicon /tmp/lexicon.json
+    demo/train_model train --out /tmp/tiny-2 --start /tmp/tiny/model-final
     demo/train_model train --size small --out /tmp/tiny-small
     demo/train_model train --model code --out /tmp/tiny-code
     demo/train_model train --out /tmp/tiny --resume /tmp/tiny/checkpoint-040.0.pt --cpu-minutes 50
@@ -24,7 +26,7 @@ from typing import Any
 
 import httpx
 
-from demo.corpus import CASES, INSTRUCTIONS, Generated, generate
+from demo.corpus import CASES, INSTRUCTIONS, Generated, LexiconError, generate
 from demo.training.evaluation import DECODING_SCHEMAS, QUOTED, canonical, score
 from draftloop.labelling.grammar import quoting_grammar
 
@@ -87,7 +89,14 @@ def _train(arguments: argparse.Namespace) -> None:
     # Idle OpenMP threads that spin would be counted as CPU time; set before torch loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from demo.training.trainer import CODE, SMALL, Recipe, train  # noqa: PLC0415 - torch is not needed to evaluate
+    from demo.training.trainer import (  # noqa: PLC0415 - torch is not needed to evaluate
+        CODE,
+        SMALL,
+        Recipe,
+        Sources,
+        StartError,
+        train,
+    )
 
     measure, folder, recipe = ("`evaluate`", "tiny-qwen3", Recipe())
     if arguments.size == "small":
@@ -99,8 +108,12 @@ def _train(arguments: argparse.Namespace) -> None:
         cpu_minutes=arguments.cpu_minutes or recipe.cpu_minutes,
         processes=arguments.processes,
         seed=arguments.seed,
+        optimizer=arguments.optimizer,
     )
-    train(recipe, arguments.out, arguments.resume)
+    try:
+        train(recipe, arguments.out, Sources(arguments.resume, arguments.lexicon, arguments.start))
+    except (LexiconError, StartError) as error:
+        raise SystemExit(f"demo/train_model: {error}") from error
     print(f"Next: serve {arguments.out / 'model-final'} with vLLM, {measure}, copy to demo/models/{folder}.")
 
 
@@ -110,7 +123,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(required=True)
-    train = verbs.add_parser("train", help="train from nothing within a budget of CPU time")
+    train = verbs.add_parser("train", help="train within a budget of CPU time")
     train.add_argument(
         "--model", choices=("cases", "code"), default="cases", help="text cases (default), or code tasks"
     )
@@ -127,18 +140,38 @@ def main() -> None:
     train.add_argument("--processes", type=int, default=2, help="one per core (default 2)")
     train.add_argument("--seed", type=int, default=0, help="seed of weights and texts (default 0)")
     train.add_argument("--resume", type=Path, help="checkpoint to go on from; a smaller budget falls sooner")
+    train.add_argument(
+        "--lexicon",
+        type=Path,
+        metavar="FILE",
+        help="names and words for the texts of cases, from demo/make_lexicon (default: word lists alone)",
+    )
+    train.add_argument(
+        "--start",
+        type=Path,
+        metavar="MODEL_FOLDER",
+        help="begin from these weights, which the same tokenizer was used for, instead of from nothing",
+    )
+    train.add_argument(
+        "--optimizer",
+        choices=("muon", "adamw"),
+        default="muon",
+        help="of the layers' matrices; all else is AdamW's (default muon)",
+    )
     train.set_defaults(run=_train)
     measure = verbs.add_parser("evaluate", help="measure a served model on generated texts")
     measure.add_argument("--url", default="http://127.0.0.1:8000/v1", help="vLLM's address, ending in /v1")
     measure.add_argument("--model", default="tiny-qwen3", help="the model's name there")
     measure.add_argument("--case", choices=CASES, help="one case (default: all)")
-    measure.add_argument("--split", choices=("held_out", "train"), default="held_out")
+    measure.add_argument("--split", choices=("held_out", "validation", "train"), default="held_out")
     measure.add_argument("--count", type=int, default=300, help="texts per case (default 300)")
     measure.add_argument("--seed", type=int, default=0, help="seed of the texts (default 0)")
     measure.add_argument("--wrong", type=Path, help="folder for the answers that differ from their label")
     measure.add_argument("--free", action="store_true", help="bind the answer by the schema alone")
     measure.set_defaults(run=_evaluate)
     arguments = parser.parse_args()
+    if vars(arguments).get("lexicon") and arguments.model == "code":
+        parser.error("--lexicon is of the model of text cases")
     if vars(arguments).get("size") == "small" and arguments.model == "code":
         parser.error("--size small is of the model of text cases")
     arguments.run(arguments)

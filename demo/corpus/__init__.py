@@ -11,9 +11,20 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from demo.corpus import complaints, entities, flights, sentiment
+from demo.corpus.lexicon import Lexicon, LexiconError, load_lexicon
 from demo.corpus.words import Draw, Generated, Split
 
-__all__ = ["CASES", "INSTRUCTIONS", "Case", "Generated", "Split", "generate"]
+__all__ = [
+    "CASES",
+    "INSTRUCTIONS",
+    "Case",
+    "Generated",
+    "Lexicon",
+    "LexiconError",
+    "Split",
+    "generate",
+    "load_lexicon",
+]
 
 Case = Literal["complaint", "flight_booking", "named_entities", "sentiment"]
 
@@ -37,20 +48,35 @@ INSTRUCTIONS: dict[str, str] = {
 }
 
 
-def generate(case: str, split: Split, count: int, seed: int) -> Iterator[Generated]:
+def generate(
+    case: str,
+    split: Split,
+    count: int,
+    seed: int,
+    *,
+    lexicon: Lexicon | None = None,
+    spare: bool = False,
+) -> Iterator[Generated]:
     """Yield `count` labelled texts, the same ones for the same arguments.
 
     Args:
         case: One of `CASES`.
-        split: Which word lists to draw from; `held_out` uses none of the training ones.
+        split: Which word lists to draw from; `held_out` uses none of the training ones, `validation` a tenth
+            of the training templates and names.
         count: How many to yield.
         seed: Start of the random sequence.
+        lexicon: More names and words for `train` and `validation`; without one, texts have the lists' alone.
+        spare: Of `train`: leave out what `validation` is drawn from, as a model must that it measures.
     Returns:
         Texts with their values, in a fixed order.
     Raises:
         KeyError: The case is unknown.
     """
     draw_one = _GENERATORS[case]
-    draw = Draw(split, random.Random(f"{case}/{split}/{seed}"))
+    if split == "held_out":
+        lexicon = None
+    elif lexicon and (spare or split == "validation"):
+        lexicon = lexicon.for_validation if split == "validation" else lexicon.for_training
+    draw = Draw(split, random.Random(f"{case}/{split}/{seed}"), lexicon, spare=spare and split == "train")
     for _ in range(count):
         yield draw_one(draw)

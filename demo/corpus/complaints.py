@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from demo.corpus.composed import composed_clause
+from demo.corpus.lexical import lexical_clause
+from demo.corpus.lexicon import Lexicon
 from demo.corpus.words import BRACKETS, LETTERS, Draw, Generated, Language, Piece, join, person_name
 
 _ENDS = "。！？!?…"
@@ -21,9 +23,12 @@ def _english_address(draw: Draw) -> str:
 
 
 def _address(draw: Draw, language: Language) -> str:
-    if language == "en":
-        return _english_address(draw)
+    if lexicon := draw.lexical():
+        return _real_address(draw, lexicon, language)
+    return _english_address(draw) if language == "en" else _chinese_address(draw)
 
+
+def _chinese_address(draw: Draw) -> str:
     def word(name: str) -> str:
         return draw.characters(1, 3) if draw.wildly(0.35) else draw.pick(name)
 
@@ -47,6 +52,37 @@ def _address(draw: Draw, language: Language) -> str:
     if draw.chance(0.4):
         address += f"{draw.of((' ', ' ', ''))}{draw.between(100000, 999999)}"
     return address
+
+
+def _real_address(draw: Draw, lexicon: Lexicon, language: Language) -> str:
+    """Draw an address of places that exist, which need not lie in each other."""
+    street, city = lexicon.street(draw.rng, language), lexicon.city(draw.rng, language)
+    if language == "en":
+        number, tail = draw.between(1, 2000), draw.pick("street_tails_en")
+        address = f"{number} {street} {tail}{draw.of((', ', ', ', ' '))}{city}"
+        if draw.chance(0.2):
+            address = f"{draw.of(('Flat', 'Apt', 'Unit', 'Room'))} {draw.between(1, 99)}, {address}"
+        if draw.chance(0.15):
+            address += ", " + lexicon.pick(draw.rng, "countries_en")
+        return f"{address} {draw.between(10000, 99999)}" if draw.chance(0.4) else address
+    address = draw.pick_shared("provinces") if draw.chance(0.6) else ""
+    address += city + draw.of(("市", "市", "县", ""))
+    if draw.chance(0.7):
+        address += lexicon.pick(draw.rng, "districts_zh")
+    if draw.chance(0.85):
+        address += street + draw.pick("street_tails_zh")
+    if draw.chance(0.3):
+        address += lexicon.pick(draw.rng, "nouns_zh")[:2] + draw.of(
+            ("花园", "小区", "家园", "大厦", "公寓", "新村", "广场", "苑")
+        )
+    kind = draw.rng.random()
+    if kind < 0.4:
+        address += f"{draw.between(1, 999)}号"
+    elif kind < 0.8:
+        address += f"{draw.between(1, 60)}{draw.of(('栋', '号楼', '幢', '座', '弄'))}"
+        address += f"{draw.between(1, 6)}单元" if draw.chance(0.4) else ""
+        address += f"{draw.between(101, 2804)}{draw.of(('室', '', '号', '房'))}" if draw.chance(0.6) else ""
+    return address + (f"{draw.of((' ', ''))}{draw.between(100000, 999999)}" if draw.chance(0.3) else "")
 
 
 def _email(draw: Draw) -> str:
@@ -90,6 +126,8 @@ def _wild_clause(draw: Draw, language: Language, clause: str) -> str:
 
 
 def _clause(draw: Draw, language: Language) -> str:
+    if draw.wild and draw.lexical(0.35):
+        return lexical_clause(draw, language)
     clause = draw.pick(f"complaint_clauses_{language}")
     if draw.wildly(0.62):
         return _wild_clause(draw, language, clause)

@@ -1,8 +1,8 @@
 """Clauses and news sentences made up of common words by a small grammar, for the train split only.
 
-A few dozen written sentences are learned by heart; `grammar_zh.txt` and `grammar_en.txt` make millions, so
-that where a name ends must be read from the words beside it. The words (`common_*.txt`) are common ones of
-the language and may occur in held-out sentences, which as sentences stay unseen.
+Written sentences can be learned by heart; `grammar_zh.txt` and `grammar_en.txt` make millions, so that where
+a name ends must be read from the words beside it. The words (`common_*.txt`) are common ones of the
+language and may occur in held-out sentences, which as sentences stay unseen.
 """
 
 import re
@@ -27,7 +27,7 @@ def _rules(language: str) -> dict[str, tuple[list[str], list[int]]]:
 def _expand(draw: Draw, language: Language, symbol: str) -> str:
     rules = _rules(language)
     if symbol not in rules:
-        return draw.pick(f"common_{symbol}_{language}")
+        return draw.word(symbol, language)
     expansions, weights = rules[symbol]
     chosen = draw.rng.choices(expansions, weights)[0]
     chosen = re.sub(r"\(([^()]*)\)", lambda match: draw.of(match[1].split("|")), chosen)

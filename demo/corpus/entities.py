@@ -3,12 +3,15 @@
 from typing import Any
 
 from demo.corpus.composed import composed_news
+from demo.corpus.lexical import lexical_news
 from demo.corpus.words import Draw, Generated, Language, city_name, person_name
 
 _MAX_ENTITIES = 12  # the decoding schema's maxItems
 
 
 def _place(draw: Draw, language: Language) -> str:
+    if lexicon := draw.lexical():
+        return lexicon.place(draw.rng, language)
     kind = draw.rng.random()
     if kind < 0.45:
         return city_name(draw, language)
@@ -24,6 +27,8 @@ def _place(draw: Draw, language: Language) -> str:
 
 
 def _organisation(draw: Draw, language: Language) -> str:
+    if lexicon := draw.lexical():
+        return lexicon.organisation(draw.rng, language)
     kind = draw.rng.random()
     tail = draw.pick(f"org_tails_{language}")
     if draw.wildly(0.08):  # no word that tells: what stands around it must
@@ -59,7 +64,9 @@ def draw_entities(draw: Draw) -> Generated:
     text = ""
     spans: list[tuple[int, str, str]] = []
     for _ in range(draw.rng.choice((1, 1, 1, 2, 2, 3))):
-        if draw.wildly(0.6):
+        if draw.wild and draw.lexical(0.45):
+            pieces = lexical_news(draw, language)
+        elif draw.wildly(0.4):
             pieces = composed_news(draw, language)
         else:
             _, pieces = draw.template(f"entity_templates_{language}", keep=1.0)

@@ -4,7 +4,8 @@ import re
 from functools import cache
 from typing import Any
 
-from demo.corpus.words import Draw, Generated, Language, Piece, city_name, join, word_list
+from demo.corpus.lexical import lexical_clause
+from demo.corpus.words import Draw, Generated, Language, Piece, city_name, join
 
 _MONTHS = "January February March April May June July August September October November December".split()
 _CABINS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -91,8 +92,7 @@ def _count(draw: Draw, language: Language) -> tuple[str, int]:
 
 
 @cache
-def _verbs(split: str, language: str) -> tuple[tuple[str, str], ...]:
-    lines = word_list(split, f"flight_templates_{language}")
+def _verbs(lines: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     return tuple(
         (line.partition(": ")[0], verb) for line in lines for verb in re.findall(r"<([^<>]+)>", line)
     )
@@ -100,14 +100,16 @@ def _verbs(split: str, language: str) -> tuple[tuple[str, str], ...]:
 
 def _invented(draw: Draw, language: Language) -> tuple[str, list[Piece]]:
     """Make a request of shuffled parts around a known verb."""
-    intent, verb = draw.rng.choice(_verbs(draw.split, language))
+    intent, verb = draw.rng.choice(_verbs(draw.entries(f"flight_templates_{language}")))
     route = re.split(r"(\{\w+\})", draw.pick(f"flight_routes_{language}"))
     parts = [[Piece(verb)], [Piece("", part[1:-1]) if part[:1] == "{" else Piece(part) for part in route]]
     for slot in ("date", "time", "cabin", "count"):
         if draw.chance(0.55):
             label = draw.label(language) if draw.chance(0.2) else ""
             parts.append([Piece(label), Piece("", slot)])
-    if draw.chance(0.3):
+    if draw.lexical(0.5):
+        parts.append([Piece(lexical_clause(draw, language))])
+    elif draw.chance(0.3):
         parts.append([Piece(draw.characters(1, 6) if language == "zh" else draw.letters(2, 8))])
     draw.rng.shuffle(parts)
     pieces: list[Piece] = []

@@ -1,6 +1,6 @@
 """Short reviews and remarks: positive, negative or neutral."""
 
-from demo.corpus.words import Draw, Generated, word_list
+from demo.corpus.words import Draw, Generated
 
 
 def draw_sentiment(draw: Draw) -> Generated:
@@ -14,7 +14,7 @@ def draw_sentiment(draw: Draw) -> Generated:
     language = draw.language()
     polarity = draw.of(("positive", "negative", "neutral"))
     prefix = f"{polarity}: "
-    lines = word_list(draw.split, f"sentiment_{language}")
+    lines = draw.entries(f"sentiment_{language}")
     clauses = [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
     count = draw.rng.choice((1, 1, 2, 3))
     chosen = [draw.of(clauses) for _ in range(count)]
@@ -22,7 +22,9 @@ def draw_sentiment(draw: Draw) -> Generated:
         chosen.append(draw.pick(f"complaint_clauses_{language}"))
     if draw.wildly(0.3):
         chosen = [draw.mutated(clause, 0.07) for clause in chosen]
-    if draw.wildly(0.15):
+    if draw.wild and draw.lexical(0.3):
+        chosen[0] = draw.word("nouns", language) + ("" if language == "zh" else " ") + chosen[0]
+    elif draw.wildly(0.15):
         # A remark about something unheard-of: the polarity must come from the known words.
         chosen[0] = (draw.characters(1, 4) if language == "zh" else draw.letters(3, 8) + " ") + chosen[0]
     text = (

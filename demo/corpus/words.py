@@ -8,10 +8,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-Split = Literal["train", "held_out"]
+from demo.corpus.lexicon import Lexicon, is_set_apart
+
+Split = Literal["train", "validation", "held_out"]
 Language = Literal["zh", "en"]
 
 ENGLISH_SHARE = 0.2
+_LEXICON_SHARE = 0.6  # of names and words, where a lexicon is given
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SYMBOLS = "／·～＃＆｜－＝＋×*#&~+=<>[]{}^_$%@!?;:'「」【】《》“”—：；、|/-()（）.,，。！？…→"
 RARE_SYMBOLS = (
@@ -111,18 +114,42 @@ def alphabet() -> str:
     return "".join(common) + "".join(sorted(listed - set(common)))
 
 
+# Of these lists the validation split has a tenth to itself; words that are no names or sentences are shared.
+_SET_APART = re.compile(
+    r".*_(templates|clauses)_.*|(sentiment|surnames|given|names|cities|world_cities|places|orgs|streets)_.*"
+)
+
+
+@cache
+def _part(name: str, *, validation: bool) -> tuple[str, ...]:
+    """Return the entries of a training list that one of the two splits draws from it."""
+    entries = word_list("train", name)
+    if not _SET_APART.fullmatch(name):
+        return entries
+    if "_templates_" in name:
+        return tuple(entry for index, entry in enumerate(entries) if (index % 10 == 9) == validation)
+    apart = {entry for entry in entries if is_set_apart(entry)} or {entries[-1]}
+    return tuple(entry for entry in entries if (entry in apart) == validation)
+
+
 class Draw:
     """Random choices over the lists of one split.
 
     Args:
         split: Which lists `pick` reads: a split, or another folder of lists.
         rng: Source of all randomness.
+        lexicon: More names and words, drawn beside those of the lists.
+        spare: Of the train split: leave out what the validation split draws from.
     """
 
-    def __init__(self, split: str, rng: random.Random) -> None:
+    def __init__(
+        self, split: str, rng: random.Random, lexicon: Lexicon | None = None, *, spare: bool = False
+    ) -> None:
         self.split = split
         self.rng = rng
         self.wild = split == "train"
+        self.lexicon = lexicon
+        self._spare = spare
 
     def language(self) -> Language:
         """Choose the language of the next text."""
@@ -142,7 +169,26 @@ class Draw:
 
     def pick(self, name: str) -> str:
         """Choose an entry of this split's list."""
-        return self.rng.choice(word_list(self.split, name))
+        return self.rng.choice(self.entries(name))
+
+    def entries(self, name: str) -> tuple[str, ...]:
+        """Return the entries of this split's list."""
+        if self.split == "validation" or self._spare:
+            return _part(name, validation=self.split == "validation")
+        return word_list(self.split, name)
+
+    def lexical(self, share: float = _LEXICON_SHARE) -> Lexicon | None:
+        """Return the lexicon for this share of the calls, and None for the others or where there is none."""
+        return self.lexicon if self.lexicon and self.chance(share) else None
+
+    def word(self, symbol: str, language: Language) -> str:
+        """Choose a common word of a sort: nouns, verbs, roles, ..."""
+        lexicon = self.lexicon
+        if lexicon and lexicon.has(symbol, language) and (symbol, language) != ("verbs", "en"):
+            listed = f"common_{symbol}_{language}" in word_files("train")
+            if not listed or self.chance(_LEXICON_SHARE):
+                return lexicon.pick(self.rng, f"{symbol}_{language}")
+        return self.pick(f"common_{symbol}_{language}")
 
     def pick_shared(self, name: str) -> str:
         """Choose an entry of a list that both splits share."""
@@ -259,6 +305,8 @@ def join(pieces: Sequence[Piece], values: Mapping[str, str]) -> str:
 
 def person_name(draw: Draw, language: Language) -> str:
     """Draw a person's name, in training often one of random characters."""
+    if lexicon := draw.lexical():
+        return lexicon.person(draw.rng, language)
     if language == "en":
         if draw.wildly(0.3):
             return f"{draw.letters(2, 8).title()} {draw.letters(2, 9).title()}"
@@ -278,6 +326,8 @@ def person_name(draw: Draw, language: Language) -> str:
 
 def city_name(draw: Draw, language: Language) -> str:
     """Draw a city, in training sometimes an invented one."""
+    if lexicon := draw.lexical():
+        return lexicon.city(draw.rng, language)
     if language == "en":
         return draw.letters(3, 9).title() if draw.wildly(0.25) else draw.pick("cities_en")
     if draw.wildly(0.35):

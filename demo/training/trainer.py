@@ -22,9 +22,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from demo.corpus import CASES, INSTRUCTIONS, Generated, generate
+from demo.corpus import CASES, INSTRUCTIONS, Generated, Lexicon, generate, load_lexicon
 from demo.corpus.code_failures import conversations
+from demo.corpus.words import word_list
 from demo.training.evaluation import canonical, score
+from demo.training.muon import Muon
 from demo.training.tokenizer import (
     MAX_TOKENS,
     build_tokenizer,
@@ -43,6 +45,10 @@ _IGNORED = -100
 _HAS_BFLOAT16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+class StartError(ValueError):
+    """A run cannot begin from the weights or the checkpoint that were named."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides what comes out, besides the corpus; `subject` says which part of that."""
@@ -55,7 +61,11 @@ class Recipe:
     kv_heads: int = 2
     cpu_minutes: float = 110.0
     decay_share: float = 0.75
-    learning_rate: float = 2e-3
+    optimizer: Literal["muon", "adamw"] = "muon"  # of the layers' matrices; all else is AdamW's
+    learning_rate: float = 2e-3  # AdamW's
+    muon_rate: float = 0.02
+    momentum: float = 0.95  # Muon's
+    weight_decay: float = 0.05  # of matrices
     warmup_steps: int = 80
     tokens_per_step: int = 3072  # of each process
     longest: int = 480
@@ -67,7 +77,7 @@ class Recipe:
     ema: float = 0.995
     processes: int = 2
     seed: int = 0
-    mix: tuple[float, ...] = (0.42, 0.25, 0.26, 0.07)  # shares of the texts, in the order of CASES
+    mix: tuple[float, ...] = (0.34, 0.22, 0.38, 0.06)  # shares of the texts, in the order of CASES
 
 
 # With the vocabulary of the usual size, which is most of it, in less than 3 MB.
@@ -231,10 +241,14 @@ class Batches:
     Args:
         recipe: Mix, lengths and seed.
         tokenizer: Turns texts into tokens.
+        lexicon: More names and words for the texts.
     """
 
-    def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(
+        self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, lexicon: Lexicon | None = None
+    ) -> None:
         self._recipe = recipe
+        self._lexicon = lexicon
         self._tokenizer = tokenizer
         self._frames = {}
         for case in CASES if recipe.subject == "cases" else ():
@@ -272,7 +286,9 @@ class Batches:
     def _case_rows(self, seed: int) -> list[Row]:
         rows = []
         for case, share in zip(CASES, self._recipe.mix, strict=True):
-            texts = list(generate(case, "train", round(self._recipe.chunk_texts * share), seed))
+            count = round(self._recipe.chunk_texts * share)
+            # What the dev figures are drawn from is spared.
+            texts = list(generate(case, "train", count, seed, lexicon=self._lexicon, spare=True))
             before, after = self._frames[case]
             prompts = self._ids([one.text for one in texts])
             answers = self._ids([canonical(one.value) + "<|im_end|>" for one in texts])
@@ -314,48 +330,151 @@ class Progress:
     tokens: int = 0
 
 
+@dataclass(frozen=True)
+class Sources:
+    """Files that a run reads.
+
+    Args:
+        resume: Checkpoint to go on from; its recipe may differ in the schedule only.
+        lexicon: File of demo/make_lexicon.
+        start: Model folder to begin from, instead of from nothing.
+    """
+
+    resume: Path | None = None
+    lexicon: Path | None = None
+    start: Path | None = None
+
+
+def read_lexicon(sources: Sources) -> Lexicon | None:
+    """Read the lexicon of a run.
+
+    Args:
+        sources: Names its file, or none.
+    Returns:
+        The lexicon; it makes no ending of an organisation that is held out.
+    Raises:
+        LexiconError: The file is no lexicon.
+    """
+    return load_lexicon(sources.lexicon, word_list("held_out", "org_tails_zh")) if sources.lexicon else None
+
+
+def load_start(folder: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """Read the weights that a run begins from.
+
+    Args:
+        folder: A model folder.
+        recipe: Sizes that the model must have.
+        tokenizer: Which the model must have been trained with.
+    Returns:
+        The model, in float32.
+    Raises:
+        StartError: It is no model folder, or of another tokenizer or size.
+    """
+    try:
+        vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError) as error:
+        raise StartError(f"--start {folder}: not a model folder ({error}).") from error
+    if vocabulary != json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]:
+        raise StartError(
+            f"--start {folder}: its tokenizer is not that of this corpus, its weights mean other tokens. "
+            "Train from nothing, or name a model that was trained with this version's words."
+        )
+    sizes = {
+        "hidden_size": recipe.hidden,
+        "num_hidden_layers": recipe.layers,
+        "intermediate_size": recipe.feed_forward,
+        "num_attention_heads": recipe.heads,
+        "num_key_value_heads": recipe.kv_heads,
+    }
+    for name, size in sizes.items():
+        if config.get(name) != size:
+            raise StartError(
+                f"--start {folder}: {name} is {config.get(name)} there and {size} in the recipe."
+            )
+    model: Qwen3ForCausalLM = Qwen3ForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+    )
+    return model.train()
+
+
 class Trainer:
     """Train a model within a budget of CPU minutes, alone or with others of the same process group.
 
     Args:
         recipe: What to train, and for how long.
         out: Folder for checkpoints and the log.
-        resume: Checkpoint to go on from; its recipe may differ in the schedule only.
+        sources: Files to begin from.
         rank: Number of this process; the first one logs and saves.
+    Raises:
+        StartError: The weights or the checkpoint do not fit the recipe.
+        LexiconError: The lexicon's file is none.
     """
 
-    def __init__(self, recipe: Recipe, out: Path, resume: Path | None = None, rank: int = 0) -> None:
+    def __init__(self, recipe: Recipe, out: Path, sources: Sources | None = None, rank: int = 0) -> None:
         torch.set_num_threads(1)
+        sources = sources or Sources()
         self.recipe = recipe
         self.out = out
         self.rank = rank
         self.tokenizer = tokenizer_of(recipe)
-        self.model = new_model(recipe, self.tokenizer)
+        self.lexicon = read_lexicon(sources)
+        if sources.start:
+            self.model = load_start(sources.start, recipe, self.tokenizer)
+        else:
+            self.model = new_model(recipe, self.tokenizer)
         self.progress = Progress()
-        matrices = [p for n, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in n]
-        others = [p for n, p in self.model.named_parameters() if p.ndim < 2 or "embed" in n]
-        groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
+        self.optimizers = self._make_optimizers()
+        self._rates = [[group["lr"] for group in one.param_groups] for one in self.optimizers]
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        if resume:
-            saved = torch.load(resume, weights_only=True)
-            self.model.load_state_dict(saved["model"])
-            self.average = saved["average"]
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.progress = Progress(**saved["progress"])
+        if sources.resume:
+            self._resume(sources.resume)
         structure = [self.tokenizer.convert_tokens_to_ids(t) for t in self._structure_tokens()]
         self._structure = torch.tensor([*structure, self.tokenizer.eos_token_id])
+
+    def _make_optimizers(self) -> list[torch.optim.Optimizer]:
+        matrices = [p for n, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in n]
+        others = [p for n, p in self.model.named_parameters() if p.ndim < 2 or "embed" in n]
+        recipe = self.recipe
+        groups: list[dict[str, Any]] = [{"params": others, "weight_decay": 0.0}]
+        optimizers: list[torch.optim.Optimizer] = []
+        if recipe.optimizer == "muon":
+            muon = Muon(
+                matrices,
+                recipe.muon_rate,
+                recipe.momentum,
+                recipe.weight_decay,
+                dtype=torch.bfloat16 if _HAS_BFLOAT16 else torch.float32,
+                rank=self.rank,
+                processes=recipe.processes,
+            )
+            optimizers.append(muon)
+        else:
+            groups.insert(0, {"params": matrices, "weight_decay": recipe.weight_decay})
+        adamw = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
+        return [*optimizers, adamw]
+
+    def _resume(self, checkpoint: Path) -> None:
+        saved = torch.load(checkpoint, weights_only=True)
+        states = saved.get("optimizers") or [saved["optimizer"]]
+        if len(states) != len(self.optimizers):
+            raise StartError(f"--resume {checkpoint}: of another optimizer than {self.recipe.optimizer}.")
+        self.model.load_state_dict(saved["model"])
+        self.average = saved["average"]
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict(state)
+        self.progress = Progress(**saved["progress"])
 
     def _structure_tokens(self) -> list[str]:
         pieces = json_pieces() if self.recipe.subject == "cases" else ['{"code":"', *code_pieces()]
         encoded = self.tokenizer.backend_tokenizer.encode_batch([*pieces, '"', "}"], add_special_tokens=False)
         return [one.tokens[0] for one in encoded]
 
-    def _rate(self) -> float:
-        """Warm up, stay, then fall linearly to 2 %."""
+    def _schedule(self) -> float:
+        """Return the share of the full rate: warm up, stay, then fall linearly to 2 %."""
         share = self.progress.cpu_s / 60 / self.recipe.cpu_minutes
         fall = max(0.02, (1 - share) / self.recipe.decay_share)
-        return self.recipe.learning_rate * min(1.0, (self.progress.step + 1) / self.recipe.warmup_steps, fall)
+        return min(1.0, (self.progress.step + 1) / self.recipe.warmup_steps, fall)
 
     def _tensors(self, batch: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         width = max(map(len, batch))
@@ -385,10 +504,11 @@ class Trainer:
         if self.recipe.processes > 1:
             self._average_gradients()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rate()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer, rates in zip(self.optimizers, self._rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * self._schedule()
+            optimizer.step()
+            optimizer.zero_grad()
         keep = min(self.recipe.ema, self.progress.step / (self.progress.step + 20))
         current = self.model.state_dict()
         with torch.no_grad():
@@ -424,7 +544,7 @@ class Trainer:
         sums = [0.0, 0.0]
         size = sum(p.numel() for p in self.model.parameters()) / 1e6
         self._log(f"{size:.2f} M parameters, {asdict(self.recipe)}")
-        batches = Batches(self.recipe, self.tokenizer)
+        batches = Batches(self.recipe, self.tokenizer, self.lexicon)
         for chunk, batch in batches.stream(self.progress.chunk + self.rank, processes):
             self.progress.cpu_s = self._spent()
             self.progress.wall_s = time.time() - wall_start
@@ -444,7 +564,7 @@ class Trainer:
                 self._log(
                     f"step {self.progress.step} cpu {self.progress.cpu_s / 60:.1f} min wall "
                     f"{self.progress.wall_s / 60:.1f} min {tokens / 1e6:.2f} M tokens "
-                    f"loss {sums[0]:.4f} accuracy {sums[1]:.4f} rate {self._rate():.1e}"
+                    f"loss {sums[0]:.4f} accuracy {sums[1]:.4f} rate {self._schedule():.3f}"
                 )
                 sums = [0.0, 0.0]
         self.checkpoint("final")
@@ -466,7 +586,7 @@ class Trainer:
         state = {
             "model": self.model.state_dict(),
             "average": self.average,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [one.state_dict() for one in self.optimizers],
             "progress": asdict(self.progress),
         }
         torch.save(state, self.out / "checkpoint.partial")
@@ -481,7 +601,7 @@ class Trainer:
     def _dev_figures(self, model: Qwen3ForCausalLM) -> Iterator[tuple[str, dict[str, float]]]:
         if self.recipe.subject == "cases":
             for case, count in zip(CASES, (64, 48, 48, 32), strict=True):
-                texts = list(generate(case, "held_out", count, _DEV_SEED))
+                texts = list(generate(case, "validation", count, _DEV_SEED, lexicon=self.lexicon))
                 yield case, score(case, texts, answer(model, self.tokenizer, case, texts))
             return
         # Nothing runs here: a program that is written as the corpus writes it is right, others may be, too.
@@ -500,7 +620,7 @@ class Trainer:
             yield subject, {"count": len(asked), "exact": same / max(1, len(asked))}
 
 
-def _worker(rank: int, recipe: Recipe, out: Path, resume: Path | None, meeting: Path) -> None:
+def _worker(rank: int, recipe: Recipe, out: Path, sources: Sources, meeting: Path) -> None:
     dist.init_process_group(
         "gloo",
         init_method=meeting.as_uri(),
@@ -508,27 +628,33 @@ def _worker(rank: int, recipe: Recipe, out: Path, resume: Path | None, meeting: 
         world_size=recipe.processes,
         timeout=timedelta(hours=1),
     )
-    Trainer(recipe, out, resume, rank).run()
+    Trainer(recipe, out, sources, rank).run()
     dist.destroy_process_group()
 
 
-def train(recipe: Recipe, out: Path, resume: Path | None = None) -> None:
+def train(recipe: Recipe, out: Path, sources: Sources | None = None) -> None:
     """Train in as many processes as the recipe names.
 
     Args:
         recipe: What to train, and for how long.
         out: Folder for checkpoints, models and nothing else; made if needed.
-        resume: Checkpoint to go on from.
+        sources: Files to begin from.
     Raises:
+        StartError: The weights to begin from do not fit the recipe.
+        LexiconError: The lexicon's file is none.
         torch.multiprocessing.ProcessRaisedException: One of them failed.
     """
+    sources = sources or Sources()
+    read_lexicon(sources)  # here, too, so that what does not fit ends in one sentence
+    if sources.start:
+        load_start(sources.start, recipe, tokenizer_of(recipe))
     out.mkdir(parents=True, exist_ok=True)
     if recipe.processes == 1:
-        Trainer(recipe, out, resume).run()
+        Trainer(recipe, out, sources).run()
         return
     with tempfile.TemporaryDirectory() as folder:
         meeting = Path(folder) / "meeting"
-        torch.multiprocessing.spawn(_worker, (recipe, out, resume, meeting), nprocs=recipe.processes)
+        torch.multiprocessing.spawn(_worker, (recipe, out, sources, meeting), nprocs=recipe.processes)
 
 
 def answer(

@@ -25,3 +25,7 @@ def test_the_shipped_tokenizer_is_the_one_that_the_trainer_builds() -> None:
 
 def test_the_recipe_of_the_code_model_trains(tmp_path: Path) -> None:
     assert in_train("tests/code_training.py", str(tmp_path)) == 0
+
+
+def test_muon_is_near_orthogonal_and_a_run_begins_from_a_model_or_a_checkpoint(tmp_path: Path) -> None:
+    assert in_train("tests/muon_training.py", str(tmp_path)) == 0

@@ -10,11 +10,30 @@ from demo.training.evaluation import DECODING_SCHEMAS, canonical, score
 
 COUNT = 400
 SPLITS: tuple[Split, ...] = ("train", "held_out")
+RUN_LENGTHS: dict[Language, int] = {"zh": 5, "en": 14}
 
 
 def bare(entry: str) -> str:
     """Reduce an entry to its words, so that a changed comma or bracket does not hide an overlap."""
     return re.sub(r"\W+", "", entry).lower()
+
+
+def sentence_lists(language: Language) -> list[str]:
+    """List the files of written templates and clauses of a language."""
+    pattern = rf"(entity|flight|complaint)_(templates|clauses)_{language}"
+    return [name for name in word_files("held_out") if re.fullmatch(pattern, name)]
+
+
+def runs(line: str, language: Language) -> set[str]:
+    """Cut a template or clause into overlapping runs of characters; slots end it, signs do not count."""
+    size = RUN_LENGTHS[language]
+    line = re.sub(r"^[a-z]+: (?=.*[{<])", "", line)
+    without_groups = re.sub(r"\[[^\[\]]*\]", "", line)
+    stretches = []
+    for part in re.split(r"\{\w+\}", f"{line}{{group}}{without_groups}"):
+        words = re.sub(r"[^\w\s]+", "", part.lower()).split()
+        stretches.append(("" if language == "zh" else " ").join(words))
+    return {text[start : start + size] for text in stretches for start in range(len(text) - size + 1)}
 
 
 @pytest.mark.parametrize("name", word_files("held_out"))
@@ -41,6 +60,30 @@ def test_held_out_templates_differ_from_training_ones_in_words_or_order(name: st
     assert not {shape(line) for line in word_list("train", name)} & {
         shape(e) for e in word_list("held_out", name)
     }
+
+
+@pytest.mark.parametrize("language", RUN_LENGTHS)
+def test_no_training_sentence_shares_a_run_of_characters_with_a_held_out_one(language: Language) -> None:
+    held_out = {
+        run
+        for name in sentence_lists(language)
+        for line in word_list("held_out", name)
+        for run in runs(line, language)
+    }
+    assert held_out
+    overlaps = {
+        (name, line): shared
+        for name in sentence_lists(language)
+        for line in word_list("train", name)
+        if (shared := runs(line, language) & held_out)
+    }
+    assert not overlaps
+
+
+def test_runs_are_cut_at_slots_and_ignore_signs() -> None:
+    assert runs("book: 我想，<订>一张{from}飞", "zh") == {"我想订一张"}
+    assert runs("我[要]想订一张{from}飞", "zh") == {"我要想订一", "要想订一张", "我想订一张"}
+    assert runs("I need, {PER}; two cheap seats!", "en") == {"two cheap seat", "wo cheap seats"}
 
 
 def test_names_cities_and_mail_words_of_one_list_are_in_no_list_of_the_other_split() -> None:
