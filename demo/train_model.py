@@ -89,14 +89,8 @@ def _train(arguments: argparse.Namespace) -> None:
     # Idle OpenMP threads that spin would be counted as CPU time; set before torch loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from demo.training.trainer import (  # noqa: PLC0415 - torch is not needed to evaluate
-        CODE,
-        SMALL,
-        Recipe,
-        Sources,
-        StartError,
-        train,
-    )
+    from demo.training.model import CODE, SMALL, Recipe, StartError  # noqa: PLC0415 - torch is not needed to evaluate
+    from demo.training.trainer import Sources, train  # noqa: PLC0415
 
     measure, folder, recipe = ("`evaluate`", "tiny-qwen3", Recipe())
     if arguments.size == "small":

@@ -8,8 +8,8 @@ Every prompt and answer must come back as it was, and be short enough for the mo
 import sys
 
 from demo.corpus.code_failures import conversations
+from demo.training.model import CODE, tokenizer_of
 from demo.training.tokenizer import MAX_TOKENS
-from demo.training.trainer import CODE, tokenizer_of
 
 tokenizer = tokenizer_of(CODE)
 for split in ("train", "held_out"):

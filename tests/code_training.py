@@ -12,7 +12,9 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM
 
-from demo.training.trainer import CODE, Batches, Trainer, tokenizer_of
+from demo.training.batches import Batches
+from demo.training.model import CODE, tokenizer_of
+from demo.training.trainer import Trainer
 
 out = Path(sys.argv[1])
 recipe = replace(

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from demo.training.model import Recipe, StartError, load_start, save_model, tokenizer_of
 from demo.training.muon import Muon, orthogonalize
-from demo.training.trainer import Recipe, Sources, StartError, Trainer, load_start, save_model, tokenizer_of
+from demo.training.trainer import Sources, Trainer
 
 SHAPES = ((64, 64), (32, 64), (128, 64), (64, 64), (64, 64))
 RECIPE = replace(Recipe(), layers=2, feed_forward=64, processes=1, chunk_texts=24)

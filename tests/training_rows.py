@@ -5,8 +5,9 @@ begin with padding, and the model unlearns what it could: it happened, and no lo
 """
 
 from demo.corpus import generate
+from demo.training.batches import Batches
+from demo.training.model import Recipe, answer, new_model
 from demo.training.tokenizer import build_tokenizer, shipped_chat_template
-from demo.training.trainer import Batches, Recipe, answer, new_model
 
 recipe = Recipe(layers=2, feed_forward=64)
 tokenizer = build_tokenizer(shipped_chat_template())
