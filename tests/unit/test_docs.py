@@ -6,7 +6,7 @@ import pytest
 
 from draftloop.support.environments import ROOT
 
-PAGES = ("docs/threat-model.md", "docs/deploy.md", "docs/sandbox.md", "docs/artifacts.md", "SECURITY.md")
+PAGES = ("docs/explanation/threat-model.md", "docs/how-to/deploy.md", "docs/explanation/sandbox.md", "docs/how-to/artifacts.md", "SECURITY.md")
 FILES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "tests").rglob("*.py")}
 
 

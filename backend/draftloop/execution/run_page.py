@@ -35,7 +35,7 @@ _TERMINAL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\
 _UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 # Characters that turn the reading direction: code that reads otherwise than it runs.
 _TURNING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-# What a browser does not forbid is told where script is asked for; docs/artifacts.md has it in full.
+# What a browser does not forbid is told where script is asked for; docs/how-to/artifacts.md has it in full.
 SCRIPT_WORDS = (
     "This file was written by code that a model wrote. Its script runs in a frame of its own: it cannot read "
     "this page, your logins, cookies or other files, and its requests are refused. Chromium 156 lets nothing "
