@@ -1,20 +1,20 @@
-"""Write the generated parts of the docs from the code, check that they are up to date, or build the docs' site.
+"""Write the generated parts of the docs, check that they are up to date, or build the docs' site.
 
     docs/reference/settings.md     every environment variable
     docs/reference/verbs.md        the help of every verb
     docs/reference/http.md         the backend's paths, who may call them, and its metrics
-    docs/reference/configs.md      every control's value, and which of Label Studio's templates work or why not
+    docs/reference/configs.md      every control's value, and which of Label Studio's templates work
     docs/reference/dataset.md      the gates and the formats of a dataset
     docs/reference/recipe.md       the keys of a training's recipe
     docs/decisions/index.md        the list of decisions
 
     scripts/docs                   write them
     scripts/docs --check           change nothing; exit 1 where one is out of date
-    scripts/docs --site            build the site into the folder site/, with MkDocs; a broken link is an error
+    scripts/docs --site            build the site into site/ with MkDocs; a broken link is an error
     scripts/docs --site --out DIR  the same into another folder, whose content is replaced
 
-The templates are those of the installed Label Studio; without it, their table stays as it is. The site is built in
-the environment `docs`, without network, and its pages load nothing from elsewhere.
+The templates are those of the installed Label Studio; without it, their table stays as it is. The site is
+built in the environment `docs`, without network, and its pages load nothing from elsewhere.
 """
 
 import inspect
@@ -54,7 +54,7 @@ HELP_COLUMNS = 100
 PATHS = {
     "root": "Say that the backend is alive; asks nobody.",
     "health": "The same.",
-    "ready": "Ask the model server too; with the main login, name what has to change. 503 where it cannot draft.",
+    "ready": "Ask the model server too; with the main login, name what must change. 503 if it cannot draft.",
     "setup": "Take in a project's labelling config and extra params; return the version of its drafts.",
     "predict": "Draft tasks: exactly one item for each task, in order, within `BACKEND_DEADLINE_S`.",
     "webhook": "Take note of an event of Label Studio; with the main login, start a training.",
@@ -140,7 +140,11 @@ def verbs_text() -> str:
     for panel, commands in PANELS.items():
         parts.append(f"## {panel}")
         for name, words in commands:
-            parts += [f"### draftloop {name}", f"{words}.", *(f"```text\n{text}\n```" for text in _help_of(name))]
+            parts += [
+                f"### draftloop {name}",
+                f"{words}.",
+                *(f"```text\n{text}\n```" for text in _help_of(name)),
+            ]
     return "\n\n".join(parts)
 
 
@@ -191,11 +195,17 @@ def _help_of(name: str) -> list[str]:
         return [words.replace("scripts/setup", "draftloop setup").strip()]
     verb: Any = typer.main.get_command(import_module(f"draftloop.cli.{name.replace('-', '_')}").cli)
     below = getattr(verb, "commands", {})
-    commands = [(f"draftloop {name}", verb), *((f"draftloop {name} {key}", each) for key, each in below.items())]
+    commands = [
+        (f"draftloop {name}", verb),
+        *((f"draftloop {name} {key}", each) for key, each in below.items()),
+    ]
     texts = []
     for title, command in commands:
+        for option in command.params:  # a path of this checkout is shown as it is from its root
+            if isinstance(option.default, Path) and option.default.is_relative_to(ROOT):
+                option.default = option.default.relative_to(ROOT)
         context = command.context_class(command, info_name=title, terminal_width=HELP_COLUMNS)
-        lines = command.get_help(context).replace(f"{ROOT}/", "").splitlines()
+        lines = command.get_help(context).splitlines()
         texts.append("\n".join(line.rstrip() for line in lines).strip())
     return texts
 
@@ -231,7 +241,11 @@ def generated(text: str) -> str:
 def pages() -> dict[Path, str]:
     """Return the pages with generated parts, as they should be."""
     texts = {page: page.read_text(encoding="utf-8") for page in sorted(DOCS.rglob("*.md"))}
-    return {page: generated(text) for page, text in texts.items() if re.search(r"^<!-- /\w+ -->$", text, re.M)}
+    return {
+        page: generated(text)
+        for page, text in texts.items()
+        if re.search(r"^<!-- /\w+ -->$", text, re.MULTILINE)
+    }
 
 
 def build_site(folder: Path) -> int:

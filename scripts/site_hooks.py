@@ -1,7 +1,7 @@
 """Hooks of MkDocs, which `scripts/docs --site` runs: pages and links of the repository outside docs/.
 
-CONTRIBUTING.md, CHANGELOG.md and SECURITY.md become pages of the site. A link to any other file outside docs/ becomes
-its path, because the site does not hold it; a link to a file that does not exist is an error.
+CONTRIBUTING.md, CHANGELOG.md and SECURITY.md become pages of the site. A link to any other file outside
+docs/ becomes its path, because the site does not hold it; a link to a file that does not exist is an error.
 """
 
 import logging

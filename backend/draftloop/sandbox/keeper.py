@@ -216,7 +216,7 @@ class _Run:
         if job.profile == "browser" and not self._place.browser:
             raise TaskError(
                 'This sandbox does not run jobs of the profile "browser".',
-                hint="An admin switches it on, where the machine has namespaces: see docs/explanation/sandbox.md.",
+                hint="An admin switches it on where the machine has namespaces: docs/explanation/sandbox.md.",
             )
         self._make_folder(job)
         self._began = time.monotonic()
