@@ -360,7 +360,7 @@ def _read(section: type[_Section], also_read: Mapping[str, str] = MappingProxyTy
             for item in error.errors(include_input=False, include_url=False)
         )
         raise SetupError(
-            f"Settings are wrong: {wrong}.", hint="See the settings table in README.md."
+            f"Settings are wrong: {wrong}.", hint="docs/reference/settings.md lists all settings."
         ) from None  # the original may quote a secret
 
 
@@ -376,5 +376,5 @@ def _refuse_unknown(prefixes: tuple[str, ...]) -> None:
     if unknown:
         raise SetupError(
             f"Unknown settings: {', '.join(unknown)}.",
-            hint="Correct or remove them; the settings table in README.md lists all names.",
+            hint="Correct or remove them; docs/reference/settings.md lists all names.",
         )

@@ -58,7 +58,7 @@ def ours(fake: FakeVllm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 
 @dataclass(frozen=True)
 class Theirs:
-    """How label-studio-ml's server is made and started; docs/label-studio-ml.md says how.
+    """How label-studio-ml's server is made and started; docs/how-to/label-studio-ml.md says how.
 
     package   folder of a label-studio-ml in the place of the installed 1.0.9
     options   gunicorn's

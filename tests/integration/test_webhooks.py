@@ -248,7 +248,7 @@ def test_without_webhooks_label_studio_may_refuse_private_addresses(
 def test_a_member_who_points_the_connection_elsewhere_is_sent_the_login(
     label_studio: LabelStudioServer, backend: BackendServer, settings: dict[str, str], member: Member
 ) -> None:
-    """What is left, as docs/deploy.md says: the Community edition has no roles, and keeps the password."""
+    """What is left, by docs/how-to/deploy.md: the Community edition has no roles, and keeps the password."""
     title = f"Elsewhere {time.time_ns()}"
     asked = ("--case", "sentiment", "--title", title, "--backend-url", backend.url)
     assert setup_project(settings, *asked).returncode == 0

@@ -329,7 +329,7 @@ def test_the_engine_has_the_version_that_vllm_pins() -> None:
 
 
 def test_docs_list_the_formats_and_their_example_works() -> None:
-    page = (ROOT / "docs/configs.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/reference/configs.md").read_text(encoding="utf-8")
     row = next(line for line in page.splitlines() if line.startswith("| `format`"))
     formats = Draft202012Validator.FORMAT_CHECKER.checkers
     assert re.findall(r"`([a-z0-9-]+)`", row)[1:] == sorted(formats)

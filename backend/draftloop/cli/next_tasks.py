@@ -5,7 +5,7 @@ no draft last) and by how alike their texts are, writes the place of the first o
 `label_next`, and keeps a saved tab "Label next" in that order. What is submitted or skipped leaves the tab.
 Running it again replaces the order; scores change when the model does. --random gives an order that knows
 nothing of the tasks: better to begin with where the model is new to them and unsure of all (measured, in
-docs/flywheel.md).
+docs/how-to/flywheel.md).
 
     draftloop next-tasks --project 1
     draftloop next-tasks --project 1 --count 500 --seed 3

@@ -1,7 +1,7 @@
 """Run one real server in the foreground: the backend where no other is named.
 
-The backend reads the environment variables that README.md lists. The environments of Label Studio and of
-vLLM are installed first where they are missing.
+The backend reads the environment variables that docs/reference/settings.md lists. The environments of
+Label Studio and of vLLM are installed first where they are missing.
 
     draftloop serve --port 9090
     draftloop serve vllm --model demo/models/tiny-qwen3
@@ -56,7 +56,7 @@ def backend(
     workers: _Workers = 1,
     threads: _Threads = 64,
 ) -> None:
-    """Run the backend; it reads the environment variables that README.md lists."""
+    """Run the backend; its settings are environment variables: docs/reference/settings.md."""
     with plain_errors(_AGAIN):
         free = servers.free_port(port)
         out.print(f"The backend listens at http://{host}:{free}; Ctrl-C stops it.")

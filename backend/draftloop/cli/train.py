@@ -9,7 +9,7 @@ step with a checkpoint; --resume goes on there, also after kill -9.
     draftloop train --dataset dataset/ --out runs/2 --base path/to/Qwen3-4B --config train.yaml --set epochs=2
     draftloop train --dataset dataset/ --out runs/3 --replay ../flights/dataset:0.5 --dpo
 
-Several GPUs, several machines, and all keys of the recipe: docs/train.md.
+Several GPUs, several machines, and all keys of the recipe: docs/how-to/train.md.
 """
 
 import os

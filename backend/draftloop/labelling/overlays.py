@@ -255,7 +255,7 @@ class Overlay:
             raise _wrong(
                 _joined(part.where, *error.absolute_path),
                 f"is wrong: {_shortened(error.message)}",
-                "docs/configs.md describes the keywords that begin with x-.",
+                "docs/reference/configs.md describes the keywords that begin with x-.",
             )
         for key in schema:
             if key in known or key in OWN or key in _MODIFIERS.get(self._dialect, ()):

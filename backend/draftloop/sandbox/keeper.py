@@ -159,7 +159,7 @@ class _JobRun:
         if job.profile == "browser" and not self._place.browser:
             raise TaskError(
                 'This sandbox does not run jobs of the profile "browser".',
-                hint="An admin switches it on, where the machine has namespaces: see docs/sandbox.md.",
+                hint="An admin switches it on where the machine has namespaces: docs/explanation/sandbox.md.",
             )
         self._make_folder(job)
         self._watcher.began = time.monotonic()

@@ -116,7 +116,7 @@ class _Server:
             raise SetupError(
                 'The profile "browser" opens unix sockets, and only namespaces keep these from whatever else '
                 "listens on the machine. There are none to be had here.",
-                hint="Start without it, or where namespaces can be had: docs/sandbox.md.",
+                hint="Start without it, or where namespaces can be had: docs/explanation/sandbox.md.",
             )
         if uids:
             check_open_to_others(folder, *python_paths())
@@ -324,7 +324,7 @@ class _Server:
         if possible:
             raise SetupError(
                 f"The containment does not hold: code could {', '.join(possible)}.",
-                hint="docs/sandbox.md says what the sandbox needs.",
+                hint="docs/explanation/sandbox.md says what the sandbox needs.",
             )
 
     def _programs(self) -> dict[Language, Package]:

@@ -30,7 +30,7 @@ class ProcessGroup:
         if self.size == 1 and self.has_gpu and torch.cuda.device_count() > 1:
             raise SetupError(
                 f"This machine shows {torch.cuda.device_count()} GPUs to one process.",
-                hint="Start it with torchrun (docs/train.md), or set CUDA_VISIBLE_DEVICES=0.",
+                hint="Start it with torchrun (docs/how-to/train.md), or set CUDA_VISIBLE_DEVICES=0.",
             )
 
     def first(self, do: Callable[[], Any]) -> Any:

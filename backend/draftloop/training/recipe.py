@@ -16,7 +16,7 @@ LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 
 
 class Recipe(BaseModel):
-    """How to train. The field's description is its documentation; docs/train.md is made from it."""
+    """How to train. The field's description is its documentation; docs/reference/recipe.md shows it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -110,7 +110,9 @@ def read(file: Path | None, changes: Sequence[str] = ()) -> Recipe:
         recipe = Recipe(**{str(key): value for key, value in values.items()})
     except ValidationError as error:
         wrong = "; ".join(_words(item) for item in error.errors(include_url=False))
-        raise SetupError(f"The recipe is wrong: {wrong}.", hint="docs/train.md lists all keys.") from error
+        raise SetupError(
+            f"The recipe is wrong: {wrong}.", hint="docs/reference/recipe.md lists all keys."
+        ) from error
     if recipe.r > recipe.max_lora_rank:
         raise SetupError(
             f"r is {recipe.r}, but vLLM is told to take ranks up to {recipe.max_lora_rank}.",
