@@ -40,7 +40,7 @@ from draftloop.dataset.gates import NOTES, SAMPLE_GATES
 from draftloop.dataset.sample import Gate
 from draftloop.errors import SetupError
 from draftloop.labelling.labelling import CONTROLS, compile_labelling
-from draftloop.serving import protocol
+from draftloop.serving import protocol, web
 from draftloop.serving.metrics import Metrics
 from draftloop.settings import variables
 from draftloop.support.environments import ROOT, SETUP, NotInstalledError, find_environment
@@ -151,12 +151,12 @@ def verbs_text() -> str:
 def paths_table() -> str:
     """Return the backend's paths: how they are asked, by whom, and what they do."""
     unused: Any = object()
-    server = protocol.Server(unused, unused, unused, unused, artifacts=unused)
+    app = web.WebApp(protocol.ProtocolServer(unused, unused, unused, unused), artifacts=unused)
     rows = ["| path | method | opens to | what it does |", "| --- | --- | --- | --- |"]
-    for rule in server.wsgi().url_map.iter_rules():
+    for rule in app.wsgi().url_map.iter_rules():
         methods = ", ".join(sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}))
-        roles = protocol._ROLES.get(rule.endpoint, protocol._MAIN)  # noqa: SLF001  who may call is nobody's else
-        who = "everybody" if rule.endpoint in protocol._OPEN else ", ".join(sorted(roles))  # noqa: SLF001
+        roles = web._ROLES.get(rule.endpoint, web._MAIN)  # noqa: SLF001  who may call is nobody's else
+        who = "everybody" if rule.endpoint in web._OPEN else ", ".join(sorted(roles))  # noqa: SLF001
         rows.append(f"| `{rule.rule}` | {methods} | {who} | {PATHS[rule.endpoint]} |")
     return "\n".join(rows)
 
@@ -263,8 +263,16 @@ def build_site(folder: Path) -> int:
         if code:
             return code
         environment = find_environment("docs")
-    command = [environment / "bin" / "python", "-P", "-m", "mkdocs", "build", "--strict", "--quiet"]
-    options = ["--config-file", ROOT / "mkdocs.yml", "--site-dir", folder.resolve()]
+    command: list[str | Path] = [
+        environment / "bin" / "python",
+        "-P",
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+    ]
+    options: list[str | Path] = ["--config-file", ROOT / "mkdocs.yml", "--site-dir", folder.resolve()]
     # Its own packages alone, no questions to other hosts, and no advice on which MkDocs to use next.
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     surroundings = {**kept, "PYTHONNOUSERSITE": "1", "NO_MKDOCS_2_WARNING": "1"}
