@@ -263,20 +263,17 @@ def build_site(folder: Path) -> int:
         if code:
             return code
         environment = find_environment("docs")
-    command: list[str | Path] = [
-        environment / "bin" / "python",
-        "-P",
-        "-m",
-        "mkdocs",
-        "build",
-        "--strict",
-        "--quiet",
-    ]
-    options: list[str | Path] = ["--config-file", ROOT / "mkdocs.yml", "--site-dir", folder.resolve()]
+    command = [str(environment / "bin" / "python"), "-P", "-m", "mkdocs", "build", "--strict"]
+    command += ["--config-file", str(ROOT / "mkdocs.yml"), "--site-dir", str(folder.resolve())]
     # Its own packages alone, no questions to other hosts, and no advice on which MkDocs to use next.
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     surroundings = {**kept, "PYTHONNOUSERSITE": "1", "NO_MKDOCS_2_WARNING": "1"}
-    return subprocess.run([*command, *options], env=surroundings, cwd=ROOT, check=False).returncode
+    # Not --quiet, with which MkDocs does not count its warnings: a broken link would pass.
+    built = subprocess.run(command, env=surroundings, cwd=ROOT, capture_output=True, text=True, check=False)
+    if built.returncode:
+        lines = (built.stdout + built.stderr).splitlines()
+        err.print("\n".join(line for line in lines if not line.startswith("INFO")), markup=False)
+    return built.returncode
 
 
 @cli.command(cls=Verb, help=__doc__)

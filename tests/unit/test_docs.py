@@ -1,4 +1,4 @@
-"""Pages name tests, files and pages that exist, and what is generated is told in one place."""
+"""Pages name tests, files and pages that exist, and each generated part stands in one page."""
 
 import re
 
