@@ -20,7 +20,7 @@ import structlog
 from draftloop.dataset.folder import MANIFEST
 from draftloop.errors import DraftloopError, ServiceError, SetupError
 from draftloop.flywheel.adapters import Adapters
-from draftloop.ledger.sqlite import Job, Ledger
+from draftloop.ledger.sqlite import JobRecord, Ledger
 from draftloop.support.progress import Progress
 
 _log = structlog.get_logger("backend")
@@ -48,7 +48,7 @@ class Jobs:
     def __init__(
         self,
         ledger: Ledger,
-        start: Callable[[Job], Process],
+        start: Callable[[JobRecord], Process],
         *,
         after: int = 0,
         check: Callable[[], object] = lambda: None,
@@ -71,7 +71,7 @@ class Jobs:
         self._count = count
         self._counting = threading.Lock()
 
-    def ask(self, project: int, annotations: int, why: str = BUTTON) -> tuple[Job, bool]:
+    def ask(self, project: int, annotations: int, why: str = BUTTON) -> tuple[JobRecord, bool]:
         """Start a job for a project.
 
         Args:
@@ -130,7 +130,7 @@ class Jobs:
         """List jobs, newest first: of one project, or all."""
         return [job._asdict() for job in self._ledger.jobs(project)]
 
-    def _attend(self, job: Job) -> None:
+    def _attend(self, job: JobRecord) -> None:
         """Start a job's process and wait for it; what it cannot say itself is said here."""
         about = {"job": job.id, "project": job.project}
         _log.info("job", **about, doing=f"begun by {job.why}")
@@ -145,7 +145,7 @@ class Jobs:
             _log.error("job", **about, doing=f"lost: {error}")
 
 
-def starter(command: Sequence[str]) -> Callable[[Job], Process]:
+def starter(command: Sequence[str]) -> Callable[[JobRecord], Process]:
     """Make what starts a job's process: the command, with the job's project and number.
 
     It stays in the process group, so whoever stops the server stops it too; a worker that ends does not.
@@ -169,7 +169,7 @@ class Training:
     """
 
     ledger: Ledger
-    job: Job
+    job: JobRecord
     command: Callable[[str], Sequence[str]]
     home: Path
     base: Path
