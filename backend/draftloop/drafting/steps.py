@@ -95,10 +95,12 @@ class Steps:
         started = time.monotonic()
         task_id = task.task.id if isinstance(task, Question) else task.id
         try:
-            has_own_options = case.labelling.dynamic  # what the task is bound to has none left
-            case = case.for_task(task)
-            task = case.labelling.read(task)
-            request = Request(case, task, model, version, ends, refinement, has_own_options)
+            bound = case.for_task(task)
+            task = bound.labelling.read(task)
+            # `bound` does not say any more whether the options are the task's own; so the larger model is
+            # handed `case`.
+            has_own_options = case.labelling.dynamic
+            request = Request(bound, task, model, version, ends, refinement, has_own_options)
             prompt = self._prompt(request)
             known = self.cache.get(request, prompt.key)
             if known is not None:
