@@ -11,7 +11,7 @@ from draftloop.dataset.gates import Annotation, judge
 from draftloop.dataset.sample import Sample
 from draftloop.errors import InvalidValue, SetupError, TaskError
 from draftloop.labelling.labelling import Labelling, Program, Task, compile_labelling
-from draftloop.prompting.prompt import Case, render, told_runs
+from draftloop.prompting.prompt import Case, render, render_runs
 from draftloop.runs.job import Attempt, OutputFile, Script, Step
 from draftloop.runs.run import missing_outputs, outputs_of
 from tests.values import values
@@ -140,7 +140,7 @@ def plain() -> Labelling:
 
 
 def test_runs_are_told_as_the_answers_that_they_came_from() -> None:
-    told = told_runs(CASE, [({"code": "print(x)"}, "exit status 1\nNameError")])
+    told = render_runs(CASE, [({"code": "print(x)"}, "exit status 1\nNameError")])
     assert told[-2].content == '{"code":"print(x)"}'
     assert "NameError" in told[-1].content
 

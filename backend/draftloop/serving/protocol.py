@@ -175,7 +175,9 @@ class Server:
                 self.check_schema(case.labelling.decoding_schema, case.overrides.model)
             except ServiceError as error:
                 _log.warning("schema not checked", project=project, error=str(error))
-        self.memory.remember_setup(project, {**({"case": wanted} if wanted else {}), **overrides.told()})
+        self.memory.remember_setup(
+            project, {**({"case": wanted} if wanted else {}), **overrides.set_fields()}
+        )
         version = self.drafter.version(case)
         self.memory.remember_version(project, version.name, version.manifest)
         return version.name
