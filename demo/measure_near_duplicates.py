@@ -22,7 +22,7 @@ import typer
 from demo.corpus import generate
 from draftloop.cli.commands import Verb, app
 from draftloop.cli.terminal import Meter, out
-from draftloop.drafting.duplicates import carried
+from draftloop.drafting.duplicates import reusable_value
 from draftloop.drafting.neighbours import SqliteNeighbours
 from draftloop.labelling.labelling import Task
 from draftloop.prompting.cases import Cases
@@ -166,7 +166,7 @@ def measure(case_name: str, count: int, seed: int, folder: Path) -> Iterator[tup
             if not case.rules.check(case.labelling.decode(neighbour.answer), task):
                 counts["by rules"] += 1
                 counts["by rules, false"] += neighbour.answer != right
-            if carried(case, case.labelling.read(task), neighbour) is not None:
+            if reusable_value(case, case.labelling.read(task), neighbour) is not None:
                 counts["reused"] += 1
                 counts["reused, false"] += neighbour.answer != right
         yield kind, counts

@@ -16,7 +16,7 @@ from draftloop.drafting.versions import AskOptions
 from draftloop.errors import ServiceError, SetupError
 from draftloop.execution.artifacts import Artifacts
 from draftloop.flywheel.jobs import Jobs
-from draftloop.ledger.sqlite import Job, Ledger
+from draftloop.ledger.sqlite import JobRecord, Ledger
 from draftloop.model.vllm import VllmModel
 from draftloop.prompting.cases import Cases
 from draftloop.serving.access import _QUESTIONS, Access, Refusal, RequestOrigin
@@ -165,9 +165,9 @@ def test_the_webhooks_secret_says_that_something_changed_and_no_more(server: Web
 
 
 def test_a_job_that_starts_by_itself_is_started_by_what_label_studio_counts(ledger: Ledger) -> None:
-    started: list[Job] = []
+    started: list[JobRecord] = []
 
-    def start(job: Job) -> Endless:
+    def start(job: JobRecord) -> Endless:
         started.append(job)
         return Endless()
 

@@ -13,7 +13,7 @@ import pytest
 
 from draftloop.errors import SetupError
 from draftloop.flywheel.jobs import BUTTON, Jobs
-from draftloop.ledger.sqlite import Job, Ledger
+from draftloop.ledger.sqlite import JobRecord, Ledger
 from tests.fake_label_studio import fake_label_studio
 from tests.verbs import run_here
 
@@ -24,12 +24,12 @@ GONE = f"{os.uname().nodename}:4194305:1"  # above the highest process number th
 class Started:
     """The process of a job, as the test wants it: it does `work`, and ends with `code`."""
 
-    jobs: queue.Queue[Job] = field(default_factory=queue.Queue)
+    jobs: queue.Queue[JobRecord] = field(default_factory=queue.Queue)
     ends: threading.Event = field(default_factory=threading.Event)
-    work: Callable[[Job], None] = lambda _: None
+    work: Callable[[JobRecord], None] = lambda _: None
     code: int = 0
 
-    def __call__(self, job: Job) -> "Started":
+    def __call__(self, job: JobRecord) -> "Started":
         self.jobs.put(job)
         self.work(job)
         return self
@@ -51,7 +51,7 @@ def process() -> Iterator[Started]:
     started.ends.set()
 
 
-def ended(ledger: Ledger) -> Job:
+def ended(ledger: Ledger) -> JobRecord:
     """Wait until the newest job has ended."""
     limit = time.monotonic() + 10
     while (job := ledger.jobs()[0]).state == "running":
@@ -64,7 +64,7 @@ def test_however_many_ask_at_once_in_however_many_workers_one_job_begins(url: st
     Ledger(url)
     barrier = threading.Barrier(8)
 
-    def ask(_: int) -> tuple[Job, bool]:
+    def ask(_: int) -> tuple[JobRecord, bool]:
         jobs = Jobs(Ledger(url), process)
         barrier.wait()
         return jobs.ask(7, 3)

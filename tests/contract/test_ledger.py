@@ -13,8 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from draftloop.errors import ServiceError, SetupError
+from draftloop.ledger.migrations import MIGRATIONS, migrate
 from draftloop.ledger.sqlite import Ledger
 from draftloop.prompting.prompt import Promoted
+from draftloop.support.sqlite import Connection, SqliteError, SqliteFile
 
 # Opens one ledger as several owners do: the same state, another process each.
 Open = Callable[[str], Ledger]
@@ -50,12 +52,28 @@ def test_any_text_is_read_back(open_as: Open, text: str) -> None:
     writer, reader = open_as(ELSEWHERE), open_as(ANOTHER)
     writer.remember_setup(1, {text: text})
     assert reader.setup_of(1) == {text: text}
-    if "\ud800" not in text:  # decoded JSON may hold one; an answer, a manifest and a reason never do
-        writer.remember_version(1, "m-1", {"system": text})
-        writer.remember_drafts([(1, 5, "m-1", "failed", [text], text)])
-        assert reader.manifest("m-1") == {"system": text}
-        kept = reader.drafts_of(5, 1)
-        assert [(draft.raw, draft.reasons) for draft in kept] == [(text, [text])]
+    writer.remember_version(1, "m-1", {"system": text})
+    writer.remember_drafts([(1, 5, "m-1", "failed", [text], text)])
+    assert reader.manifest("m-1") == {"system": text}
+    assert reader.version_rows()[0].manifest == {"system": text}
+    kept = reader.drafts_of(5, 1)
+    storable = text.replace("\ud800", "?")  # outside of JSON no database takes a lone surrogate
+    assert [(draft.raw, draft.reasons) for draft in kept] == [(storable, [text])]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_key_with_any_text_finds_its_row(ledger: Ledger, text: str) -> None:
+    version = f"{text}-1"
+    ledger.remember_version(1, version, {"is": 1})
+    ledger.promote(1, Promoted(text, "full"))
+    assert ledger.manifest(version) == {"is": 1}
+    assert ledger.promoted(1) == Promoted(text.replace("\ud800", "?"), "full")
+    assert ledger.claim(1, [5], version, 60) == {5}
+    ledger.release([5], version)
+    job, _ = ledger.begin_job(1, text, 0, 60)
+    assert ledger.keep_job(job.id, text, 60)
+    ledger.end_job(job.id, "failed", text)
+    assert [(one.why, one.step, one.told) for one in ledger.jobs()] == [(text.replace("\ud800", "?"),) * 3]
 
 
 def test_versions_are_listed_in_order_of_first_use(ledger: Ledger) -> None:
@@ -99,7 +117,7 @@ def test_the_same_draft_twice_in_one_call_is_kept_once(ledger: Ledger) -> None:
     assert ledger.reasons_of(1, 5) == [("v", "failed", ["b"])]
 
 
-def test_drafts_of_a_number_in_two_projects_are_told_apart(ledger: Ledger) -> None:
+def test_drafts_of_one_number_in_two_projects_are_kept_apart(ledger: Ledger) -> None:
     ledger.remember_drafts([(1, 5, "v", "ok", [], "one"), (2, 5, "v", "ok", [], "two")])
     assert [draft.raw for draft in ledger.drafts_of(5, 2)] == ["two"]
     assert len(ledger.drafts_of(5)) == 2
@@ -277,3 +295,112 @@ def test_a_ledger_that_is_destroyed_later_is_a_service_error(tmp_path: Path) -> 
         file.write_bytes(b"x" * 8192)
     with ThreadPoolExecutor(1) as thread, pytest.raises(ServiceError, match="The ledger failed"):
         thread.submit(reopened.setup_of, 1).result()
+
+
+# ---------------------------------------------------------------------------- migrations of an SQLite file
+# A file from before there were migrations: its version is 0, and it lacks the table that came last.
+UNVERSIONED = """
+CREATE TABLE setups (project INTEGER PRIMARY KEY, extra_params TEXT NOT NULL);
+CREATE TABLE versions (version TEXT PRIMARY KEY, manifest TEXT NOT NULL,
+    first_used TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP);
+CREATE TABLE project_versions (project INTEGER NOT NULL, version TEXT NOT NULL,
+    first_used TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY (project, version));
+CREATE TABLE drafts (project INTEGER NOT NULL, task INTEGER NOT NULL, version TEXT NOT NULL,
+    status TEXT NOT NULL, reasons TEXT NOT NULL, raw TEXT NOT NULL,
+    drafted TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY (task, project, version));
+CREATE TABLE claims (task INTEGER NOT NULL, version TEXT NOT NULL, project INTEGER NOT NULL,
+    owner TEXT NOT NULL, until REAL NOT NULL, late INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (task, version));
+CREATE TABLE promotions (id INTEGER PRIMARY KEY, project INTEGER NOT NULL, model TEXT NOT NULL,
+    profile TEXT NOT NULL, promoted TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, ended TEXT);
+CREATE TABLE jobs (id INTEGER PRIMARY KEY, project INTEGER NOT NULL, why TEXT NOT NULL,
+    annotations INTEGER NOT NULL, state TEXT NOT NULL, step TEXT NOT NULL, told TEXT NOT NULL,
+    begun TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, ended TEXT, owner TEXT NOT NULL, until REAL NOT NULL);
+INSERT INTO setups VALUES (7, '{"case": "complaint"}');
+INSERT INTO versions (version, manifest) VALUES ('v-1', '{"model": "模型"}');
+INSERT INTO project_versions (project, version) VALUES (7, 'v-1');
+INSERT INTO drafts (project, task, version, status, reasons, raw)
+    VALUES (7, 5, 'v-1', 'invalid', '["too long"]', '{"a": "é"}');
+INSERT INTO claims VALUES (6, 'v-1', 7, 'elsewhere:1:1', 4102444800.0, 1);
+INSERT INTO promotions (project, model, profile) VALUES (7, 'one', 'compact');
+INSERT INTO jobs (project, why, annotations, state, step, told, owner, until)
+    VALUES (7, 'by hand', 60, 'promoted', 'promote', 'It drafts.', 'elsewhere:1:1', 0);
+"""
+
+
+def connect(path: Path) -> Connection:
+    return SqliteFile(str(path), wait_s=10, survives_power_cut=True).connection()
+
+
+def version_of(connection: Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def test_a_file_from_before_migrations_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite3"
+    connect(path).executescript(UNVERSIONED)
+    for _ in range(2):  # migrated, and opened again as it is then
+        ledger = Ledger(f"sqlite:///{path}", owner=ANOTHER)
+        assert version_of(connect(path)) == len(MIGRATIONS)
+        assert ledger.setup_of(7) == {"case": "complaint"}
+        assert [(row.version, row.projects, row.drafts, row.manifest) for row in ledger.version_rows()] == [
+            ("v-1", [7], 1, {"model": "模型"})
+        ]
+        assert [draft.raw for draft in ledger.drafts_of(5, 7)] == ['{"a": "é"}']
+        assert ledger.reasons_of(7, 5) == [("v-1", "invalid", ["too long"])]
+        assert (ledger.late(), ledger.claim(7, [6], "v-1", 60)) == (1, set())
+        assert ledger.all_promoted() == {7: FIRST}
+        assert [(job.state, job.told) for job in ledger.jobs(7)] == [("promoted", "It drafts.")]
+        assert ledger.webhooks_with_main_login() == []
+
+
+def test_a_new_file_and_a_migrated_one_have_the_same_tables(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.sqlite3", tmp_path / "new.sqlite3"
+    connect(old).executescript(UNVERSIONED)
+    columns = []
+    for path in (old, new):
+        Ledger(f"sqlite:///{path}")
+        names = connect(path).execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+        columns.append(
+            {name: connect(path).execute(f"PRAGMA table_info({name})").fetchall() for (name,) in names}
+        )
+    assert columns[0] == columns[1]
+
+
+def test_each_migration_is_applied_once_in_its_order(tmp_path: Path) -> None:
+    connection = connect(tmp_path / "a.sqlite3")
+    steps = [("CREATE TABLE a (x)", "INSERT INTO a VALUES (1)"), ("UPDATE a SET x = x + 1",)]
+    migrate(connection, steps[:1])
+    assert version_of(connection) == 1
+    migrate(connection, steps)
+    migrate(connection, steps)
+    assert (version_of(connection), connection.execute("SELECT x FROM a").fetchall()) == (2, [(2,)])
+
+
+def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    connection = connect(tmp_path / "a.sqlite3")
+    steps = [("CREATE TABLE a (x)",), ("INSERT INTO a VALUES (1)", "ALTER TABLE a ADD y", "no SQL")]
+    with pytest.raises(SqliteError):
+        migrate(connection, steps)
+    assert version_of(connection) == 1
+    assert connection.execute("SELECT * FROM a").fetchall() == []
+    assert len(connection.execute("PRAGMA table_info(a)").fetchall()) == 1
+
+
+def test_processes_that_open_an_old_file_at_once_migrate_it_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.sqlite3"
+    connect(path).executescript("CREATE TABLE a (x); INSERT INTO a VALUES (0)")
+    steps = [("UPDATE a SET x = x + 1",)] * 20
+    with ThreadPoolExecutor(4) as threads:  # each has a connection of its own
+        list(threads.map(lambda _: migrate(connect(path), steps), range(4)))
+    assert connect(path).execute("SELECT x FROM a").fetchone() == (20,)
+
+
+def test_a_file_of_a_newer_program_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite3"
+    Ledger(f"sqlite:///{path}").remember_setup(7, {"case": "complaint"})
+    connect(path).execute(f"PRAGMA user_version = {len(MIGRATIONS) + 2}")
+    with pytest.raises(SetupError, match=f"version {len(MIGRATIONS) + 2} of its tables") as refused:
+        Ledger(f"sqlite:///{path}")
+    assert "LEDGER_URL" in refused.value.hint
+    connect(path).execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+    assert Ledger(f"sqlite:///{path}").setup_of(7) == {"case": "complaint"}

@@ -22,7 +22,7 @@ from draftloop.drafting.drafter import Drafter
 from draftloop.drafting.versions import AskOptions
 from draftloop.flywheel.adapters import Adapters
 from draftloop.flywheel.jobs import Jobs
-from draftloop.ledger.sqlite import Job, Ledger
+from draftloop.ledger.sqlite import JobRecord, Ledger
 from draftloop.model.vllm import VllmModel
 from draftloop.prompting.cases import Cases
 from draftloop.prompting.prompt import Promoted
@@ -432,14 +432,14 @@ def test_webhooks_are_noted(client: FlaskClient, action: str) -> None:
 def test_the_button_and_enough_annotations_start_a_training_job_that_is_told(
     server: WebApp, tmp_path: Path
 ) -> None:
-    started: list[Job] = []
+    started: list[JobRecord] = []
 
     class Endless:
         def wait(self) -> int:
             threading.Event().wait(10)
             return 0
 
-    def start(job: Job) -> Endless:
+    def start(job: JobRecord) -> Endless:
         started.append(job)
         return Endless()
 

@@ -118,4 +118,4 @@ def test_a_promoted_adapter_wins_over_a_model_that_people_wrote() -> None:
     assert wanted.served_by(None) is wanted
     served = wanted.served_by(Promoted("one", "compact"))
     assert served == Overrides(instruction="Do it.", model="one", profile="compact")
-    assert NO_OVERRIDES.served_by(Promoted("one", "full")).told() == {"model": "one", "profile": "full"}
+    assert NO_OVERRIDES.served_by(Promoted("one", "full")).set_fields() == {"model": "one", "profile": "full"}

@@ -13,20 +13,15 @@ EXCEPTIONS = {
     "Brief": "a Sample without its texts, held in memory for every sample",
     "Calibration": "the JSON of a cascade's calibration file",
     "CodeTask": "what the gates of code tasks read of a task and its runs",
-    "Control": "a control tag of a labelling config",
-    "Corpus": "the state of one pass over all samples, which gates fill in",
+    "DatasetOptions": "the options of a dataset, in its manifest",
     "Draft": "a row of the ledger, and the source of a prediction",
+    "DraftOutcome": "the JSON of one evaluated sample",
     "Importing": "the options of an import",
-    "Labelling": "a compiled labelling config",
     "Logins": "the settings on logins, BACKEND_*, which are checked together",
-    "Options": "the options of a dataset, in its manifest",
-    "Outcome": "the JSON of one evaluated sample",
     "Point": "the JSON of one point of a calibration's curve",
     "Sample": "the JSON of a dataset's line, described by sample.schema.json",
     "State": "the JSON of a dataset's state",
     "Tally": "the JSON of the counts in a dataset's manifest",
-    "Training": "the steps and options of a training job",
-    "_Reading": "the state of one pass over the projects of Label Studio",
 }
 
 

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from draftloop.app import make_larger, make_larger_model
 from draftloop.drafting.bulk import record
 from draftloop.drafting.cache import SqliteCache
-from draftloop.drafting.cascade import Pair, apart, at, calibrated, choose, curve, least, one_each
+from draftloop.drafting.cascade import (
+    Pair,
+    calibrated,
+    choose,
+    curve,
+    evaluate_threshold,
+    min_samples,
+    one_per_group,
+    split_groups,
+)
 from draftloop.drafting.drafter import Drafter
 from draftloop.drafting.drafts import Draft
 from draftloop.drafting.escalation import Larger
@@ -93,8 +102,12 @@ def test_the_bound_is_that_of_clopper_and_pearson(total: int, data: st.DataObjec
 
 
 def test_a_budget_needs_so_many_samples() -> None:
-    assert least(0.02) == 149
-    assert upper_confidence_bound(0, least(0.02)) <= 0.02 < upper_confidence_bound(0, least(0.02) - 1)
+    assert min_samples(0.02) == 149
+    assert (
+        upper_confidence_bound(0, min_samples(0.02))
+        <= 0.02
+        < upper_confidence_bound(0, min_samples(0.02) - 1)
+    )
     assert choose([pair(0.9, True, True)] * 148, 0.02) is None
     assert choose([pair(0.9, True, True)] * 149, 0.02) == 0.0
     assert choose([pair(0.9, False, True)] * 200, 0.02) is None
@@ -116,14 +129,14 @@ def test_a_threshold_holds_for_documents_it_was_not_chosen_on() -> None:
 
 def test_documents_are_apart_and_each_counts_once() -> None:
     pairs = [pair(0.5 + number / 1000, True, True, str(number // 2)) for number in range(200)]
-    alone = one_each(pairs)
+    alone = one_per_group(pairs)
     assert [one.small.group for one in alone] == [str(number) for number in range(100)]
     assert alone[0] is pairs[0]
     groups = [one.small.group for one in pairs]
-    half = apart(groups, np.random.default_rng(0))
+    half = split_groups(groups, np.random.default_rng(0))
     assert len(half) == 50
-    assert half == apart(reversed(groups), np.random.default_rng(0))
-    assert half != apart(groups, np.random.default_rng(1))
+    assert half == split_groups(reversed(groups), np.random.default_rng(0))
+    assert half != split_groups(groups, np.random.default_rng(1))
 
 
 def test_what_is_told_was_measured_on_other_documents_than_those_it_was_chosen_on() -> None:
@@ -143,7 +156,7 @@ def test_what_is_told_was_measured_on_other_documents_than_those_it_was_chosen_o
     assert found.measured.ms == pytest.approx(1 + 20 * found.measured.escalated, abs=0.1)
     assert found.record()["measured"]["threshold"] == found.threshold
     hopeless = calibrated([replace(one, score=None) for one in pairs], 0.05, np.random.default_rng(0))
-    assert hopeless.threshold is None or at(pairs, hopeless.threshold).escalated < 1
+    assert hopeless.threshold is None or evaluate_threshold(pairs, hopeless.threshold).escalated < 1
 
 
 # ------------------------------------------------------------------------------ drafts

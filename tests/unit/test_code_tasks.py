@@ -19,7 +19,7 @@ from draftloop.importing.code_tasks import CodeTasks
 from draftloop.importing.rows import read_rows
 from draftloop.labelling.labelling import Task, compile_labelling
 from draftloop.prompting.cases import Cases
-from draftloop.prompting.prompt import Message, render, told_runs
+from draftloop.prompting.prompt import Message, render, render_runs
 from draftloop.runs.run import OUTPUTS_KEY, SCHEMA_KEY
 from draftloop.support.environments import MODELS, ROOT
 
@@ -63,7 +63,7 @@ def test_the_message_after_a_failure_is_that_of_the_backend() -> None:
     for messages, _ in turns:
         code = json.loads(messages[2]["content"])
         output = messages[3]["content"].removeprefix("The code was run:\n").rpartition("\n")[0]
-        messages_of_run = told_runs(CASE, [(code, output)])
+        messages_of_run = render_runs(CASE, [(code, output)])
         assert [(one.role, one.content) for one in messages_of_run] == [
             (one["role"], one["content"]) for one in messages[2:]
         ]

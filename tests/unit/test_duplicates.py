@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from draftloop.drafting.duplicates import MAX_CHARS, Neighbour, carried, shingle_set, similarity
+from draftloop.drafting.duplicates import MAX_CHARS, Neighbour, reusable_value, shingle_set, similarity
 from draftloop.labelling.labelling import Task
 from draftloop.prompting.cases import Cases
 from draftloop.support.environments import ROOT
@@ -18,7 +18,7 @@ PARTIAL = {"name": "何平", "question": "电梯坏了三天!"}
 def held(new: str, value: dict[str, Any], case: str = "complaint", old: str = OLD) -> bool:
     found = CASES.get(case)
     neighbour = Neighbour(old, found.labelling.encode(value), 0.9, 0.9)
-    carried_value = carried(found, found.labelling.read(Task(1, {"text": new})), neighbour)
+    carried_value = reusable_value(found, found.labelling.read(Task(1, {"text": new})), neighbour)
     assert carried_value in (None, value)
     return carried_value is not None
 
@@ -66,10 +66,11 @@ def test_what_is_no_quote_cannot_be_seen_to_hold() -> None:
 def test_an_answer_that_breaks_the_rules_or_is_none_does_not_hold() -> None:
     assert not held(f" {OLD}", {**FULL, "email": "何平"})
     found, task = CASES.get("complaint"), Task(1, {"text": OLD})
-    assert carried(found, found.labelling.read(task), Neighbour(OLD, "no json", 0.9, 0.9)) is None
+    assert reusable_value(found, found.labelling.read(task), Neighbour(OLD, "no json", 0.9, 0.9)) is None
     long = OLD + "x" * MAX_CHARS
     assert (
-        carried(found, found.labelling.read(Task(1, {"text": long})), Neighbour(OLD, "{}", 0.9, 0.9)) is None
+        reusable_value(found, found.labelling.read(Task(1, {"text": long})), Neighbour(OLD, "{}", 0.9, 0.9))
+        is None
     )
 
 

@@ -398,6 +398,28 @@ def test_nothing_is_shown_where_a_human_asks_in_words_or_options_are_the_tasks_o
     assert not {text for body in fake.asked for _, text in said(body)} & {*TEXTS}
 
 
+def test_a_larger_model_is_shown_no_answers_to_other_options(fake: FakeVllm, tmp_path: Path) -> None:
+    """Steps bind the case to a task's options; the larger drafter must still know that they are its own."""
+    config = """<View><Text name="text" value="$text"/>
+    <Choices name="pick" toName="text" value="$options"/></View>"""
+    case = generic_case(compile_labelling(config))
+    other = replace(
+        SAMPLES[0],
+        case="generic",
+        target='{"pick":"broken"}',
+        metadata={"config_hash": case.labelling.config_hash},
+    )
+    fake.answer = lambda _: '{"pick":"broken"}'
+    task = Task(1, {"text": NEW, "options": [{"value": "broken"}, {"value": "whole"}]})
+    with VllmModel(fake.url, fake.name) as model:
+        larger = Drafter(model, AskOptions(profile="full"), examples=snapshot(tmp_path, [other]))
+        drafter = Drafter(model, AskOptions(profile="compact"), larger=Larger(larger, 1.1))
+        (draft,) = drafter.draft(case, [task])
+        drafter.close()
+    assert (draft.status, draft.cascade, len(fake.asked)) == ("ok", "escalated", 2)
+    assert TEXTS[0] not in str(fake.asked)
+
+
 def test_the_version_says_which_snapshot_and_how_many_and_other_cases_keep_theirs(
     fake: FakeVllm, tmp_path: Path
 ) -> None:

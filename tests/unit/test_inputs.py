@@ -404,8 +404,8 @@ def test_without_an_input_root_files_are_a_setup_error() -> None:
 
 
 def test_a_config_has_code_tasks_where_it_shows_files_or_runs() -> None:
-    assert CodeTasks(CONFIG, None).here
-    assert CodeTasks('<View><HyperText name="p" value="$run_status"/></View>', None).here
+    assert CodeTasks(CONFIG, None).expected
+    assert CodeTasks('<View><HyperText name="p" value="$run_status"/></View>', None).expected
     plain = CodeTasks('<View><Text name="t" value="$running"/><Text name="u" value="$text"/></View>', None)
-    assert not plain.here
+    assert not plain.expected
     assert plain.fill({"inputs": "a key of another's"}) == {"inputs": "a key of another's"}

@@ -17,7 +17,7 @@ from draftloop.dataset.agreement import Agreement
 from draftloop.dataset.corpus import Corpus, DatasetOptions, spot_checked
 from draftloop.dataset.sample import Brief, Review
 from draftloop.dataset.spot_check import ByLot, Check, Stratum
-from draftloop.drafting.cascade import Pair, at, choose
+from draftloop.drafting.cascade import Pair, choose, evaluate_threshold
 from draftloop.evaluation.measures import DraftOutcome, gain, objections
 from draftloop.support.intervals import (
     GroupedShare,
@@ -329,7 +329,7 @@ def test_a_threshold_keeps_its_budget(documents: int, steep: float) -> None:
         chosen += 1
         truth = harmed_above(threshold, harm)
         broken += truth > 0.05
-        missed += truth > at(second, threshold).harmed_at_most
+        missed += truth > evaluate_threshold(second, threshold).harmed_at_most
     assert chosen > 500
     assert broken <= 0.05 * 1_000
     assert missed <= 0.06 * chosen

@@ -12,7 +12,7 @@ from draftloop.dataset.sample import Sample
 from draftloop.errors import InvalidValue, SetupError, TaskError
 from draftloop.labelling.labelling import Labelling, Program, Task, compile_labelling
 from draftloop.labelling.open_page import overlay_regions
-from draftloop.prompting.prompt import Case, render, told_runs
+from draftloop.prompting.prompt import Case, render, render_runs
 from draftloop.runs.job import Attempt, OutputFile, Script, Step
 from draftloop.runs.run import missing_outputs, outputs_of
 from tests.values import values
@@ -141,7 +141,7 @@ def plain() -> Labelling:
 
 
 def test_runs_are_shown_with_the_answers_that_they_came_from() -> None:
-    messages = told_runs(CASE, [({"code": "print(x)"}, "exit status 1\nNameError")])
+    messages = render_runs(CASE, [({"code": "print(x)"}, "exit status 1\nNameError")])
     assert messages[-2].content == '{"code":"print(x)"}'
     assert "NameError" in messages[-1].content
 

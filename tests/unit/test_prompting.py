@@ -115,7 +115,7 @@ def test_extra_params_are_read_from_an_object_and_from_a_string() -> None:
     }
     read = ("complaint", Overrides("Do it.", 0.0, "big", "compact"))
     assert parse_extra_params(said) == parse_extra_params(json.dumps(said)) == read
-    assert parse_extra_params(read[1].told()) == (None, read[1])
+    assert parse_extra_params(read[1].set_fields()) == (None, read[1])
 
 
 @pytest.mark.parametrize(

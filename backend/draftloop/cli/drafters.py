@@ -20,7 +20,7 @@ from draftloop.app import (
 )
 from draftloop.app.execution import make_execution
 from draftloop.cli.terminal import Meter, out
-from draftloop.drafting.bulk import Records, Store, draft_project
+from draftloop.drafting.bulk import PredictionStore, Records, draft_project
 from draftloop.drafting.drafter import Drafter
 from draftloop.drafting.steps import Examples
 from draftloop.execution.artifacts import Artifacts
@@ -109,7 +109,7 @@ class Drafters:
 
     def store(
         self, label_studio: LabelStudio, project: Project, case: Case, ledger: Ledger, records: Path | None
-    ) -> Store:
+    ) -> PredictionStore:
         """Make the store of a project's drafts.
 
         Args:
@@ -123,7 +123,7 @@ class Drafters:
         """
         lines = Records(records or Path(f"prelabel-{project.id}.jsonl"))
         publish = make_publisher(self._settings, self._artifacts, label_studio)
-        return Store(label_studio, project, case, lines, ledger, publish)
+        return PredictionStore(label_studio, project, case, lines, ledger, publish)
 
     def _keep(self, drafter: Drafter) -> Drafter:
         self._made.append(drafter)
@@ -133,7 +133,7 @@ class Drafters:
 def draft_tasks(
     drafter: Drafter,
     case: Case,
-    store: Store,
+    store: PredictionStore,
     *,
     limit: int = 0,
     unbegun: bool = False,
@@ -161,7 +161,7 @@ def draft_tasks(
             limit=limit,
             unbegun=unbegun,
             again=again,
-            tell=out.print,
+            announce=out.print,
             progress=meter,
         )
     for line in drafted.describe():

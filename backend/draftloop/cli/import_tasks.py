@@ -71,7 +71,7 @@ def main(
         with Meter("reading what is there", None) as meter:
             for task in label_studio.tasks(target):
                 meter.advance()
-                importing.know(task["data"])
+                importing.add_known(task["data"])
         with Meter("importing", total) as meter:
             tasks = importing.new_tasks(meter)
             imported = label_studio.import_tasks(target, tasks, refuse=importing.refuse)

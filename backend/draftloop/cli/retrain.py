@@ -23,7 +23,7 @@ from draftloop.cli.commands import Verb, app
 from draftloop.cli.terminal import connect, err, out, plain_errors
 from draftloop.errors import SetupError
 from draftloop.flywheel.jobs import LEASE_S, REFUSED, Training, VerbRunner
-from draftloop.ledger.sqlite import Job, Ledger
+from draftloop.ledger.sqlite import JobRecord, Ledger
 from draftloop.settings import Settings
 from draftloop.support.environments import verb
 
@@ -70,7 +70,7 @@ def main(
 class _JobProgress:
     """What a job does: a line of the backend's log, where it was begun from there, else of the terminal."""
 
-    def __init__(self, job: Job, *, logs: bool) -> None:
+    def __init__(self, job: JobRecord, *, logs: bool) -> None:
         self._job = job
         self._logs = logs
 
@@ -85,7 +85,7 @@ class _JobProgress:
         """Show nothing."""
 
 
-def _begin(settings: Settings, ledger: Ledger, project: int) -> Job:
+def _begin(settings: Settings, ledger: Ledger, project: int) -> JobRecord:
     trained_model(settings)
     with connect(settings, "", "") as label_studio:
         annotations, who = label_studio.project(project).annotations, label_studio.check()

@@ -1,6 +1,6 @@
-"""Asking a model: again while its server fails, and once more where an answer breaks its rules.
+"""Questions to a model: repeated while its server fails, and once more where an answer breaks its rules.
 
-Knows prompts, deadlines and which of two answers is better. Does not know what becomes of an answer.
+Knows prompts, deadlines and which of two answers is better. Does not know what an answer is used for.
 """
 
 import threading
@@ -13,7 +13,7 @@ from draftloop.errors import FailedRequest, InvalidValue, ServiceError, TaskErro
 from draftloop.execution.coding import Answered
 from draftloop.labelling.labelling import Value
 from draftloop.labelling.rules import Reason
-from draftloop.prompting.prompt import Completion, Message, Model, Prompt, Shown, render_retry, showing
+from draftloop.prompting.prompt import Completion, Message, Model, Prompt, Shown, render_retry, with_examples
 from draftloop.support.retry import retrying
 
 
@@ -25,8 +25,8 @@ class Asker:
 
         Args:
             model: The model.
-            timeout_s: Of one request.
-            patient: Whether a server at which nobody answers is asked again.
+            timeout_s: Limit of one request.
+            patient: Whether a server that cannot be reached is asked again.
             closed: When it is set, nothing is tried again.
         """
         self._model = model
@@ -37,7 +37,7 @@ class Asker:
 
     @property
     def unreachable_s(self) -> float:
-        """Seconds since when nobody answers at the model server; 0 when somebody does."""
+        """For how many seconds the model server could not be reached; 0 when it can."""
         since = self._unreachable_since
         return 0.0 if since is None else time.monotonic() - since
 
@@ -49,7 +49,7 @@ class Asker:
             ends: The deadline, on the monotonic clock.
         Raises:
             ServiceError: There was no answer before the deadline.
-            TaskError: The server refuses this prompt, or failed twice on it alone.
+            TaskError: The server refuses this prompt, or failed on it twice and is well otherwise.
             SetupError: The server refuses every prompt.
         """
         left_s = ends - time.monotonic()
@@ -80,14 +80,14 @@ class Asker:
 
 
 class ValueAsker:
-    """Asks for values that obey the rules of their case."""
+    """Asks a model for values, and once more for those that break the rules of their case."""
 
     def __init__(self, asker: Asker, options: AskOptions) -> None:
         self._asker = asker
         self._options = options
 
     def grammar(self, request: Request) -> str | None:
-        """Return the grammar of a request's answers; None where nothing but the schema binds them.
+        """Return the grammar of a request's answers; None where the schema alone constrains them.
 
         Raises:
             TaskError: The task lacks a key that the config shows.
@@ -101,13 +101,13 @@ class ValueAsker:
         grammar: str | None,
         shown: Sequence[Shown] = (),
     ) -> Answered:
-        """Ask, and where the answer breaks its rules once more; the answer that is kept comes last.
+        """Ask, and once more where the answer breaks its rules; the answer that is kept comes last.
 
         Args:
-            request: What is asked for.
+            request: The draft to be made.
             messages: The question.
-            grammar: What binds the answer, besides the schema.
-            shown: Texts and their answers to show first, the most alike last.
+            grammar: Constrains the answer more than the schema does; None where there is none.
+            shown: Texts and their answers to show first, the most similar one last.
         Raises:
             ServiceError: There was no answer before the deadline.
             TaskError: The server refuses this question.
@@ -133,9 +133,9 @@ class ValueAsker:
     def _ask_first(
         self, request: Request, messages: tuple[Message, ...], grammar: str | None, shown: Sequence[Shown]
     ) -> tuple[tuple[Message, ...], Completion]:
-        """Ask for the first time, showing as much as there is room for; the least alike is left out first."""
+        """Ask for the first time, with as many examples as fit; the least similar is left out first."""
         for left_out in range(len(shown)):
-            asked = showing(messages, shown[left_out:])
+            asked = with_examples(messages, shown[left_out:])
             try:
                 answer = self._ask(request, asked, grammar)
             except TaskError:
@@ -159,7 +159,7 @@ class ValueAsker:
 
 
 def _read(request: Request, answer: Completion) -> tuple[Value | None, tuple[Reason, ...]]:
-    """Return the value that an answer holds, where it can be read, and what is wrong with it."""
+    """Return the value of an answer, None where it cannot be read, and the rules that it breaks."""
     try:
         value = request.case.labelling.decode(answer.text)
     except InvalidValue as error:

@@ -1,28 +1,27 @@
-"""Where bulk drafts go: a record file, the ledger, the task's page, Label Studio's predictions.
+"""Drafts a project in bulk, and stores each draft in four places.
 
-In this order, because a task that has a prediction is not drafted again: whatever a crash leaves undone
-is done by the next run, and nothing is done twice.
+They are the record file, the ledger, the task's page and Label Studio's predictions, in this order. A task
+that has a prediction is not drafted again: so the next run does what a crash left undone, and nothing twice.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import orjson
 import structlog
 
-from draftloop.drafting.drafter import Drafter
 from draftloop.drafting.drafts import Draft, draft_status_html
+from draftloop.drafting.versions import Version
 from draftloop.errors import ServiceError, SetupError, TaskError
 from draftloop.labelling.labelling import STATUS_KEY, Task
-from draftloop.labelstudio import LabelStudio, Project
-from draftloop.ledger.sqlite import Ledger
+from draftloop.labelstudio import Project
 from draftloop.prompting.prompt import Case
 from draftloop.runs.run import NO_RUN, RUN_KEY, Publish, Run
 from draftloop.support.files import append_to_disk, disk_errors, replacing_file
@@ -30,13 +29,65 @@ from draftloop.support.progress import UNWATCHED, Progress
 
 _log = structlog.get_logger("backend")
 
-_BATCH = 100  # drafts stored at once, at least; what a crash may cost is drafted again
+_BATCH = 100  # drafts stored at once, at least; a crash loses so many, and they are drafted again
 _MOST = 5000  # drafts held in memory at most
 _BATCH_S = 15.0
-# Storing any number of predictions costs Label Studio a count over all tasks of the project that have
-# some: 0.3 s at first, 20 s at 25,000. So the next batch waits, and grows, as long as the last one took.
+# For each import of predictions, whatever its size, Label Studio counts all tasks of the project that have
+# some: 0.3 s at first, 20 s at 25,000. So the next batch waits twice as long as the last one took, and grows.
 _REST = 2.0
 _GIVE_UP = 20  # failed drafts in a row: each has been tried for minutes
+
+
+class DraftStream(Protocol):
+    """Drafts tasks as they come."""
+
+    def version(self, case: Case) -> Version:
+        """Return the version of a case's drafts."""
+        ...
+
+    def stream(self, case: Case, tasks: Iterable[Task], version: Version | None = None) -> Iterator[Draft]:
+        """Draft tasks; one draft each, in the order in which they are ready."""
+        ...
+
+
+class DraftedBoard(Protocol):
+    """The tasks and predictions of Label Studio's projects."""
+
+    def tasks(
+        self, project: Project, *, lacking: str | None = None, unbegun: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """List tasks; `lacking` a prediction of this version, `unbegun` by any human."""
+        ...
+
+    def count_tasks(self, project: Project, *, lacking: str | None = None, unbegun: bool = False) -> int:
+        """Count the tasks that `tasks` lists."""
+        ...
+
+    def set_task_data(self, task_id: int, data: Mapping[str, Any]) -> None:
+        """Replace a task's whole data."""
+        ...
+
+    def import_predictions(
+        self, project: Project, predictions: Sequence[Mapping[str, Any]], *, unjudged: Collection[str] = ()
+    ) -> list[int]:
+        """Store predictions where a task has none of their version; returns the tasks that were refused."""
+        ...
+
+    def set_model_version(self, project: Project, version: str) -> None:
+        """Make a version the one whose scores the tabs show."""
+        ...
+
+
+class VersionLedger(Protocol):
+    """Keeps versions and what came of tasks."""
+
+    def remember_version(self, project: int, version: str, manifest: dict[str, Any]) -> None:
+        """Keep what a version stands for."""
+        ...
+
+    def remember_drafts(self, rows: Sequence[tuple[int, int, str, str, list[str], str]]) -> None:
+        """Keep what came of tasks: project, task, version, status, reasons, raw answer."""
+        ...
 
 
 class Records:
@@ -80,16 +131,16 @@ class Records:
             copy.writelines(line for number, line in enumerate(stream) if number in kept)
 
 
-class Store:
+class PredictionStore:
     """Stores drafts in batches, one in the background while the next is drafted."""
 
     def __init__(
         self,
-        label_studio: LabelStudio,
+        label_studio: DraftedBoard,
         project: Project,
         case: Case,
         records: Records,
-        ledger: Ledger,
+        ledger: VersionLedger,
         publish: Publish | None = None,
     ) -> None:
         self.label_studio = label_studio
@@ -111,7 +162,7 @@ class Store:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Store the rest, unless a person wants out."""
+        """Store the rest, unless a person has interrupted."""
         try:
             if kind is None or issubclass(kind, Exception):
                 self._save()
@@ -121,7 +172,7 @@ class Store:
             self._saver.shutdown(cancel_futures=True)
 
     def add(self, task: Task, draft: Draft) -> None:
-        """Take a draft; it is stored with its batch.
+        """Add a draft to the batch that is stored next.
 
         Raises:
             ServiceError: An earlier batch could not be stored.
@@ -154,40 +205,40 @@ class Store:
         for task, draft in batch:
             if draft.status == "failed":
                 continue
-            told = self._told(task, draft)
-            if all(task.data.get(key, "") == part for key, part in told.items()):
+            changes = self._page_data(task, draft)
+            if all(task.data.get(key, "") == part for key, part in changes.items()):
                 continue
             try:
-                self.label_studio.set_task_data(task.id, {**task.data, **told})
+                self.label_studio.set_task_data(task.id, {**task.data, **changes})
             except SetupError:
                 continue  # deleted meanwhile
-        predictions = [{"task": task.id, **found} for task, draft in batch if (found := draft.prediction())]
+        predictions = [
+            {"task": task.id, **prediction} for task, draft in batch if (prediction := draft.prediction())
+        ]
         refused = self.label_studio.import_predictions(
             self.project, predictions, unjudged=self._case.labelling.unjudged
         )
         self._took_s = time.monotonic() - started
         return refused
 
-    def _told(self, task: Task, draft: Draft) -> dict[str, Any]:
-        """Give what a task's data says of its draft: why it needs a human, what came of its code."""
-        told: dict[str, Any] = {}
-        if self._case.labelling.shows_status:
-            told[STATUS_KEY] = draft_status_html(draft)
+    def _page_data(self, task: Task, draft: Draft) -> dict[str, Any]:
+        """Return what the task's page shows of a draft: why it needs a human, what came of its code."""
+        status = {STATUS_KEY: draft_status_html(draft)} if self._case.labelling.shows_status else {}
         if draft.run is None:
-            return {**told, **NO_RUN} if task.data.get(RUN_KEY) else told
+            return {**status, **NO_RUN} if task.data.get(RUN_KEY) else status
         try:
-            return {**told, **(self._publish(draft.run) if self._publish else {})}
+            return {**status, **(self._publish(draft.run) if self._publish else {})}
         except (TaskError, SetupError) as error:
             _log.error("run not shown", task=task.id, error=str(error))
-            return told
+            return status
 
 
 @dataclass(frozen=True)
 class Drafted:
-    """Drafts of a project that were made.
+    """What came of drafting a project.
 
-    counts    how many, by status
-    seconds   that they took
+    counts    drafts by status
+    seconds   how long it took
     refused   tasks whose prediction Label Studio did not take
     """
 
@@ -212,14 +263,14 @@ class Drafted:
 
 
 def draft_project(
-    drafter: Drafter,
+    drafter: DraftStream,
     case: Case,
-    store: Store,
+    store: PredictionStore,
     *,
     limit: int = 0,
     unbegun: bool = False,
     again: bool = False,
-    tell: Callable[[str], None] = lambda _: None,
+    announce: Callable[[str], None] = lambda _: None,
     progress: Progress = UNWATCHED,
 ) -> Drafted:
     """Draft a project's tasks, store the drafts, and make their version the one that its tabs show.
@@ -227,12 +278,12 @@ def draft_project(
     Args:
         drafter: Drafts.
         case: The project's case.
-        store: Where the drafts go; it is closed in the end.
+        store: Stores the drafts; it is closed in the end.
         limit: Tasks at most; 0 is all.
-        unbegun: Leave tasks alone that a human has begun.
-        again: Draft those too that have a draft of this version: what their pages say is of another one.
-        tell: Takes what there is to do, in words.
-        progress: Shows how far it is.
+        unbegun: Leave out tasks that a human has begun.
+        again: Draft tasks too that have a draft of this version already, whose pages show another one.
+        announce: Is called with a line that says how many tasks there are to draft.
+        progress: Advances with each draft.
     Returns:
         How many tasks were drafted, and with what result.
     Raises:
@@ -242,17 +293,19 @@ def draft_project(
     version = drafter.version(case)
     ledger.remember_version(target.id, version.name, version.manifest)
     lacking = None if again else version.name
-    there = label_studio.count_tasks(target, unbegun=unbegun)
+    present = label_studio.count_tasks(target, unbegun=unbegun)
     missing = label_studio.count_tasks(target, lacking=lacking, unbegun=unbegun)
     todo = min(limit or missing, missing)
     which = "tasks that nobody has begun" if unbegun else "tasks"
-    tell(f"version {version.name}: {there} {which}, {there - missing} drafted already, {todo} to draft")
+    announce(
+        f"version {version.name}: {present} {which}, {present - missing} drafted already, {todo} to draft"
+    )
     running: dict[int, Task] = {}
 
     def tasks() -> Iterator[Task]:
-        for found in islice(label_studio.tasks(target, lacking=lacking, unbegun=unbegun), todo):
-            running[found["id"]] = Task(found["id"], found["data"], target.id)
-            yield running[found["id"]]
+        for listed in islice(label_studio.tasks(target, lacking=lacking, unbegun=unbegun), todo):
+            running[listed["id"]] = Task(listed["id"], listed["data"], target.id)
+            yield running[listed["id"]]
 
     counts, failed_in_a_row = Counter[str](), 0
     started = time.monotonic()
@@ -272,7 +325,7 @@ def draft_project(
     return Drafted(counts, time.monotonic() - started, store.refused)
 
 
-def _ran(run: Run) -> dict[str, Any]:
+def _run_record(run: Run) -> dict[str, Any]:
     return {
         "key": run.key,
         "attempts": len(run.attempts),
@@ -282,7 +335,7 @@ def _ran(run: Run) -> dict[str, Any]:
 
 
 def record(project: int, case: Case, task: Task, draft: Draft) -> dict[str, Any]:
-    """Say what was asked and what came of it; a draft without a value has no key `value`."""
+    """Return the line of the record file for a draft; one without a value has no key `value`."""
     try:
         texts = case.labelling.inputs(task)
     except TaskError:
@@ -298,7 +351,7 @@ def record(project: int, case: Case, task: Task, draft: Draft) -> dict[str, Any]
         "score": draft.score,
         "raw": draft.raw,
         "attempts": draft.attempts,
-        **({} if draft.run is None else {"run": _ran(draft.run)}),
+        **({} if draft.run is None else {"run": _run_record(draft.run)}),
         **({"near_duplicate": draft.near_duplicate} if draft.near_duplicate else {}),
         **({"model": draft.model, "cascade": draft.cascade} if draft.cascade else {}),
         "prompt_tokens": draft.prompt_tokens,

@@ -1,7 +1,7 @@
-"""The exact cache: what a model answered to the very same version and input, in an SQLite file.
+"""The exact cache in an SQLite file: answers to the very same version and input.
 
-Shared by all workers of a machine, bounded by rows, oldest use out first. A cache that fails costs a
-model call, never a draft: so nothing here raises for a full disk or a locked file.
+Shared by all workers of a machine; bounded by rows, and the least recently used go first. A cache that fails
+costs a model call, never a draft: so nothing here raises for a full disk or a locked file.
 """
 
 import time
@@ -44,7 +44,7 @@ class SqliteCache:
             ) from error
 
     def get(self, key: str) -> bytes | None:
-        """Give what was put under a key, or None."""
+        """Return the value of a key, or None."""
         try:
             connection = self._file.connection()
             row = connection.execute("SELECT value, used FROM cache WHERE key = ?", (key,)).fetchone()

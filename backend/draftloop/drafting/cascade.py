@@ -1,7 +1,7 @@
-"""When a small model's draft stands and when the larger one drafts instead: the threshold, and what it costs.
+"""The threshold of a cascade: below which score of a small model the larger one drafts, and what that costs.
 
-Knows what both models made of the same held-out samples. Does not know models, datasets or files; chance is
-handed in as a seeded generator.
+Knows what came of the same held-out samples in both models. Does not know models, datasets or files; chance
+comes in as a seeded generator.
 
     escalated   the small model's draft breaks a rule, or scores below the threshold: the larger one drafts
     harmed      the small model's draft stands and is wrong, and the larger one would have been right
@@ -21,7 +21,9 @@ import numpy as np
 from draftloop.evaluation.measures import DraftOutcome, figures
 from draftloop.support.intervals import CONFIDENCE, upper_confidence_bound
 
-_STEPS = 1e6  # a threshold is rounded up to so many a unit, to be written down: a higher one harms no more
+_STEPS = (
+    1e6  # a threshold is rounded up to 1/_STEPS, so that it can be written down: a higher one harms no more
+)
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Point:
-    """What a cascade makes of samples at one threshold; shares of them, and means a sample.
+    """A cascade at one threshold, measured on samples: shares of them, and means per sample.
 
     harmed_at_most   the upper bound of the share that is harmed, with 95 % confidence
-    tokens           prompt and answer, of each model; a larger one's are the dearer ones
+    tokens           prompt and answer, of each model; those of the larger one cost more
     """
 
     threshold: float
@@ -66,13 +68,13 @@ class Point:
     ms: float
 
 
-def least(budget: float) -> int:
-    """Give how many samples a budget needs: with fewer, even none that is harmed says too little."""
+def min_samples(budget: float) -> int:
+    """Return how many samples a budget needs: with fewer, even no harm at all proves too little."""
     return math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - budget))
 
 
 def choose(pairs: Sequence[Pair], budget: float) -> float | None:
-    """Give the lowest threshold at which no more than the budget is harmed, with 95 % confidence.
+    """Return the lowest threshold at which no more than the budget is harmed, with 95 % confidence.
 
     Fewer drafts stand as the threshold rises, so fewer are harmed, and the bound falls with them: then the
     lowest threshold whose bound lies within the budget keeps it with the confidence of a single bound,
@@ -99,8 +101,8 @@ def choose(pairs: Sequence[Pair], budget: float) -> float | None:
     return min((score for score, _ in scored if score > harmed[allowed]), default=None)
 
 
-def at(pairs: Sequence[Pair], threshold: float) -> Point:
-    """Say what the cascade makes of samples at a threshold; there is at least one."""
+def evaluate_threshold(pairs: Sequence[Pair], threshold: float) -> Point:
+    """Measure the cascade on samples at a threshold; there is at least one sample."""
     stands = [pair.stands(threshold) for pair in pairs]
     kept = [pair.small if own else pair.larger for pair, own in zip(pairs, stands, strict=True)]
     harmed = sum(pair.harms for pair, own in zip(pairs, stands, strict=True) if own)
@@ -125,25 +127,25 @@ def at(pairs: Sequence[Pair], threshold: float) -> Point:
 
 
 def curve(pairs: Sequence[Pair], points: int = 101) -> list[Point]:
-    """Say what the cascade makes of samples at thresholds from 0 to 1."""
-    return [at(pairs, place / (points - 1)) for place in range(points)]
+    """Measure the cascade on samples at thresholds from 0 to 1."""
+    return [evaluate_threshold(pairs, place / (points - 1)) for place in range(points)]
 
 
-def apart(groups: Iterable[str], chance: np.random.Generator) -> frozenset[str]:
+def split_groups(groups: Iterable[str], chance: np.random.Generator) -> frozenset[str]:
     """Draw half of the source documents, to calibrate on; what is reported is measured on the others."""
     known = sorted(set(groups))
     drawn = chance.permutation(len(known))[: (len(known) + 1) // 2]
     return frozenset(known[place] for place in drawn)
 
 
-def one_each(pairs: Iterable[Pair]) -> list[Pair]:
-    """Keep the first sample of each source document: those of one are right or wrong together."""
+def one_per_group(pairs: Iterable[Pair]) -> list[Pair]:
+    """Keep the first sample of each source document: samples of one document are not independent."""
     return list({pair.small.group: pair for pair in reversed(list(pairs))}.values())[::-1]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was chosen for a case on half of its documents, and what it does to the other half.
+    """The threshold chosen for a case on half of its documents, measured on the other half.
 
     threshold   None where none keeps the budget
     """
@@ -159,7 +161,7 @@ class Calibration:
     curve: list[Point]
 
     def record(self) -> dict[str, Any]:
-        """Give it as JSON has it."""
+        """Return it as JSON."""
         return asdict(self)
 
 
@@ -171,10 +173,10 @@ def calibrated(pairs: Sequence[Pair], budget: float, chance: np.random.Generator
         budget: Share of tasks that may be harmed.
         chance: A seeded generator.
     """
-    alone = one_each(pairs)
-    first = apart((pair.small.group for pair in alone), chance)
-    chosen_on = [pair for pair in alone if pair.small.group in first]
-    measured_on = [pair for pair in alone if pair.small.group not in first]
+    independent = one_per_group(pairs)
+    first = split_groups((pair.small.group for pair in independent), chance)
+    chosen_on = [pair for pair in independent if pair.small.group in first]
+    measured_on = [pair for pair in independent if pair.small.group not in first]
     threshold = choose(chosen_on, budget)
     if threshold is not None:
         threshold = math.ceil(threshold * _STEPS) / _STEPS
@@ -183,8 +185,8 @@ def calibrated(pairs: Sequence[Pair], budget: float, chance: np.random.Generator
         threshold=threshold,
         chosen_on=len(chosen_on),
         measured_on=len(measured_on),
-        chosen=None if threshold is None else at(chosen_on, threshold),
-        measured=None if threshold is None else at(measured_on, threshold),
+        chosen=None if threshold is None else evaluate_threshold(chosen_on, threshold),
+        measured=None if threshold is None else evaluate_threshold(measured_on, threshold),
         small=figures([pair.small for pair in measured_on]),
         larger=figures([pair.larger for pair in measured_on]),
         curve=curve(measured_on),

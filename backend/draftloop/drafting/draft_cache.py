@@ -1,7 +1,7 @@
-"""Drafts that passed every rule, kept under what decided them.
+"""Drafts that passed every rule, kept by a hash of everything that decided them.
 
-Knows what of a draft is kept, and how it becomes a draft again. Does not know where bytes are kept (`cache`,
-`redis_cache`).
+Knows which parts of a draft are kept, and how to make a draft of them. Does not know where bytes are kept
+(`cache`, `redis_cache`).
 """
 
 import hashlib
@@ -23,7 +23,7 @@ class Cache(Protocol):
     """Keeps answers by key; never fails, at worst it forgets."""
 
     def get(self, key: str) -> bytes | None:
-        """Return what was put under a key, or None."""
+        """Return the value of a key, or None."""
         ...
 
     def put(self, key: str, value: bytes) -> None:

@@ -1,7 +1,7 @@
 """Flow 1: tasks -> drafts, many at once, within one deadline.
 
 Knows threads and deadlines. Does not know how a task is drafted (`steps`), Label Studio's protocol or
-vLLM's. Every task gets exactly one draft; a bad one never costs the others theirs.
+vLLM's. Every task gets exactly one draft; an error in one costs no other its draft.
 """
 
 import threading
@@ -26,13 +26,13 @@ from draftloop.prompting.prompt import Case, Model, Refinement
 
 _log = structlog.get_logger("backend")
 
-BATCH_LIMIT_S = 600.0  # of one task drafted in bulk or late: its model server may restart meanwhile
+BATCH_LIMIT_S = 600.0  # for a task drafted in bulk or late: longer than a restart of the model server
 
 
 class Drafter:
     """Drafts tasks side by side in a pool of threads, one for each request to the model in flight.
 
-    coding   runs the code of drafts; humans have theirs run by it too
+    coding   runs the code of drafts, and code that humans ask to run
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class Drafter:
 
         Args:
             model: The model.
-            options: How it is asked, where not as usual.
+            options: How it is asked.
             concurrency: Tasks that are drafted at once, at most.
             cache: Keeps drafts of equal tasks.
-            neighbours: Keeps answers to similar ones.
+            neighbours: Keeps answers to similar tasks.
             execution: Runs code; None where it is switched off.
             larger: Drafts what this model is not sure of.
             examples: Corrections that prompts show.
@@ -93,11 +93,11 @@ class Drafter:
 
     @property
     def unreachable_s(self) -> float:
-        """Seconds since when nobody answers at the model server; 0 when somebody does."""
+        """For how many seconds the model server could not be reached; 0 when it can."""
         return self._asker.unreachable_s
 
     def version(self, case: Case) -> Version:
-        """Return the version of a case's drafts, which takes a hash of all that decides them."""
+        """Return the version of a case's drafts; it takes a hash of all that decides them."""
         return self._versions.of(case)
 
     def draft(self, case: Case, tasks: Sequence[Task], *, deadline_s: float = 90.0) -> list[Draft]:
@@ -120,13 +120,13 @@ class Drafter:
         limit_s: float,
         refinement: Refinement | None = None,
     ) -> list[Future[Draft]]:
-        """Begin to draft tasks; each is tried for so long at most. Read the futures with `result`.
+        """Begin to draft tasks. Read the futures with `result`.
 
         Args:
             case: The tasks' case.
             tasks: What to draft.
             version: That of the case.
-            limit_s: Time for each, in seconds.
+            limit_s: How long each task is tried at most.
             refinement: What an annotator wants changed.
         """
         ends = time.monotonic() + limit_s
@@ -155,7 +155,7 @@ class Drafter:
         return self._steps.draft(case, task, model=model, version=version, ends=ends, refinement=refinement)
 
     def result(self, future: Future[Draft], task: Task, version: str) -> Draft:
-        """Return what came of a future; one that is not done is cancelled and `failed`."""
+        """Return the draft of a future; one that is not done is cancelled, and its draft is `failed`."""
         if not future.done():
             future.cancel()
             return failed(task.id, version, "No answer from the model within the deadline.")
@@ -168,7 +168,7 @@ class Drafter:
             return failed(task.id, version, "The backend failed on this task; its log says where.")
 
     def stream(self, case: Case, tasks: Iterable[Task], version: Version | None = None) -> Iterator[Draft]:
-        """Draft tasks as they come, holding few of them: for bulk work.
+        """Draft tasks as they come, for bulk work; few of them are in memory at a time.
 
         Args:
             case: The tasks' case.
@@ -189,7 +189,7 @@ class Drafter:
             yield from self._next_results(running, name)
 
     def close(self) -> None:
-        """Stop the threads: what is asked right now is waited for, nothing is tried again or begun."""
+        """Stop the threads: running requests are waited for; nothing is tried again or begun."""
         self._closed.set()
         if self._larger is not None:
             self._larger.drafter.close()

@@ -1,17 +1,17 @@
-"""A draft: what came of one task, which of two is kept, and what its page says of it.
+"""A draft: what came of one task, which of two drafts is kept, and what the task's page shows of one.
 
-Knows no models and no order of steps: `predict` makes drafts.
+Does not know models or the order of steps (`steps`).
 
-    ok            decoded and passed every rule: prefilled, scored
-    invalid       decoded, failed its rules twice: prefilled all the same, score 0, reasons shown
+    ok            decoded, and passed every rule: prefilled, scored
+    invalid       decoded, and broke a rule twice: prefilled too, score 0, reasons shown
     undecodable   no value could be read, twice, or the task cannot be asked: empty, score 0, reasons shown
-    failed        the model server failed until the deadline: no prediction, the task is asked for again
+    failed        the model server failed until the deadline: no prediction, the task is drafted later
 
 In a cascade what is not `ok`, or scores below a threshold, is drafted again by a larger model:
 
-    kept        the small model's draft is sure enough
-    escalated   the larger one drafted too; its draft is kept unless it is of a worse kind
-    failed      the larger one did not answer: the small model's draft stands, and is not cached
+    kept        the small model's draft is kept: it is sure enough
+    escalated   the larger model drafted too; its draft is kept unless its status is worse
+    failed      the larger model did not answer: the small model's draft is kept, and not cached
 """
 
 import html
@@ -32,7 +32,7 @@ _KINDS: tuple[Status, ...] = ("ok", "invalid", "undecodable")  # the better firs
 
 @dataclass(frozen=True)
 class Request:
-    """A draft that is wanted; what every step of it is handed.
+    """A draft to be made; every step gets it.
 
     case              the task's case, with the options that the task brings
     question          the task, read
@@ -40,7 +40,7 @@ class Request:
     version           name of the version that the draft will have
     ends              the deadline, on the monotonic clock
     refinement        what an annotator wants changed, where one does
-    has_own_options   whether the task brings options: answers to others do not hold for it
+    has_own_options   whether the task brings options of its own: answers to other tasks do not fit it
     """
 
     case: Case
@@ -76,29 +76,29 @@ class Draft:
     cached_tokens: int = 0
     ms: float = 0.0
     from_cache: bool = False
-    near_duplicate: Literal["", "example", "reused"] = ""  # what an earlier, similar task was good for
+    near_duplicate: Literal["", "example", "reused"] = ""  # how a near-duplicate was used
     run: Run | None = None  # of a code task, where its code was run
-    model: str = ""  # whose answer it is
-    cascade: Escalation = ""  # empty where there is no cascade, and where an earlier answer holds
+    model: str = ""  # name of the model that answered
+    cascade: Escalation = ""  # empty without a cascade, and where an earlier answer is used
 
     def prediction(self) -> dict[str, Any] | None:
-        """Give the prediction that Label Studio stores; None where it should ask again later."""
+        """Return the prediction that Label Studio stores; None where it is to ask again later."""
         if self.status == "failed":
             return None
         return {"result": self.regions, "score": self.score, "model_version": self.version}
 
 
 def failed(task_id: int, version: str, words: str, ms: float = 0.0) -> Draft:
-    """Return the draft of a task that the model could not be asked about; it is asked for again."""
+    """Return the draft of a task that the model could not be asked; it is drafted later."""
     return Draft(task_id, "failed", version, reasons=(Reason("engine", "", words),), ms=ms)
 
 
-def escalated(small: Draft, larger: Draft) -> Draft:
-    """Give the draft that is kept of two; it has cost both.
+def choose_draft(small: Draft, larger: Draft) -> Draft:
+    """Return the draft that is kept of two, with the tokens and the time of both.
 
     Args:
         small: The small model's.
-        larger: The larger one's: kept unless it failed, or is of a worse kind.
+        larger: The larger model's: kept unless it failed, or its status is worse.
     """
     failed = larger.status == "failed"
     better = not failed and _KINDS.index(larger.status) <= _KINDS.index(small.status)
@@ -115,9 +115,9 @@ def escalated(small: Draft, larger: Draft) -> Draft:
 
 
 def status_html(reasons: Sequence[Reason], *, empty: bool = False) -> str:
-    """Return why something needs a human, as HTML for its page; empty when there is nothing to say.
+    """Return why something needs a human, as HTML for its page; empty without reasons.
 
-    It has no tags: lists of tasks show what they are given as text.
+    It has no tags, because lists of tasks show it as text.
 
     Args:
         reasons: Why.
@@ -132,5 +132,5 @@ def status_html(reasons: Sequence[Reason], *, empty: bool = False) -> str:
 
 
 def draft_status_html(draft: Draft) -> str:
-    """Say in the page why a draft needs a human; empty when there is nothing to say."""
+    """Return why a draft needs a human, as HTML for its page; empty without reasons."""
     return status_html(draft.reasons, empty=draft.status != "invalid")

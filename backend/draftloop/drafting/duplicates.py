@@ -1,7 +1,6 @@
-"""Near-duplicates: how alike two texts are, and whether an answer to one holds for the other.
+"""Near-duplicates: how similar two texts are, and whether an answer to one is right for the other.
 
-Knows shingles, quotes and where two texts differ. Does not know where earlier answers are kept, nor how
-they are found.
+Knows shingles, quotes and where two texts differ. Does not know how earlier answers are kept and looked up.
 """
 
 from collections.abc import Iterator
@@ -15,22 +14,20 @@ from draftloop.labelling.spans import Labels
 from draftloop.prompting.prompt import Case
 from draftloop.support.text import shingles
 
-# Characters: three tell words of either language apart and leave a text with one changed name alike.
+# Characters. Three distinguish words of Chinese and English, and one changed name leaves two texts similar.
 SHINGLE = 3
-# Longer texts are compared with nothing: the difference of two costs time with their product.
+# Longer texts are not compared: the time of a comparison grows with the product of both lengths.
 MAX_CHARS = 4000
-# So many characters around a quote must be as they were: with one, a question that goes on after the blank
-# that had ended it would pass.
+# So many characters on either side of a quote must be unchanged. With one, a question would pass to which
+# words were added after the blank that had ended it.
 MARGIN = 3
-_START, _END = (
-    "\x02" * MARGIN,
-    "\x03" * MARGIN,
-)  # stand for the ends of a text, which must be as they were, too
+# Put around each text, so that its beginning and its end must be unchanged too.
+_START, _END = "\x02" * MARGIN, "\x03" * MARGIN
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """An earlier question of the same version that is much like a new one, and its answer.
+    """An earlier question of the same version that is similar to a new one, and its answer.
 
     `similarity` is the share of shingles that both have, 0..1; `score` is that of the answer's draft.
     """
@@ -50,16 +47,16 @@ def shingle_set(text: str) -> frozenset[str]:
 
 
 def similarity(one: frozenset[str], other: frozenset[str]) -> float:
-    """Give the share of shingles that both texts have (Jaccard), 0..1."""
+    """Return the share of shingles that both texts have (Jaccard), 0..1."""
     return len(one & other) / len(one | other)
 
 
-def carried(case: Case, question: Question, neighbour: Neighbour) -> Value | None:
-    """Give a neighbour's value where it holds for a new task; None where that cannot be told.
+def reusable_value(case: Case, question: Question, neighbour: Neighbour) -> Value | None:
+    """Return a neighbour's value where it is right for a new task; None where that is not certain.
 
-    It holds where everything in it is quoted, every quote stands in the new text where it stood in the old
-    one, with unchanged characters on either side, and as often; the rules pass; and what is new in the
-    text cannot fill what the value leaves out: then nothing but blanks and marks may have changed.
+    It is right where all of these are so: every part of it is a quote; every quote stands as often in the new
+    text as in the old one, once at least with unchanged characters on either side; the rules pass; and, where
+    a longer value would be possible, nothing but blanks and punctuation was added to the text.
 
     Args:
         case: The case of both.
@@ -74,13 +71,13 @@ def carried(case: Case, question: Question, neighbour: Neighbour) -> Value | Non
         value = case.labelling.decode(neighbour.answer)
     except TaskError:
         return None
-    found = _quotes(case, value)
-    if found is None or case.rules.check(value, question):
+    quotes = _quotes(case, value)
+    if quotes is None or case.rules.check(value, question):
         return None
     old, new = f"{_START}{neighbour.question}{_END}", f"{_START}{question.text}{_END}"
     changes = SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
     same = [(start, end) for what, _, _, start, end in changes if what == "equal"]
-    for quote in found:
+    for quote in quotes:
         if old.count(quote) != new.count(quote) or not any(
             start <= at - MARGIN and at + len(quote) + MARGIN <= end
             for at in _places(quote, new)
@@ -96,22 +93,22 @@ def carried(case: Case, question: Question, neighbour: Neighbour) -> Value | Non
 def _quotes(case: Case, value: Value) -> list[str] | None:
     """List the texts that a value copies from its task; None where a part of it is no quote."""
     properties = case.labelling.validating_schema["properties"]
-    found: list[str] = []
+    quotes: list[str] = []
     for control in case.labelling.controls:
         part: Json = value.get(control.name)
         if part is None or part == []:
             continue
         if isinstance(control, Labels) and not control.per_region_controls:
-            found += [entry["text"] for entry in part]
+            quotes += [entry["text"] for entry in part]
         elif isinstance(part, str) and properties[control.name].get("x-grounded") is True:
-            found.append(part)
+            quotes.append(part)
         else:
             return None
-    return found
+    return quotes
 
 
 def _leaves_out(case: Case, value: Value) -> bool:
-    """Tell whether a longer value would be possible: a field is absent, or one may hold several things."""
+    """Return whether a longer value would be possible: a field is absent, or may hold several things."""
     return any(control.is_many or value.get(control.name) is None for control in case.labelling.controls)
 
 

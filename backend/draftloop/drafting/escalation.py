@@ -1,6 +1,6 @@
-"""The larger model of a cascade, which drafts what the small one is not sure of.
+"""The larger model of a cascade, which drafts what the small model is not sure of.
 
-Knows when it is asked, and how much of the time it gets. Does not know how a threshold is chosen (`cascade`).
+Knows when it is asked and how much of the time it gets. Does not know how a threshold is chosen (`cascade`).
 """
 
 import time
@@ -10,14 +10,14 @@ from typing import Any, Protocol
 
 import structlog
 
-from draftloop.drafting.drafts import Draft, escalated
+from draftloop.drafting.drafts import Draft, choose_draft
 from draftloop.drafting.versions import Version
 from draftloop.labelling.labelling import Question, Task
 from draftloop.prompting.prompt import Case, Refinement
 
 _log = structlog.get_logger("backend")
 
-_TIME_SHARE = 0.9  # of the time left that the larger model gets: the small one's draft is still in time then
+_TIME_SHARE = 0.9  # of the time left, for the larger model; the rest is for returning the small one's draft
 
 
 class OneDrafter(Protocol):
@@ -55,32 +55,32 @@ class Larger:
     threshold: float
 
     def manifest(self, case: Case) -> Mapping[str, Any]:
-        """Return the part of a manifest that says who drafts what the small model is not sure of."""
-        theirs = self.drafter.version(_elsewhere(case)).manifest
+        """Return the part of a manifest that describes the cascade."""
+        theirs = self.drafter.version(_for_larger(case)).manifest
         decisive = {key: theirs[key] for key in ("model", "profile", "prompt", "examples") if key in theirs}
         return {"cascade": {"threshold": self.threshold, **decisive}}
 
     def ensure(
         self, draft: Draft, case: Case, task: Task | Question, ends: float, refinement: Refinement | None
     ) -> Draft:
-        """Return a draft, or the larger model's; that one's failure costs nothing but its help.
+        """Return the draft that is kept: the small model's, or the larger one's where that is asked.
 
         Args:
             draft: The small model's.
-            case: The task's case.
-            task: The task, read where it could be.
+            case: The task's case, not bound to the options that the task brings.
+            task: The task, or its question where it could be read.
             ends: The deadline, on the monotonic clock.
             refinement: What an annotator wants changed.
         """
         if draft.status == "ok" and draft.score >= self.threshold:
             return replace(draft, cascade="kept")
         ends -= (1 - _TIME_SHARE) * max(0.0, ends - time.monotonic())
-        theirs = self.drafter.draft_one(_elsewhere(case), task, draft.version, ends, refinement)
+        theirs = self.drafter.draft_one(_for_larger(case), task, draft.version, ends, refinement)
         if theirs.status == "failed":
             _log.warning("not escalated", task=draft.task_id, error=str(theirs.reasons[0]))
-        return escalated(draft, theirs)
+        return choose_draft(draft, theirs)
 
 
-def _elsewhere(case: Case) -> Case:
-    """Return a case for the larger model, whose server knows neither adapters nor models of this one."""
-    return replace(case, overrides=case.overrides.elsewhere())
+def _for_larger(case: Case) -> Case:
+    """Return a case without the model that a project names: the larger model's server may not serve it."""
+    return replace(case, overrides=case.overrides.without_model())

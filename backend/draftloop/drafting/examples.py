@@ -1,12 +1,12 @@
-"""Corrections that are shown to the model: frozen in snapshots, found by their likeness to a task (BM25).
+"""Corrections that are shown to the model: frozen in snapshots, chosen by similarity to a task (BM25).
 
 The only file that imports bm25s. A snapshot is a folder that is named by its content and never changes:
 
     examples.jsonl   one sample a line, sorted: question and answer as a model reads and writes them
     manifest.json    the hash of that file and of each case's lines, where they came from, and when
 
-The same snapshot gives the same task the same examples, in every process. Only samples of the training split
-that passed every gate come in.
+The same snapshot and task give the same examples in every process. A snapshot holds only samples of the
+training split that passed every gate.
 """
 
 import hashlib
@@ -31,14 +31,14 @@ from draftloop.prompting.prompt import Case, Shown
 from draftloop.support.files import creating_folder, disk_errors, remove_unfinished
 from draftloop.support.text import fold, shingles
 
-MOST = 5000  # of a case: reading them takes 1 s and 120 MB, finding some 1 ms
+MOST = 5000  # of a case: reading them takes 1 s and 120 MB, choosing some 1 ms
 _LINES, _MANIFEST = "examples.jsonl", "manifest.json"
 _VERSION = 1
 _HASH = 12  # hex digits in a name
-_GRAMS = (2, 3)  # characters: Chinese words have two, and parts of a word tell words of other languages apart
+_GRAMS = (2, 3)  # characters: Chinese words have two; parts of words distinguish words of other languages
 _HOW = "Name one of the folders that draftloop freeze-examples wrote."
 
-logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for its own debug messages
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it switches its own debug messages on
 
 Key = tuple[str, str]  # name of the case, hash of its config
 
@@ -54,17 +54,17 @@ class Frozen(NamedTuple):
 def freeze(
     folder: Path, samples: Iterable[Sample], datasets: Sequence[Mapping[str, str]], *, most: int = MOST
 ) -> Frozen:
-    """Write a snapshot of what datasets hold for training; the caller keeps others out of the folder.
+    """Write a snapshot of the training samples of datasets; the caller locks the folder.
 
     Args:
         folder: Where snapshots are.
-        samples: All samples of the datasets, those that are held out too: what one of them holds out comes
-            into no snapshot, whatever another says.
-        datasets: What the manifest says of each: path, hash of its manifest, key that names source documents.
-        most: Of each case the newest so many.
+        samples: All samples of the datasets, held-out ones too: what one dataset holds out comes into no
+            snapshot, even where another dataset trains on it.
+        datasets: Of each, for the manifest: path, hash of its manifest, key that names source documents.
+        most: How many samples of each case are taken, the newest ones.
     Raises:
         SetupError: There is nothing to show.
-        ServiceError: The disk failed; there is no snapshot then, and no half of one.
+        ServiceError: The disk failed; no part of a snapshot is left then.
     """
     cases = _chosen(samples, most)
     if not cases:
@@ -102,9 +102,9 @@ def freeze(
 
 
 def _chosen(samples: Iterable[Sample], most: int) -> dict[Key, list[dict[str, Any]]]:
-    """Give what may be shown, by case: each question once, the newest so many, in an order that stays."""
+    """Return the samples that may be shown, by case: each question once, the newest, in a fixed order."""
     held: set[str] = set()
-    found: dict[Key, dict[str, tuple[str, dict[str, Any]]]] = defaultdict(dict)
+    newest_of: dict[Key, dict[str, tuple[str, dict[str, Any]]]] = defaultdict(dict)
     for sample in samples:
         if sample.split != "train":
             held |= {sample.group, sample.instruction}
@@ -120,11 +120,11 @@ def _chosen(samples: Iterable[Sample], most: int) -> dict[Key, list[dict[str, An
             "answer": sample.target,
         }
         dated = (sample.metadata.get("updated_at") or "", row)
-        other = found[key].get(sample.instruction)
+        other = newest_of[key].get(sample.instruction)
         if other is None or _age(other) < _age(dated):
-            found[key][sample.instruction] = dated
+            newest_of[key][sample.instruction] = dated
     chosen = {}
-    for key, rows in sorted(found.items()):
+    for key, rows in sorted(newest_of.items()):
         shown = [dated for dated in rows.values() if not held & {dated[1]["group"], dated[1]["question"]}]
         newest = [row for _, row in sorted(shown, key=_age)[-most:]]
         if newest:
@@ -139,7 +139,7 @@ def _age(dated: tuple[str, dict[str, Any]]) -> tuple[str, int, int]:
 
 @dataclass(frozen=True)
 class _Part:
-    """What a snapshot holds of one case."""
+    """The lines of one case in a snapshot, with their index."""
 
     name: str
     rows: Sequence[Mapping[str, Any]]
@@ -156,7 +156,7 @@ class Snapshot:
             folder: One that `freeze` wrote.
             shown: How many examples a task gets at most.
         Raises:
-            SetupError: It is no snapshot, or not what it was.
+            SetupError: It is no snapshot, or was changed after it was frozen.
         """
         self._shown = shown
         try:
@@ -185,10 +185,10 @@ class Snapshot:
         return {} if part is None else {"examples": {"snapshot": part.name, "shown": self._shown}}
 
     def find(self, case: Case, question: Question) -> tuple[Shown, ...]:
-        """Give the examples most like a task, the most alike last, next to where the task will stand.
+        """Return the examples most similar to a task; the most similar one comes last, next to the task.
 
-        None is of the task's own document or has its very text, and none is without a run of characters that
-        the task has too. Of two that are equally alike the earlier one in the snapshot is taken.
+        No example is of the task's own document, has exactly its text, or shares no run of characters with
+        it. Of two that are equally similar the earlier one in the snapshot is taken.
 
         Args:
             case: The task's case.
@@ -203,22 +203,22 @@ class Snapshot:
         own = {group_of(question.inputs)}
         own |= {group_of({key: data[key]}) for key in self._group_keys if key in data}
         scores = part.index.get_scores(list(dict.fromkeys(_grams(text))))
-        found: list[Shown] = []
+        chosen: list[Shown] = []
         for place in np.argsort(-scores, kind="stable"):
-            if len(found) == self._shown or scores[place] <= 0:
+            if len(chosen) == self._shown or scores[place] <= 0:
                 break
             row = part.rows[place]
             if row["group"] not in own and row["question"] != text and _fits(case, row["answer"]):
-                found.append(Shown(row["question"], row["answer"]))
-        return tuple(reversed(found))
+                chosen.append(Shown(row["question"], row["answer"]))
+        return tuple(reversed(chosen))
 
     def _part(self, case: Case) -> _Part | None:
-        # Options that a task brings hold for that task alone, and so do answers.
+        # Answers to options that a task brings fit that task alone.
         return None if case.labelling.dynamic else self._parts.get((case.name, case.labelling.config_hash))
 
 
 def _fits(case: Case, answer: str) -> bool:
-    """Tell whether an answer is one that the case would ask for now: its schema may have changed since."""
+    """Return whether an answer fits the case as it is now: its schema may have changed since."""
     try:
         return case.labelling.encode(case.labelling.decode(answer)) == answer
     except InvalidValue:

@@ -1,7 +1,7 @@
-"""Earlier answers to questions that are nearly a task's own.
+"""Earlier answers to questions that are nearly equal to a task's.
 
-Knows when such an answer is given again, when it is an example, and when it is neither. Does not know how
-likeness is measured (`duplicates`) or where answers are kept (`neighbours`).
+Knows when such an answer is reused, when it is shown as an example, and when neither. Does not know how
+similarity is measured (`duplicates`) or where answers are kept (`neighbours`).
 """
 
 from collections.abc import Mapping
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from draftloop.drafting.drafts import Draft, Request
-from draftloop.drafting.duplicates import Neighbour, carried
+from draftloop.drafting.duplicates import Neighbour, reusable_value
 from draftloop.prompting.prompt import Case
 
 
 class Neighbours(Protocol):
-    """Finds earlier answers to similar questions; never fails, at worst it finds nothing."""
+    """Finds earlier answers to similar questions; never raises, at worst it returns nothing."""
 
     reuse: bool
 
     def find(self, version: str, question: str) -> Neighbour | None:
-        """Return the most alike of the earlier questions, if one is alike enough."""
+        """Return the most similar earlier question, if one is similar enough."""
         ...
 
     def put(self, version: str, question: str, answer: str, score: float) -> None:
@@ -43,22 +43,22 @@ class NearDuplicates:
         return {"near_duplicates": "reuse" if self.neighbours.reuse else "example"}
 
     def find(self, request: Request) -> Neighbour | None:
-        """Return the most alike of the earlier questions with its answer, if one is alike enough."""
+        """Return the most similar earlier question with its answer, if one is similar enough."""
         kept = self._kept_for(request)
         return kept.find(request.version, request.question.text) if kept is not None else None
 
     def reused(self, request: Request, neighbour: Neighbour | None) -> Draft | None:
-        """Return a neighbour's answer as the draft, where answers are reused and it holds for the task.
+        """Return a neighbour's answer as the draft, where answers are reused and it is right for the task.
 
         Args:
-            request: The draft that is wanted.
+            request: The draft to be made.
             neighbour: What `find` returned.
         Raises:
             TaskError: The task lacks a key that the config shows.
         """
         if neighbour is None or self.neighbours is None or not self.neighbours.reuse:
             return None
-        value = carried(request.case, request.question, neighbour)
+        value = reusable_value(request.case, request.question, neighbour)
         if value is None:
             return None
         return Draft(
@@ -80,6 +80,6 @@ class NearDuplicates:
             kept.put(request.version, request.question.text, draft.raw, draft.score)
 
     def _kept_for(self, request: Request) -> Neighbours | None:
-        # What a human asked for, options that only one task has, and code hold for nothing else.
+        # What a human asked for, options of one task, and code fit no other task.
         is_own = request.refinement or request.has_own_options or request.case.labelling.program
         return None if is_own else self.neighbours

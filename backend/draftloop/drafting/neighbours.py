@@ -1,7 +1,7 @@
-"""Earlier answers by likeness: MinHash bands in the SQLite file of the exact cache.
+"""Earlier answers by similarity: MinHash bands in the SQLite file of the exact cache.
 
-The only edge that imports datasketch. Shared by all workers of a machine, bounded by rows, oldest first.
-It finds only texts of the same version. Like the exact cache it never fails: at worst it finds nothing.
+The only module that imports datasketch. Shared by all workers of a machine; bounded by rows, the oldest go
+first. Compares texts of one version. Like the exact cache it never raises: at worst it returns nothing.
 """
 
 import hashlib
@@ -26,13 +26,13 @@ CREATE INDEX IF NOT EXISTS neighbour_bands_id ON neighbour_bands (id);
 """
 # 16 bands of 4 hashes: two texts that share 0.7 of their shingles have a band in common in 99 of 100 cases.
 _BANDS, _HASHES = 16, 4
-_LEAST = 0.7  # similarity of a neighbour
+_MIN_SIMILARITY = 0.7
 _CANDIDATES = 8
 _SWEEP_EVERY = 256
 
 
 class SqliteNeighbours:
-    """Answers by likeness of their questions. Safe to call from several threads and processes."""
+    """Answers by similarity of their questions. Safe to call from several threads and processes."""
 
     def __init__(self, url: str, *, max_rows: int, reuse: bool) -> None:
         """Open or make the file.
@@ -40,7 +40,7 @@ class SqliteNeighbours:
         Args:
             url: `sqlite:///relative/path` or `sqlite:////absolute/path`.
             max_rows: About so many answers are kept.
-            reuse: Whether an answer may be given again; else it is an example only.
+            reuse: Whether an answer may be reused; else it is only shown as an example.
         Raises:
             SetupError: Another kind of URL, or a file that cannot be opened.
         """
@@ -54,7 +54,7 @@ class SqliteNeighbours:
         self.reuse = reuse
         self._file = SqliteFile(path, wait_s=5, survives_power_cut=False)
         self._max_rows = max_rows
-        # Stated, because bands of another scheme or seed would never be found again.
+        # Stated, because bands of another scheme or seed match none that are stored.
         self._blank = MinHash(_BANDS * _HASHES, seed=1, scheme="affine32")
         self._puts = 0
         try:
@@ -65,7 +65,7 @@ class SqliteNeighbours:
             ) from error
 
     def find(self, version: str, question: str) -> Neighbour | None:
-        """Give the most alike of the earlier questions, if one is alike enough."""
+        """Return the most similar earlier question, if one is similar enough."""
         if len(question) > MAX_CHARS:
             return None
         bands = json.dumps(list(self._bands(version, question)))
@@ -77,15 +77,15 @@ class SqliteNeighbours:
                 (version, bands, _CANDIDATES),
             )
             own = shingle_set(question)
-            alike = [
+            similar = [
                 Neighbour(old, answer, score, similarity(own, shingle_set(old)))
                 for old, answer, score in rows
             ]
         except SqliteError as error:
             _log.warning("neighbours not read", error=str(error))
             return None
-        best = max(alike, key=lambda found: found.similarity, default=None)
-        return best if best is not None and best.similarity >= _LEAST else None
+        best = max(similar, key=lambda one: one.similarity, default=None)
+        return best if best is not None and best.similarity >= _MIN_SIMILARITY else None
 
     def put(self, version: str, question: str, answer: str, score: float) -> None:
         """Keep an answer under its question."""

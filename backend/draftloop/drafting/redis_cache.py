@@ -23,7 +23,7 @@ class RedisCache:
         Args:
             url: `redis://[:password@]host:port/db`.
         Raises:
-            SetupError: The URL is none.
+            SetupError: It is no URL of a Redis.
         """
         try:
             self._redis = redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)
@@ -33,13 +33,13 @@ class RedisCache:
             ) from error
 
     def get(self, key: str) -> bytes | None:
-        """Give what was put under a key, or None."""
+        """Return the value of a key, or None."""
         try:
-            found = self._redis.get(_PREFIX + key)
+            value = self._redis.get(_PREFIX + key)
         except redis.RedisError as error:
             _log.warning("cache not read", error=type(error).__name__)
             return None
-        return found if isinstance(found, bytes) else None
+        return value if isinstance(value, bytes) else None
 
     def put(self, key: str, value: bytes) -> None:
         """Keep a value under a key for thirty days."""

@@ -2,9 +2,8 @@
 
 Knows their order and what is done when one fails. Does not know deadlines of calls, threads or versions.
 
-The code of a code task is run besides, and goes back to the model with what came of it as long as it does
-not end well: code that never does is `invalid`, with how it ended as the reason. So is code that could not
-be run.
+The code of a code task is run too. As long as it fails, it goes back to the model with its output; where it
+still fails in the end, or could not be run, the draft is `invalid`, with the reason.
 """
 
 import time
@@ -24,18 +23,18 @@ from draftloop.execution.coding import Answered, Coding
 from draftloop.labelling.labelling import Question, Task
 from draftloop.labelling.rules import Reason
 from draftloop.model.scoring import score
-from draftloop.prompting.prompt import Case, Message, Refinement, Shown, render, showing
+from draftloop.prompting.prompt import Case, Message, Refinement, Shown, render, with_examples
 
 
 class Examples(Protocol):
-    """Finds corrections like a task in a frozen snapshot: the same ones for the same task."""
+    """Chooses corrections similar to a task in a frozen snapshot: the same ones for the same task."""
 
     def manifest(self, case: Case) -> Mapping[str, Any]:
         """Return the part of a manifest that says which ones a case's tasks get; empty for none."""
         ...
 
     def find(self, case: Case, question: Question) -> tuple[Shown, ...]:
-        """Return those most like a task, the most alike last.
+        """Return the corrections most similar to a task, the most similar one last.
 
         Raises:
             TaskError: The task lacks a key that the config shows.
@@ -44,7 +43,7 @@ class Examples(Protocol):
 
 
 class _Prompt(NamedTuple):
-    """What a task is asked with: messages, examples to show before them, the name of their answer."""
+    """The messages of a task, the examples shown before it, and the key of its answer in the cache."""
 
     messages: tuple[Message, ...]
     shown: tuple[Shown, ...]
@@ -59,9 +58,9 @@ class Steps:
     values     asks it for values
     coding     runs the code of values
     cache      drafts of equal tasks
-    near       answers to nearly equal ones
+    near       answers to nearly equal tasks
     examples   corrections that prompts show; None shows none
-    larger     drafts what this model is not sure of; None: nobody does
+    larger     drafts what this model is not sure of; None where there is no cascade
     """
 
     options: AskOptions
@@ -95,10 +94,12 @@ class Steps:
         started = time.monotonic()
         task_id = task.task.id if isinstance(task, Question) else task.id
         try:
-            has_own_options = case.labelling.dynamic  # what the task is bound to has none left
-            case = case.for_task(task)
-            task = case.labelling.read(task)
-            request = Request(case, task, model, version, ends, refinement, has_own_options)
+            bound = case.for_task(task)
+            task = bound.labelling.read(task)
+            # `bound` does not say any more whether the options are the task's own; so the larger model is
+            # handed `case`.
+            has_own_options = case.labelling.dynamic
+            request = Request(bound, task, model, version, ends, refinement, has_own_options)
             prompt = self._prompt(request)
             known = self.cache.get(request, prompt.key)
             if known is not None:
@@ -125,7 +126,7 @@ class Steps:
     def _prompt(self, request: Request) -> _Prompt:
         """Render a request, with the corrections that are shown.
 
-        None are shown where a human has asked for a change, or where the task brings its own options.
+        No corrections are shown where a human asks for a change, or the task brings its own options.
         """
         case = request.case
         messages = render(
@@ -138,7 +139,7 @@ class Steps:
         shown: tuple[Shown, ...] = ()
         if self.examples is not None and request.refinement is None and not request.has_own_options:
             shown = self.examples.find(case, request.question)
-        return _Prompt(messages, shown, cache_key(request.version, showing(messages, shown)))
+        return _Prompt(messages, shown, cache_key(request.version, with_examples(messages, shown)))
 
     def _answer(self, request: Request, prompt: _Prompt, neighbour: Neighbour | None) -> Answered:
         """Ask for a value, and run the code in it."""

@@ -1,6 +1,6 @@
 """Versions of drafts: everything that decides what a draft looks like, and the hash of it.
 
-Knows how a model is asked and which parts of the flow decide only some drafts. Does not know how a draft is
+Knows how a model is asked, and which parts of the flow affect only some drafts. Does not know how a draft is
 made.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from draftloop.prompting.prompt import Case, Profile, preamble
 
-# Raised when the flow itself changes what it would answer to the same case, model and task.
+# Raised when a change of the flow makes other drafts of the same case, model and task.
 _FLOW = 2
 SEED = 0  # a draft is repeatable
 
@@ -22,11 +22,11 @@ class AskOptions:
     """How a model is asked, where a case does not override it.
 
     profile       how much it is shown besides the task
-    bind_quotes   whether the grammar of its answers lets quotes be nothing but pieces of the text
+    bind_quotes   whether the grammar of its answers allows only quotes that are in the text
     temperature   of sampling
     max_tokens    of one answer
-    timeout_s     of one request
-    patient       whether a server at which nobody answers is waited for, as long as there is time
+    timeout_s     limit of one request
+    patient       whether a server that cannot be reached is asked again until the deadline
     """
 
     profile: Profile = "full"
@@ -53,7 +53,7 @@ class Version(NamedTuple):
     manifest: dict[str, Any]
 
 
-# Returns entries of a manifest: what else decides the drafts of a case; nothing where it does not.
+# Returns entries of a manifest for something else that decides the drafts of a case; none where it does not.
 Part = Callable[[Case], Mapping[str, Any]]
 
 
@@ -69,7 +69,7 @@ class Versions:
             model: Name of the model, where a case does not override it.
             options: How it is asked.
             environment: Describes where a case's code runs.
-            parts: What else decides the drafts of some cases, in the order of the manifest.
+            parts: Return entries for what else decides drafts, in the order of the manifest.
         """
         self._model = model
         self._options = options
@@ -106,7 +106,7 @@ class Versions:
                 "seed": SEED,
             },
         }
-        # What decides only some versions follows; the others keep theirs.
+        # What follows is left out where it decides nothing, so that those versions keep their hash.
         if options.bind_quotes and case.rules.quoted:
             manifest["quotes"] = "bound"
         for part in self._parts:
@@ -116,5 +116,5 @@ class Versions:
 
 def overrides_of(case: Case) -> Mapping[str, Any]:
     """Return the part of a manifest that says what the project overrides."""
-    overrides = case.overrides.told()
+    overrides = case.overrides.set_fields()
     return {"overrides": overrides} if overrides else {}

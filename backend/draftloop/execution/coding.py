@@ -16,7 +16,7 @@ from draftloop.errors import DraftloopError, ServiceError, SetupError, TaskError
 from draftloop.execution.runner import AskAgain, Execution
 from draftloop.labelling.labelling import Task, Value
 from draftloop.labelling.rules import Reason
-from draftloop.prompting.prompt import Case, Completion, Message, told_runs
+from draftloop.prompting.prompt import Case, Completion, Message, render_runs
 from draftloop.runs.job import Script
 from draftloop.runs.run import (
     INSTRUCTION_KEY,
@@ -160,7 +160,7 @@ class Coding:
             for ran, output in zip(conversation[::2], conversation[1::2], strict=True):
                 turns.append((drafts[ran.content].value or {}, output.content))
             try:
-                better = ask(told_runs(case, turns))
+                better = ask(render_runs(case, turns))
             except (ServiceError, SetupError, TaskError) as error:
                 _log.info("code not mended", task=task.id, error=type(error).__name__)
                 return None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from draftloop.drafting.cascade import Calibration, Pair, calibrated, least
+from draftloop.drafting.cascade import Calibration, Pair, calibrated, min_samples
 from draftloop.errors import SetupError
 from draftloop.flywheel.heldout import BulkDrafter, HeldOut, Measured, measure
 from draftloop.prompting.prompt import Overrides
@@ -33,7 +33,7 @@ def choose_samples(
             hint="One in ten is held out: correct more tasks and sync again, or name another --dataset.",
         )
     for name, held in chosen.items():
-        count, needed = len({row.sample.group for row in held.rows}), 2 * least(budget)
+        count, needed = len({row.sample.group for row in held.rows}), 2 * min_samples(budget)
         if count < needed:
             raise SetupError(
                 f"{dataset} holds out {count} different texts of case '{name}'; a budget of {budget:.1%} "
@@ -69,7 +69,7 @@ def calibrate(
     calibrations = {}
     for case, held in samples.items():
         first = measure(small[1], held, overrides, f"{case}, {small[0]}", progress)
-        second = measure(larger[1], held, overrides.elsewhere(), f"{case}, {larger[0]}", progress)
+        second = measure(larger[1], held, overrides.without_model(), f"{case}, {larger[0]}", progress)
         calibrations[case] = calibrated(_pairs(first, second), budget, np.random.default_rng(seed))
     return calibrations
 

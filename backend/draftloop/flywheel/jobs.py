@@ -21,7 +21,7 @@ import structlog
 from draftloop.dataset.folder import MANIFEST
 from draftloop.errors import DraftloopError, ServiceError, SetupError
 from draftloop.flywheel.adapters import Adapters
-from draftloop.ledger.sqlite import Job, Ledger
+from draftloop.ledger.sqlite import JobRecord, Ledger
 from draftloop.support.progress import Progress
 
 _log = structlog.get_logger("backend")
@@ -49,7 +49,7 @@ class Jobs:
     def __init__(
         self,
         ledger: Ledger,
-        start: Callable[[Job], JobProcess],
+        start: Callable[[JobRecord], JobProcess],
         *,
         after: int = 0,
         check: Callable[[], object] = lambda: None,
@@ -72,7 +72,7 @@ class Jobs:
         self._count = count
         self._counting = threading.Lock()
 
-    def ask(self, project: int, annotations: int, why: str = BUTTON) -> tuple[Job, bool]:
+    def ask(self, project: int, annotations: int, why: str = BUTTON) -> tuple[JobRecord, bool]:
         """Start a job for a project.
 
         Args:
@@ -131,7 +131,7 @@ class Jobs:
         """Return jobs, newest first, of one project or of all."""
         return [job._asdict() for job in self._ledger.jobs(project)]
 
-    def _attend(self, job: Job) -> None:
+    def _attend(self, job: JobRecord) -> None:
         """Start a job's process and wait for it; log and store a failure that it could not store itself."""
         about = {"job": job.id, "project": job.project}
         _log.info("job", **about, doing=f"begun by {job.why}")
@@ -146,7 +146,7 @@ class Jobs:
             _log.error("job", **about, doing=f"lost: {error}")
 
 
-def starter(command: Sequence[str]) -> Callable[[Job], JobProcess]:
+def starter(command: Sequence[str]) -> Callable[[JobRecord], JobProcess]:
     """Return a function that starts a job's process: the command, with the job's project and number.
 
     The process stays in the server's process group: stopping the server stops it, the end of one worker does
@@ -167,7 +167,7 @@ class VerbRunner:
     """
 
     ledger: Ledger
-    job: Job
+    job: JobRecord
     command: Callable[[str], Sequence[str]]
     log: Path | None
     progress: Progress

@@ -1,4 +1,4 @@
-"""Rows of code tasks: the input files that they name are found, hashed and previewed."""
+"""Rows of code tasks: their input files are looked up, hashed and previewed."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -21,25 +21,25 @@ from draftloop.runs.run import (
 
 
 class CodeTasks:
-    """Makes rows into data of code tasks; looks at a file that many rows name once.
+    """Turns rows into data of code tasks; reads a file once that many rows name.
 
-    `here` tells whether the project has code tasks: its config shows input files or what came of a run.
+    expected   whether the project has code tasks: its config shows input files or parts of a run
     """
 
     def __init__(self, label_config: str, root: Path | None, project: int = 0) -> None:
-        self.here = any(f'"${key}"' in label_config for key in (PREVIEW_KEY, *NO_RUN))
+        self.expected = any(f'"${key}"' in label_config for key in (PREVIEW_KEY, *NO_RUN))
         self._root = root
         self._project = project
         self._known: dict[str, tuple[InputFile, str, str]] = {}
 
     def fill(self, row: Row) -> Row:
-        """Give a row with what is known of its input files, and places for its runs; else the row itself.
+        """Return a row with its input files described and empty keys for its runs; else the row itself.
 
         Raises:
-            TaskError: A file is not there or not to be had, or a key is not a list of paths.
+            TaskError: A file does not exist or may not be read, or a key is not a list of paths.
             SetupError: Files are named and there is no input root.
         """
-        if not self.here:
+        if not self.expected:
             return row
         seen = [self._look(path) for path in _paths(row, INPUTS_KEY)]
         names = [file.name for file, _, _ in seen]
@@ -68,8 +68,8 @@ class CodeTasks:
             )
         if path not in self._known:
             file, real = find_input(self._root, path, self._project)
-            found = look(real, file.name)
-            self._known[path] = (file, to_text(found), to_html(found))
+            head = look(real, file.name)
+            self._known[path] = (file, to_text(head), to_html(head))
         return self._known[path]
 
 

@@ -1,4 +1,4 @@
-"""The rows of files on their way to a project: which become tasks, which are there already, which are bad."""
+"""The rows of files that are imported: which become tasks, which exist already, which are bad."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,19 +14,19 @@ from draftloop.labelling.regions import regions_of
 from draftloop.labelstudio.tasks import NewTask
 from draftloop.support.progress import Progress
 
-_MOST_REFUSED = 100  # by Label Studio, each found by a dozen requests
+_MOST_REFUSED = 100  # by Label Studio; a dozen requests single out each
 # Of an exported annotation, besides its result.
 _KEPT = (("was_cancelled", bool), ("ground_truth", bool), ("lead_time", int | float))
 
 
 @dataclass
 class Importing:
-    """The rows of some files on their way to a project.
+    """An import of files into a project.
 
     problems  rows that are not imported, and why
-    lost      annotations that are not
-    notes     what of whole files is left out
-    counts    rows by what became of them, and what they brought
+    lost      annotations that are not imported, and why
+    notes     parts of whole files that are left out
+    counts    rows by what became of them, and the kinds of things that came with them
     """
 
     files: Sequence[Path]
@@ -44,22 +44,24 @@ class Importing:
         """Read the rows of all files."""
         for file in self.files:
 
-            def tell(note: str, name: str = file.name) -> None:
+            def add_note(note: str, name: str = file.name) -> None:
                 self.notes[f"{name} {note}"] = None
 
-            for row in read_rows(file, self.labelling, code_tasks=self.code_tasks.here, tell=tell):
+            for row in read_rows(
+                file, self.labelling, code_tasks=self.code_tasks.expected, add_note=add_note
+            ):
                 yield row._replace(place=f"{file.name} {row.place}")
 
-    def know(self, data: Row) -> None:
-        """Take note of a task that is in the project already."""
+    def add_known(self, data: Row) -> None:
+        """Remember a task that is in the project already."""
         with suppress(TaskError):  # a task that lacks the keys is no duplicate of anything
             self._known.add(self._fingerprint(data))
 
     def new_tasks(self, progress: Progress) -> Iterator[NewTask]:
-        """Make tasks of the rows that are new; what became of the others is counted.
+        """Make tasks of the rows that are new; count what became of the others.
 
         Args:
-            progress: Shows how far it is; the caller begins it.
+            progress: Advances with each row; the caller begins it.
         """
         for read in self.rows():
             if self.limit and self.counts["sent"] >= self.limit:
@@ -86,7 +88,7 @@ class Importing:
                 self.lost.append(f"{read.place}: its annotations, for the task is {where}")
 
     def refuse(self, place: str, words: str) -> None:
-        """Take note of a row that Label Studio refuses.
+        """Remember a row that Label Studio refuses.
 
         Raises:
             SetupError: It refuses so many that the project or the files are wrong as a whole.
@@ -100,10 +102,10 @@ class Importing:
             )
 
     def _fingerprint(self, data: Row) -> bytes:
-        return fingerprint(self.labelling, data, code_task=self.code_tasks.here)
+        return fingerprint(self.labelling, data, code_task=self.code_tasks.expected)
 
     def _annotations(self, read: ReadRow, data: Row) -> Iterator[Row]:
-        """Give the annotations that the project's config can read, as Label Studio imports them."""
+        """Yield the annotations that the project's config can read, as Label Studio imports them."""
         for annotation in read.annotations:
             result = annotation.get("result")
             try:
@@ -111,6 +113,6 @@ class Importing:
             except TaskError as error:
                 self.lost.append(f"{read.place}: an annotation, for it cannot be read: {error.message}")
                 continue
-            # `completed_by` may be somebody else here; without `ground_truth` Label Studio takes it for one.
+            # `completed_by` may be another user here; without `ground_truth` Label Studio sets that.
             kept = {key: annotation[key] for key, kind in _KEPT if isinstance(annotation.get(key), kind)}
             yield {"result": regions_of(result), "ground_truth": False, **kept}

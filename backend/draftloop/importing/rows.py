@@ -18,18 +18,18 @@ from draftloop.support.text import has_lone_surrogate
 
 Row = dict[str, Any]
 
-# What the import makes of a row of a code task.
+# Keys that the import adds to the row of a code task.
 MADE_KEYS = frozenset({INPUTS_KEY, PREVIEW_KEY, SCHEMA_KEY, *NO_RUN})
 
 csv.field_size_limit(50_000_000)  # a cell is a whole text; the csv module stops at 131,072 characters
 
 
-# What a row of Label Studio's exports brings besides its annotations.
+# Other things in a row of Label Studio's exports, which are not imported.
 LEFT_OUT = ("predictions", "drafts", "completions")
 
 
 class ReadRow(NamedTuple):
-    """A row of a file: where it stands, its data or why it cannot be used, what an export has beside them.
+    """A row of a file: where it stands, its data or why it cannot be used, its annotations.
 
     annotations  as Label Studio exports them
     left_out     kinds of other things that are not imported
@@ -46,7 +46,7 @@ def read_rows(
     labelling: Labelling,
     *,
     code_tasks: bool = False,
-    tell: Callable[[str], None] = lambda _: None,
+    add_note: Callable[[str], None] = lambda _: None,
 ) -> Iterator[ReadRow]:
     """Read a file row by row.
 
@@ -54,7 +54,7 @@ def read_rows(
         file: CSV, JSON or JSONL.
         labelling: The project's, which says the columns that a CSV needs.
         code_tasks: Rows are code tasks; a CSV then lacks the keys that the import makes.
-        tell: Told what of the whole file is left out.
+        add_note: Called with each part of the whole file that is left out.
     Raises:
         SetupError: Not UTF-8, not a kind of file that is read, a CSV without the needed columns, or with two
             of one name.
@@ -69,7 +69,7 @@ def read_rows(
                 )
                 stream.seek(0)
                 try:
-                    yield from _of_csv(file, reader, tell)
+                    yield from _of_csv(file, reader, add_note)
                 except csv.Error as error:
                     raise SetupError(
                         f"{file} cannot be read at line {reader.line_num}: {error}.", hint="Correct the line."
@@ -95,7 +95,7 @@ def read_rows(
         ) from error
 
 
-def _of_csv(file: Path, reader: Any, tell: Callable[[str], None]) -> Iterator[ReadRow]:
+def _of_csv(file: Path, reader: Any, add_note: Callable[[str], None]) -> Iterator[ReadRow]:
     header: list[str] = next(reader, [])
     named = [name for name in header if name.strip()]
     doubled = next((name for name in named if named.count(name) > 1), None)
@@ -105,7 +105,7 @@ def _of_csv(file: Path, reader: Any, tell: Callable[[str], None]) -> Iterator[Re
             hint="Rename or remove all but one of them.",
         )
     if len(named) < len(header):
-        tell(f"line 1: {len(header) - len(named)} of {len(header)} columns have no name and are left out")
+        add_note(f"line 1: {len(header) - len(named)} of {len(header)} columns have no name and are left out")
     for cells in reader:
         place = f"line {reader.line_num}"
         if len(cells) == len(header):
@@ -127,7 +127,7 @@ def _of_json(file: Path, text: str) -> Iterator[ReadRow]:
 
 
 def _delimiter(file: Path, first_line: str, needed: set[str]) -> str:
-    """Take the delimiter under which the header has the needed columns: surer than guessing from cells."""
+    """Return the delimiter with which the header has the needed columns: safer than a guess from cells."""
     for delimiter in ",;\t|":
         if needed <= set(next(csv.reader([first_line], delimiter=delimiter), [])):
             return delimiter
@@ -144,10 +144,10 @@ class _Doubled(dict[str, Any]):
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Row:
-    found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
-    doubled, names = _Doubled(found), [name for name, _ in pairs]
+    row = dict(pairs)
+    if len(row) == len(pairs):
+        return row
+    doubled, names = _Doubled(row), [name for name, _ in pairs]
     doubled.key = next(name for name in names if names.count(name) > 1)
     return doubled
 
@@ -169,9 +169,9 @@ def _row(place: str, row: Any) -> ReadRow:
     """Read a row, also in the form in which Label Studio exports tasks."""
     if not isinstance(row, dict):
         return ReadRow(place, "it is no JSON object")
-    trouble = f"it has the key {row.key!r} twice" if isinstance(row, _Doubled) else _trouble(row)
-    if trouble is not None:
-        return ReadRow(place, trouble)
+    problem = f"it has the key {row.key!r} twice" if isinstance(row, _Doubled) else _json_problem(row)
+    if problem is not None:
+        return ReadRow(place, problem)
     if not isinstance(row.get("data"), dict):
         return ReadRow(place, row)
     listed = row.get("annotations")
@@ -181,8 +181,8 @@ def _row(place: str, row: Any) -> ReadRow:
     return ReadRow(place, row["data"], annotations, tuple(name for name in LEFT_OUT if row.get(name)))
 
 
-def _trouble(row: Row) -> str | None:
-    """Say what of a row Label Studio refuses, and with it all that is sent at once; None where nothing is."""
+def _json_problem(row: Row) -> str | None:
+    """Return why Label Studio would refuse a row, and the whole request with it; None where it would not."""
     for key, part in row.items():
         pending = [part]
         while pending:
@@ -198,7 +198,7 @@ def _trouble(row: Row) -> str | None:
 
 
 def fingerprint(labelling: Labelling, row: Row, *, code_task: bool = False) -> bytes:
-    """Hash what the annotator reads of a row, and of a code task its input files, not what came of runs.
+    """Hash what the annotator reads of a row; of a code task also its input files, but not its runs.
 
     Raises:
         TaskError: A key that the config shows is missing, or all of them are empty.
@@ -212,5 +212,5 @@ def fingerprint(labelling: Labelling, row: Row, *, code_task: bool = False) -> b
         raise TaskError(f"'{', '.join(texts)}' is empty.")
     if has_lone_surrogate(json.dumps(row, ensure_ascii=False)):
         raise TaskError("It holds half a character (a lone surrogate).")
-    told = json.dumps([texts, files] if files else texts)
-    return hashlib.sha256(told.encode()).digest()[:16]
+    content = json.dumps([texts, files] if files else texts)
+    return hashlib.sha256(content.encode()).digest()[:16]

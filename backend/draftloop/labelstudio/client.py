@@ -12,15 +12,19 @@ from draftloop.labelstudio.requests import Fields, Json, holds
 from draftloop.labelstudio.tabs import Outcome, Tabs
 from draftloop.labelstudio.tasks import Tasks
 
-TITLE = "draftloop"  # of the backend connection, so that it is found again when the address moves
-EVENTS = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED")  # the last one is plural there
+TITLE = "draftloop"  # of the backend connection, by which it is recognized when its address changes
+EVENTS = (
+    "ANNOTATION_CREATED",
+    "ANNOTATION_UPDATED",
+    "ANNOTATIONS_DELETED",
+)  # Label Studio writes the last one in the plural
 
 
 class LabelStudio(Tabs, Tasks):
-    """A Label Studio server and a token for it; legacy and personal access tokens both work."""
+    """A Label Studio server and a token for it; legacy and personal access tokens work."""
 
     def check(self) -> str:
-        """Ask who we are, once, without waiting for a server that is down; returns the user's name.
+        """Check the token, without waiting for a server that is down; returns the user's name.
 
         Raises:
             SetupError: The token is not accepted, or this is not Label Studio.
@@ -28,7 +32,7 @@ class LabelStudio(Tabs, Tasks):
         """
         user = self._ask("the token", self._sdk.users.whoami, attempts=1)
         if not user.id:
-            raise self._ours("the user", ValueError("an answer without a user"))
+            raise self._translated("the user", ValueError("an answer without a user"))
         return str(user.email or user.username or user.id)
 
     def project(self, project_id: int) -> Project:
@@ -37,16 +41,16 @@ class LabelStudio(Tabs, Tasks):
         Raises:
             SetupError: There is no such project, or the token may not see it.
         """
-        found = self._get(f"project {project_id}", f"api/projects/{project_id}/")
+        answer = self._get(f"project {project_id}", f"api/projects/{project_id}/")
         return Project(
-            id=found["id"],
-            title=found["title"],
-            created_at=found["created_at"],
-            label_config=found["label_config"],
-            model_version=found["model_version"] or "",
+            id=answer["id"],
+            title=answer["title"],
+            created_at=answer["created_at"],
+            label_config=answer["label_config"],
+            model_version=answer["model_version"] or "",
             extra_params=_extra_params(self._get("ML backends", "api/ml/", {"project": project_id})),
-            annotations=found.get("total_annotations_number") or 0,
-            predictions=found.get("total_predictions_number") or 0,
+            annotations=answer.get("total_annotations_number") or 0,
+            predictions=answer.get("total_predictions_number") or 0,
         )
 
     def count_annotations(self, project_id: int) -> int:
@@ -55,8 +59,8 @@ class LabelStudio(Tabs, Tasks):
         Raises:
             SetupError: There is no such project, or the token may not see it.
         """
-        found = self._get(f"project {project_id}", f"api/projects/{project_id}/")
-        return int(found.get("total_annotations_number") or 0)
+        answer = self._get(f"project {project_id}", f"api/projects/{project_id}/")
+        return int(answer.get("total_annotations_number") or 0)
 
     def project_ids(self) -> list[int]:
         """List the projects that the token may see."""
@@ -79,9 +83,9 @@ class LabelStudio(Tabs, Tasks):
     def _projects(self, **wanted: str) -> Iterator[Json]:
         # The SDK asks for pages until one is missing, which its plain client takes for an error.
         for page in count(1):
-            found = self._get("the list of projects", "api/projects/", {"page": page, **wanted})
-            yield from found["results"]
-            if not found["next"]:
+            answer = self._get("the list of projects", "api/projects/", {"page": page, **wanted})
+            yield from answer["results"]
+            if not answer["next"]:
                 return
 
     def create_project(self, title: str, label_config: str) -> Project:
@@ -129,11 +133,11 @@ class LabelStudio(Tabs, Tasks):
         Args:
             project: The project.
             url: The backend, as Label Studio reaches it.
-            extra_params: What the backend is told besides; what people added in Label Studio's form stays.
+            extra_params: Label Studio sends these to the backend; what people added in its form stays.
             user: For basic auth; empty is none.
             password: For basic auth.
-            webhook_secret: What the webhook sends instead, as a bearer token; empty is nothing.
-            webhook: Have Label Studio tell of annotations; else its webhooks to the backend are removed.
+            webhook_secret: Bearer token that the webhook sends instead; empty sends none.
+            webhook: Have Label Studio send events of annotations; else remove its webhooks to the backend.
             interactive: Have Label Studio offer Auto-Annotation. What people switched on stays on.
         Returns:
             What happened to the "backend", and to the "webhook" where there is or was one.
@@ -170,7 +174,7 @@ class LabelStudio(Tabs, Tasks):
                 if webhook or url not in {backend["url"].rstrip("/") for backend in known}:
                     raise
         else:
-            # Sent even if nothing seems to differ: the password cannot be read back.
+            # Sent even if nothing seems to differ, because the password cannot be read back.
             self._ask(what, partial(self._sdk.ml.update, old["id"], **wanted, **secret))
             outcome = "already there" if holds(old, wanted) else "updated"
         hooks = [
@@ -198,8 +202,8 @@ class LabelStudio(Tabs, Tasks):
         header: Mapping[str, str],
         login: str,
     ) -> Outcome:
-        at = {hook["url"]: hook for hook in hooks}
-        hook = next((at[address] for address in addresses if address in at), None)
+        by_url = {hook["url"]: hook for hook in hooks}
+        hook = next((by_url[address] for address in addresses if address in by_url), None)
         wanted: dict[str, Json] = {
             "url": addresses[0],
             "headers": dict(header),
@@ -219,7 +223,7 @@ class LabelStudio(Tabs, Tasks):
             outcome = "updated"
         for other in hooks:
             if other is not hook and _carries(other, login):
-                # All of it: Label Studio empties `actions` where they are not sent.
+                # All fields are sent: Label Studio empties `actions` where they are missing.
                 kept = {name: other[name] for name in wanted} | {"headers": dict(header)}
                 self._ask(what, partial(self._sdk.webhooks.update, other["id"], **kept))
                 outcome = "updated"
@@ -231,7 +235,7 @@ def _carries(hook: Fields, login: str) -> bool:
 
 
 def _extra_params(backends: Sequence[Fields]) -> Fields:
-    """Read the extra_params of our connection: an object, or a string that holds one."""
+    """Return the extra_params of draftloop's connection: an object, or a string that holds one."""
     for backend in backends:
         extra = backend.get("extra_params")
         if isinstance(extra, str):

@@ -1,4 +1,4 @@
-"""Everything that one long answer of Label Studio lists, taken apart while it comes and kept on disk.
+"""The objects of one long answer of Label Studio, parsed while it arrives and kept on disk.
 
 Knows JSON arrays and the tasks that their objects belong to. Does not know requests.
 """
@@ -20,10 +20,10 @@ _BETWEEN = re.compile(r"[\s,\[]*")
 
 
 def loads(content: bytes) -> Json:
-    """Read JSON; half characters too, which SQLite keeps and orjson refuses.
+    """Parse JSON, with lone surrogates too, which Label Studio's database keeps and orjson refuses.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is no JSON.
     """
     try:
         return orjson.loads(content)
@@ -35,7 +35,7 @@ class Listing:
     """The objects of a listing by task; memory holds 24 bytes of each. A context manager."""
 
     def __init__(self) -> None:
-        """Begin without an object."""
+        """Make an empty listing."""
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed by __exit__
         self._tasks, self._starts, self._sizes = array("q"), array("q"), array("q")  # sorted by task
 
@@ -46,15 +46,15 @@ class Listing:
         self._file.close()
 
     def fill(self, chunks: Iterable[str]) -> None:
-        """Take the objects of an answer; those of an earlier one are forgotten.
+        """Replace the objects of the listing by those of an answer.
 
         Raises:
             ValueError: It is no array of objects with a `task`, or its end is missing.
         """
         tasks, sizes = array("q"), array("q")
         self._file.seek(0)
-        for found, text in _objects(chunks):
-            task = found.get("task") if isinstance(found, dict) else None
+        for entry, text in _objects(chunks):
+            task = entry.get("task") if isinstance(entry, dict) else None
             if not isinstance(task, int):
                 raise ValueError("an entry that belongs to no task")  # noqa: TRY004
             tasks.append(task)
@@ -66,16 +66,16 @@ class Listing:
         )
 
     def of(self, task: int) -> list[Json]:
-        """Give the objects of a task, in the order of the listing."""
-        found = []
+        """Return the objects of a task, in the order of the listing."""
+        objects = []
         for place in range(bisect_left(self._tasks, task), bisect_right(self._tasks, task)):
             self._file.seek(self._starts[place])
-            found.append(loads(self._file.read(self._sizes[place])))
-        return found
+            objects.append(loads(self._file.read(self._sizes[place])))
+        return objects
 
 
 def _objects(chunks: Iterable[str]) -> Iterator[tuple[Json, str]]:
-    """Give each object of an array, and the text that it was."""
+    """Yield each object of an array, and its text."""
     decode = json.JSONDecoder().raw_decode
     text = ""
     for chunk in chunks:
@@ -84,10 +84,10 @@ def _objects(chunks: Iterable[str]) -> Iterator[tuple[Json, str]]:
         while True:
             begin = len(text) if (match := _BETWEEN.match(text, at)) is None else match.end()
             try:
-                found, end = decode(text, begin)
-            except ValueError:  # the rest is on its way
+                entry, end = decode(text, begin)
+            except ValueError:  # its end has not arrived
                 break
-            yield found, text[begin:end]
+            yield entry, text[begin:end]
             at = end
         text = text[at:]
     if _BETWEEN.sub("", text, count=1).strip() != "]":

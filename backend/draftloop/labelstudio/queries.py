@@ -1,4 +1,4 @@
-"""What a listing of Label Studio's tasks is asked for: filters, fields, and the project.
+"""Parameters of a listing of Label Studio's tasks: filters, fields, and the project.
 
 Knows the names of its data manager's columns.
 """
@@ -13,10 +13,10 @@ Filters = Sequence[Fields]
 
 @dataclass(frozen=True)
 class Project:
-    """A project of Label Studio. `extra_params` is what the connection to its backend says besides.
+    """A project of Label Studio. `extra_params` are those of its connection to the backend.
 
-    annotations  how many were submitted
-    predictions  how many there are, of all versions
+    annotations  number of submitted ones
+    predictions  number of predictions, of all versions
     """
 
     id: int
@@ -30,18 +30,18 @@ class Project:
 
     @property
     def case(self) -> str | None:
-        """Name of the case that the connection says, if any."""
-        said = self.extra_params.get("case")
-        return said if isinstance(said, str) else None
+        """Name of the case in the extra params, if any."""
+        case = self.extra_params.get("case")
+        return case if isinstance(case, str) else None
 
 
 def where(column: str, operator: str, kind: str, value: Json) -> dict[str, Json]:
-    """Give a filter of a listing, in Label Studio's names for columns, operators and types."""
+    """Return a filter of a listing, in Label Studio's names for columns, operators and types."""
     return {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
 
 
 def undrafted(version: str) -> dict[str, Json]:
-    """Give the filter for tasks without a prediction of this version."""
+    """Return the filter for tasks without a prediction of this version."""
     return where("predictions_model_versions", "not_contains", "List", [version])
 
 
@@ -58,9 +58,9 @@ _OF_ANNOTATIONS = (
     "id", "created_at", "updated_at", "result", "completed_by", "was_cancelled", "ground_truth", "lead_time",
     "parent_prediction",
 )  # fmt: skip
-# What is not named is not looked up: drafts, for one, take a query for each task. Expanded, annotations take
-# a third of the time, and their names are dotted; where Label Studio does not expand them, plain names count
-# for tasks and annotations alike.
+# Label Studio does not look up what is not named here; saved drafts, for one, take a query for each task.
+# Expanded, annotations take a third of the time, and their names have dots. Where Label Studio does not
+# expand them, plain names apply to tasks and to annotations.
 WITHOUT_PREDICTIONS = {
     "fields": "all",
     "include": ",".join(

@@ -1,7 +1,7 @@
-"""Requests to Label Studio: tokens, what is sent again, and what its errors mean.
+"""Requests to Label Studio: tokens, retries, and what its errors mean.
 
-Does not know what is asked. Whatever creates something is sent again only if it never arrived; everything
-else also after a 5xx.
+Does not know what is asked. A request that creates something is sent again only if it never arrived;
+everything else also after a 5xx.
 """
 
 import json
@@ -24,11 +24,11 @@ Json = Any
 Fields = Mapping[str, Json]
 _T = TypeVar("_T")
 
-_CREATE_S = 600  # limit of a request that creates; what it did is read before anything is sent again
+_CREATE_S = 600  # limit of a request that creates; its effect is read before anything is sent again
 _ATTEMPTS = 6  # with the pauses of OUTLAST_RESTART 15 s or more: longer than a restart of Label Studio
 _CHUNK_CHARS = 1 << 18
 _DETAIL_CHARS = 300
-_SECRET_CHARS = 4  # what is shorter would blot out half of a message
+_SECRET_CHARS = 4  # a shorter secret would match ordinary parts of a message
 _HOW_TO_LOG_IN = (
     "Make one in Label Studio under Account & Settings: a Personal Access Token, or a Legacy Token. If the "
     "page does not offer legacy tokens, an owner enables them under Organization > API Tokens Settings. "
@@ -37,7 +37,7 @@ _HOW_TO_LOG_IN = (
 
 
 class Connection:
-    """A server, a token for it, and how it is asked. A context manager."""
+    """A server, a token for it, and its HTTP client. A context manager."""
 
     def __init__(self, url: str, api_key: str, *, timeout_s: float = 120, page_tasks: int = 1000) -> None:
         """Remember server and token; nothing is sent yet.
@@ -56,8 +56,8 @@ class Connection:
         api_key = api_key.strip()
         self._secrets = [api_key]
         if not re.fullmatch(r"[!-~]+", api_key):
-            found = "something that is no token" if api_key else "no token"
-            raise SetupError(f"There is {found} for Label Studio at {self.url}.", hint=_HOW_TO_LOG_IN)
+            given = "something that is no token" if api_key else "no token"
+            raise SetupError(f"There is {given} for Label Studio at {self.url}.", hint=_HOW_TO_LOG_IN)
         # The SDK joins the refresh path to this address: without the slash a mount path is lost.
         self._sdk = self._ask("the token", partial(_sdk, f"{self.url}/", api_key, timeout_s))
         self._http = self._sdk._client_wrapper.httpx_client  # noqa: SLF001  # SDK: no public way to it
@@ -82,7 +82,7 @@ class Connection:
         *,
         content_type: str = "application/json",
     ) -> Json:
-        """Send a request that no method here is for, with the token, tried again as all others are.
+        """Send a request that has no method of its own, with the token and with retries.
 
         Args:
             what: What it is about, for messages.
@@ -95,7 +95,7 @@ class Connection:
             The answer's JSON.
         Raises:
             SetupError: Label Studio refuses it, or does not accept the token.
-            ServiceError: Label Studio stays away.
+            ServiceError: Label Studio does not answer.
         """
         return self._send(what, method, path, body, params, content_type)
 
@@ -128,7 +128,7 @@ class Connection:
         return self._ask(what, request, creates=method == "POST")
 
     def _stream(self, what: str, path: str, params: Fields, take: Callable[[Iterator[str]], None]) -> None:
-        """Read a long answer while it comes; after a failure `take` is given it from its beginning."""
+        """Read a long answer while it arrives; after a failure `take` gets it again from its beginning."""
 
         def request() -> None:
             with self._http.stream(path, method="GET", params=dict(params)) as reply:
@@ -142,14 +142,14 @@ class Connection:
     def _ask(
         self, what: str, request: Callable[[], _T], *, creates: bool = False, attempts: int = _ATTEMPTS
     ) -> _T:
-        is_worth_retrying = _never_arrived if creates else _passing
+        is_worth_retrying = _never_arrived if creates else _is_passing
         try:
             return retrying(is_worth_retrying, attempts=attempts, pauses=OUTLAST_RESTART)(request)
         except (ApiError, httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            raise self._ours(what, error) from error
+            raise self._translated(what, error) from error
 
-    def _ours(self, what: str, error: Exception) -> DraftloopError:
-        """Translate what the SDK and httpx raise; the class says the reaction."""
+    def _translated(self, what: str, error: Exception) -> DraftloopError:
+        """Return the error of draftloop for one of the SDK or httpx; its class says the reaction."""
         if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
             return SetupError(f"'{self.url}' is no address.", hint="Correct LABEL_STUDIO_URL.")
         if isinstance(error, httpx.HTTPError):
@@ -160,7 +160,7 @@ class Connection:
         if status < 400:
             words = f"What answers at {self.url} is not Label Studio ({what})."
             return SetupError(words, hint="Correct LABEL_STUDIO_URL.")
-        if _passing(error):
+        if _is_passing(error):
             words = f"Label Studio answers {status} to {what}: {detail}."
             return ServiceError(words, hint="Its log says why.")
         if status == 401:
@@ -172,7 +172,7 @@ class Connection:
         return SetupError(words, hint=_hint_for(status, detail))
 
     def _detail(self, body: Json) -> str:
-        """Give what an error's body says, short and without secrets."""
+        """Return the message in an error's body, short and without secrets."""
         if isinstance(body, Mapping):
             body = body.get("validation_errors") or body.get("detail") or body
         text = " ".join(_sentences(body))
@@ -181,13 +181,13 @@ class Connection:
         for secret in self._secrets:
             if len(secret) >= _SECRET_CHARS:
                 text = text.replace(secret, "***")
-        # What follows in the one about the backend is advice on firewalls and a Python object.
+        # The rest of the message about the backend is advice on firewalls and a Python object.
         text = " ".join(re.sub(r"<[^>]*>", "", text).split()).split(" Make sure it is up")[0]
         return (text[:_DETAIL_CHARS] + ("..." if len(text) > _DETAIL_CHARS else "")).rstrip(".")
 
 
 def dumps(body: Json) -> bytes:
-    """Serialize what is sent; half characters and integers beyond 64 bits, which Label Studio keeps, too."""
+    """Serialize a body, with lone surrogates and integers beyond 64 bits too, which Label Studio keeps."""
     try:
         return orjson.dumps(body)
     except orjson.JSONEncodeError:
@@ -195,7 +195,7 @@ def dumps(body: Json) -> bytes:
 
 
 def _sentences(body: Json) -> Iterator[str]:
-    """Take the sentences out of an error's nested lists and objects; a field's name goes before its own."""
+    """List the sentences in an error's nested lists and objects, each after the name of its field."""
     if isinstance(body, Mapping):
         for name, part in body.items():
             words = " ".join(_sentences(part))
@@ -208,7 +208,7 @@ def _sentences(body: Json) -> Iterator[str]:
 
 
 def _answer(reply: httpx.Response) -> Json:
-    """Read what an answer says; text where it is no JSON."""
+    """Return an answer's JSON; its text where it is none."""
     try:
         return loads(reply.content)
     except ValueError:
@@ -216,13 +216,13 @@ def _answer(reply: httpx.Response) -> Json:
 
 
 def _sdk(base_url: str, api_key: str, timeout_s: float) -> Sdk:
-    # No proxy from the environment sees the texts; trying again is `_ask`'s business.
+    # No proxy from the environment may see the texts; `_ask` retries, not the SDK.
     client = httpx.Client(timeout=timeout_s, follow_redirects=True, trust_env=False)
     return Sdk(base_url=base_url, api_key=api_key, httpx_client=client, timeout=timeout_s, max_retries=0)
 
 
-def _passing(error: BaseException) -> bool:
-    """Tell whether asking the same again may help and cannot harm."""
+def _is_passing(error: BaseException) -> bool:
+    """Return whether sending the same request again may help and cannot harm."""
     if isinstance(error, ApiError):
         return error.status_code is not None and (error.status_code >= 500 or error.status_code in {408, 429})
     return isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
@@ -246,6 +246,6 @@ def _hint_for(status: int, detail: str) -> str:
     return "Correct what it names and run this again."
 
 
-def holds(found: Fields, wanted: Fields) -> bool:
-    """Tell whether what was found has all that is wanted, as it is wanted."""
-    return all(found.get(key) == part for key, part in wanted.items())
+def holds(current: Fields, wanted: Fields) -> bool:
+    """Return whether an object of Label Studio has all the fields that are wanted, with their values."""
+    return all(current.get(key) == part for key, part in wanted.items())

@@ -1,6 +1,6 @@
 """Sessions of Label Studio: whether the cookie that a browser sent is that of a member who is logged in.
 
-Asks Label Studio each time, with that cookie alone. Does not know who wants to know, and keeps nothing.
+Asks Label Studio each time, with that cookie alone, and keeps nothing.
 
 Source:
     Label Studio 1.23.2, core/settings/label_studio.py: sessions are signed cookies named `sessionid`;
@@ -45,8 +45,8 @@ class Sessions:
             return False
         headers = {"Cookie": f"{_COOKIE}={session}", "Accept": "application/json"}
         try:
-            # No proxy of the environment is shown the cookie, no redirect takes it elsewhere; and each
-            # question has a client of its own, because what Label Studio sets belongs to one person.
+            # No proxy of the environment may see the cookie, and no redirect is followed with it. Each call
+            # has a client of its own, because the cookies that Label Studio sets belong to one person.
             reply = httpx.get(self._url, headers=headers, timeout=_TIMEOUT_S, trust_env=False)
         except httpx.HTTPError as error:
             words = (
@@ -60,7 +60,7 @@ class Sessions:
         user = None
         with suppress(ValueError):
             user = loads(reply.content)
-        # Without an organization it is somebody who was removed from it.
+        # A user without an organization was removed from it.
         return (
             isinstance(user, dict)
             and isinstance(user.get("id"), int)

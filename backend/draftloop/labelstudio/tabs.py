@@ -1,4 +1,4 @@
-"""Saved tabs of Label Studio's data manager: made once, then mended; what people chose in them stays."""
+"""Saved tabs of Label Studio's data manager: made once, then corrected; what people chose in them stays."""
 
 from functools import partial
 from typing import Literal
@@ -16,8 +16,9 @@ PASSED_TAB = "Passed the rules"
 TABS = ("All tasks", REASONS_TAB, PASSED_TAB)
 SENT_BACK_TAB = "Sent back"
 NEXT_TAB = "Label next"
-# Hidden in tabs made in its page, but shown in ours unless told: reasons would stand beyond the edge. So are
-# data that is JSON or HTML for the page of a task. The order of the others is that of the config.
+# Label Studio hides these in tabs made in its page, and shows them in tabs made by its API; the reasons would
+# then stand beyond the edge. Data that is JSON or HTML for a task's page is hidden too. The other columns
+# keep the order of the config.
 _HIDDEN = [
     f"tasks:{name}"
     for name in (
@@ -45,12 +46,12 @@ class Tabs(Connection):
     """The tabs of a project."""
 
     def keep_tabs(self, project: Project, *, shows_status: bool, text_key: str = "") -> dict[str, Outcome]:
-        """Make the saved tabs, or mend their filters; columns and order that people chose stay.
+        """Make the saved tabs, or correct their filters; columns and order that people chose stay.
 
         Args:
             project: The project.
             shows_status: Whether tasks carry `draft_status`, which says why a draft needs a human.
-                Without it the tabs go by score, and a draft that broke a rule has score 0.
+                Without it the tabs filter by score; a draft that broke a rule has score 0.
             text_key: Key of task data that people read, whose column is made wide.
         Returns:
             What happened to each tab, by title.
@@ -59,20 +60,20 @@ class Tabs(Connection):
         outcomes: dict[str, Outcome] = {}
         for title in TABS:
             if title == TABS[0] and known and title not in known:
-                continue  # people's own tabs are there: they have one that shows everything
+                continue  # people have made tabs, and so have one that shows everything
             items = _tab_filters(title, shows_status=shows_status)
             outcomes[title] = self._keep_tab(project, known.get(title), title, items, text_key=text_key)
         return outcomes
 
     def keep_sent_back_tab(self, project: Project, words: str) -> Outcome:
-        """Make or mend the saved tab with the tasks whose status holds these words."""
+        """Make or correct the saved tab of tasks whose status contains these words."""
         items = [where("data.draft_status", "contains", "String", words)]
         return self._keep_tab(project, self._tabs(project).get(SENT_BACK_TAB), SENT_BACK_TAB, items)
 
     def keep_next_tab(self, project: Project) -> Outcome:
-        """Make or mend the saved tab with the tasks that have a `label_next`, in its order.
+        """Make or correct the saved tab of tasks that have a `label_next`, in its order.
 
-        What is submitted or skipped leaves it by itself.
+        Tasks that are submitted or skipped leave it by themselves.
         """
         items = [where("data.label_next", "empty", "String", "false"), *UNDONE]
         view = self._tabs(project).get(NEXT_TAB)
@@ -92,14 +93,14 @@ class Tabs(Connection):
         order: str = "",
         text_key: str = "",
     ) -> Outcome:
-        """Make or mend a tab; where an order is named, that is part of what is mended."""
+        """Make or correct a tab; its order is corrected too where one is named."""
         wanted: dict[str, Json] = {"filters": {"conjunction": "and", "items": list(items)}}
         wanted |= {"ordering": [order]} if order else {}
         if view is not None and holds(view["data"], wanted):
             return "already there"
         ordering = ["tasks:predictions_score"] if items else []
         columns = [_STATUS, *([f"tasks:data.{text_key}"] if text_key else [])]
-        # In a task the reason stands above it; where every task has passed, there is none.
+        # Beside an open task the reason stands above it; tasks that passed have none.
         also = {PASSED_TAB: [_STATUS], REASONS_TAB: _HIDDEN_BESIDE_REASONS}.get(title, [])
         hidden = {
             "explore": [*_HIDDEN, *also],

@@ -30,16 +30,16 @@ from draftloop.labelstudio.requests import Connection, Fields, Json, dumps
 _INVALID = 400
 _IMPORT_TASKS = 2000
 _IMPORT_BYTES = 20_000_000  # Label Studio takes 250 MB a body; this keeps both sides' memory small
-# Whatever the number, Label Studio counts anew over all tasks that have some: 20 s a request at 25,000.
+# For each request, whatever its size, Label Studio counts all tasks that have some: 20 s at 25,000.
 _PREDICTIONS = 5000
-# A listing of all predictions: 4 s and 18 MB of 25,000. Of tasks without an annotation they are of no use.
+# A listing of all predictions takes 4 s and 18 MB for 25,000. Those of unannotated tasks are not needed.
 _LISTED, _LISTED_SHARE = 50_000, 4
 
 
 class NewTask(NamedTuple):
-    """A task that is imported with annotations; Label Studio makes them the importing user's.
+    """A task that is imported with annotations, whose author becomes the importing user.
 
-    place  where its row stands
+    place  where its row stands in a file, for messages
     """
 
     data: Fields
@@ -67,11 +67,11 @@ class Tasks(Connection):
         Args:
             project: Where to.
             rows: What to import.
-            refuse: Told of each row that Label Studio refuses, by its place, with the reason; the others are
-                imported. Without it one such row is an error.
+            refuse: Called with the place of each row that Label Studio refuses, and the reason; the others
+                are imported. Without it one such row is an error.
         Raises:
             SetupError: Label Studio refuses a chunk, for example because the config shows a missing key.
-            ServiceError: It is not known whether the last chunk arrived; what was yielded before did.
+            ServiceError: The last chunk may have arrived or not; those yielded before did.
         """
         for chunk in _chunks(map(_imported, rows)):
             yield from self._import_chunk(project, chunk, refuse)
@@ -79,7 +79,7 @@ class Tasks(Connection):
     def _import_chunk(
         self, project: Project, chunk: Sequence[_Sent], refuse: Callable[[str, str], None] | None
     ) -> Iterator[list[int]]:
-        """Import a chunk; where it is refused, which is as a whole, its halves, down to the rows that are."""
+        """Import a chunk; where Label Studio refuses it, import its halves, down to single rows."""
         what, path = f"{len(chunk)} tasks for project {project.id}", f"api/projects/{project.id}/import"
         params = {"return_task_ids": "true", "commit_to_project": "true"}
         try:
@@ -112,7 +112,7 @@ class Tasks(Connection):
         unbegun: bool = False,
         full: bool = False,
     ) -> Iterator[dict[str, Json]]:
-        """List tasks by rising id, page by page; memory holds three pages.
+        """List tasks in the order of their ids, page by page; memory holds three pages.
 
         Args:
             project: The project.
@@ -132,15 +132,15 @@ class Tasks(Connection):
     def annotated_tasks(self, project: Project) -> Iterator[dict[str, Json]]:
         """List the tasks that have an annotation, with annotations and predictions; first the submitted.
 
-        In a page of tasks predictions take Label Studio six times as long as in a listing of their own. It
-        has only one of a whole project, in one answer: it is asked for where that is neither long nor most
-        of it for tasks that nobody wants.
+        In a page of tasks predictions take Label Studio six times as long as in a listing of their own, which
+        it has only for a whole project, in one answer. That listing is read where it is not too long, and
+        not mostly about tasks without an annotation.
         """
         kinds = ([SUBMITTED], [NOT_SUBMITTED, SKIPPED])
         listed = project.predictions <= min(_LISTED, _LISTED_SHARE * project.annotations)
         fields = WITHOUT_PREDICTIONS if listed else FULL
-        # "For review", Label Studio leaves out the columns of its table, a tenth of the time. The commercial
-        # one has reviews, and may leave out tasks too.
+        # With "review" Label Studio leaves out the columns of its table, a tenth of the time. The commercial
+        # edition has reviews, and may leave out tasks too.
         if self._get("the version", "api/version/").get("edition") == "Community":
             fields = {**fields, "review": "true"}
         submitted, others = (self._pages(project, filters, fields) for filters in kinds)
@@ -149,7 +149,7 @@ class Tasks(Connection):
             yield from others
             return
         with Listing() as predictions:
-            first = list(islice(submitted, 1))  # so that more are on their way while predictions come
+            first = list(islice(submitted, 1))  # so that the next pages are read while predictions arrive
             self._stream(
                 f"predictions of project {project.id}",
                 "api/predictions/",
@@ -174,11 +174,11 @@ class Tasks(Connection):
     def tasks_by_id(
         self, project: Project, ids: Collection[int], *, unbegun: bool = False, full: bool = False
     ) -> Iterator[dict[str, Json]]:
-        """List some tasks: id, data and times. Reading them so has no draft made, as opening them would.
+        """List some tasks: id, data and times. Unlike opening them, this does not have them drafted.
 
         Args:
             project: The project.
-            ids: The tasks; those that there are not are left out.
+            ids: The tasks; those that do not exist are left out.
             unbegun: Only tasks that no human has begun.
             full: With annotations and predictions, results included.
         """
@@ -191,7 +191,7 @@ class Tasks(Connection):
                 yield task
 
     def count_tasks(self, project: Project, *, lacking: str | None = None, unbegun: bool = False) -> int:
-        """Count a project's tasks, or those that `tasks` lists so; one request."""
+        """Count the tasks that `tasks` lists with the same arguments; one request."""
         return self._total(project, _chosen(lacking, unbegun=unbegun))
 
     def count_annotated(self, project: Project) -> int:
@@ -199,7 +199,7 @@ class Tasks(Connection):
         return self._total(project, [SUBMITTED, SKIPPED], join="or")
 
     def newest_change(self, project: Project) -> str | None:
-        """Give the latest `updated_at` of the project's tasks; None when it has none."""
+        """Return the latest `updated_at` of the project's tasks; None when it has none."""
         fields = {"include": "updated_at", "page_size": 1}
         page = self._page(project, [], fields, order="-tasks:updated_at")
         return str(page["tasks"][0]["updated_at"]) if page["tasks"] else None
@@ -211,14 +211,14 @@ class Tasks(Connection):
     def _pages(self, project: Project, filters: Filters, fields: Fields) -> Iterator[dict[str, Json]]:
         """List page by page; a page starts after the last id of the one before.
 
-        So a task that comes or goes meanwhile moves no other task across a page's edge. While a page is
-        worked on, the next two are on their way.
+        So a task that is added or deleted meanwhile moves no other task to another page. While the caller
+        works on a page, the next two are read.
         """
 
         def after(last: int) -> list[dict[str, Json]]:
             beyond = where("id", "greater", "Number", last)
-            found: list[dict[str, Json]] = self._page(project, [*filters, beyond], fields)["tasks"]
-            return found
+            tasks: list[dict[str, Json]] = self._page(project, [*filters, beyond], fields)["tasks"]
+            return tasks
 
         def following(before: Future[list[dict[str, Json]]]) -> list[dict[str, Json]]:
             page = before.result()
@@ -256,23 +256,23 @@ class Tasks(Connection):
         return page
 
     def has_prediction(self, task_id: int, version: str) -> bool:
-        """Tell whether a task has a prediction of this version."""
-        found = self._get(f"predictions of task {task_id}", "api/predictions/", {"task": task_id})
-        return any(prediction.get("model_version") == version for prediction in found)
+        """Return whether a task has a prediction of this version."""
+        predictions = self._get(f"predictions of task {task_id}", "api/predictions/", {"task": task_id})
+        return any(prediction.get("model_version") == version for prediction in predictions)
 
     def import_predictions(
         self, project: Project, predictions: Sequence[Fields], *, unjudged: Collection[str] = ()
     ) -> list[int]:
         """Store predictions of one model version where a task has none of it yet.
 
-        What is there is read before anything is sent, and read again after an answer that leaves open
-        what was stored: no prediction is lost or stored twice.
+        Existing predictions are read before anything is sent, and again after an answer that leaves open what
+        was stored: so no prediction is lost or stored twice.
 
         Args:
             project: The project.
             predictions: `task`, `result`, `score` and `model_version` each; one per task.
-            unjudged: Controls whose regions Label Studio's bulk import does not know. Predictions that
-                hold some are stored one at a time, by the call that judges nothing.
+            unjudged: Controls whose regions the validator of Label Studio's bulk import rejects. Predictions
+                with such regions are stored one at a time, by a call that does not validate.
         Returns:
             Ids of the tasks whose prediction Label Studio does not take.
         Raises:
@@ -300,14 +300,14 @@ class Tasks(Connection):
             if answered or not waiting:
                 return [prediction["task"] for prediction in waiting]
             what = f"{len(waiting)} predictions for project {project.id}"
-            alone = [found for found in waiting if _names(found) & set(unjudged)]
-            together = [found for found in waiting if found not in alone]
+            single = [prediction for prediction in waiting if _names(prediction) & set(unjudged)]
+            together = [prediction for prediction in waiting if prediction not in single]
             try:
-                for prediction in alone:
+                for prediction in single:
                     self._send(what, "POST", "api/predictions/", dumps(prediction))
                 answer = self._send(what, "POST", path, dumps(together)) if together else {"created": 0}
             except DraftloopError as error:
-                # A task deleted meanwhile makes a 400 of the whole batch; a lost answer says nothing.
+                # One task deleted meanwhile makes a 400 of the whole batch; a lost answer says nothing.
                 problem = error
             else:
                 # Label Studio leaves out what it does not take and answers 201 all the same.
@@ -333,7 +333,7 @@ class Tasks(Connection):
         parent_prediction: int | None = None,
         lead_time_s: float | None = None,
     ) -> int:
-        """Submit an annotation as the labelling page does; gives its id."""
+        """Submit an annotation as the labelling page does; returns its id."""
         body = {"result": list(regions), "parent_prediction": parent_prediction, "lead_time": lead_time_s}
         path = f"api/tasks/{task_id}/annotations/"
         return int(self._send(f"task {task_id}", "POST", path, dumps(body))["id"])

@@ -1,7 +1,7 @@
-"""Control tokens: texts that a tokenizer reads as one token, by which the chat template tells turns apart.
+"""Control tokens: texts that a tokenizer reads as one token, with which the chat template separates turns.
 
 A tokenizer does not know who wrote them. `<|im_end|>` in an annotator's text ends the turn there, and
-`</think>` in an answer ends a thought that never began: such a row teaches something else than it says.
+`</think>` in an answer ends a thought that never began: a row with such a text teaches something else.
 """
 
 import re
@@ -36,7 +36,7 @@ QWEN = (
     "<think>",
     "</think>",
 )
-DRAFT_NOTE = "holds_control_tokens"  # gate of the note on a sample whose draft alone holds some
+DRAFT_NOTE = "holds_control_tokens"  # gate of the note on a sample of which only the draft holds some
 _TAG = re.compile(r"</?[^\s<>]+>")
 
 
@@ -46,6 +46,6 @@ def is_control_token(text: str, *, special: bool) -> bool:
 
 
 def control_tokens_in(texts: Iterable[str], tokens: Iterable[str]) -> tuple[str, ...]:
-    """Return the control tokens that stand in any of the texts, each once, in the order of `tokens`."""
+    """Return the control tokens in any of the texts, each once, in the order of `tokens`."""
     joined = "\0".join(texts)
     return tuple(token for token in tokens if token in joined)

@@ -1,9 +1,9 @@
-"""Token log-probabilities to a score in 0..1: how sure the model was of the value it wrote.
+"""Token log-probabilities to a score in 0..1: how sure the model was of its value.
 
-A field's score is the probability of its value given what stands before it: the product over its
+A field's score is the probability of its value given the text before it: the product over its
 tokens. The total is the probability of the whole value, the product over the fields. Under constrained
-decoding the probabilities are normalised over the allowed tokens, so what the schema forces costs
-nothing.
+decoding the probabilities are normalised over the allowed tokens, so what the schema forces does not
+lower a score.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""A conversation as a model's tokens: its chat template and its tokenizer, read from a folder.
+"""A conversation as a model's tokens, by the chat template and the tokenizer in its folder.
 
-The only file that imports tokenizers. Renders as Transformers does, without Transformers.
+The only module that imports tokenizers. Renders as Transformers does, without Transformers.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ from draftloop.errors import SetupError, TaskError
 from draftloop.model.control_tokens import is_control_token
 
 _EMPTY_THOUGHT = re.compile(r"<think>\s*</think>\s*\Z")
-_READING = b"3"  # changes where the same files are read otherwise
+_READING = b"3"  # changed where the same files give other tokens
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")  # of tokenizer_config.json
 
 
 class Encoded(NamedTuple):
-    """A conversation as tokens: what is asked, as it is served; the answer and what ends it; what follows."""
+    """A conversation as tokens: the prompt as it is served, the answer with its end token, the rest."""
 
     prompt: list[int]
     answer: list[int]
@@ -34,12 +34,12 @@ class Encoded(NamedTuple):
 
 
 class _Generation(Extension):
-    """Renders what stands in `{% generation %}`, by which trainers find the answer, as if it stood alone."""
+    """Renders the content of `{% generation %}`, with which templates mark the answer for trainers."""
 
     tags = {"generation"}  # noqa: RUF012  Jinja's own attribute
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """Read a block; its variables are its own, as in Transformers."""
+        """Parse a block; its variables are local to it, as in Transformers."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
@@ -49,7 +49,7 @@ class _Generation(Extension):
 
 
 class Tokens:
-    """Counts and gives the tokens of conversations for one model.
+    """Counts and lists the tokens of conversations for one model.
 
     control   texts that its tokenizer reads as control tokens
     """
@@ -64,9 +64,9 @@ class Tokens:
         """
         try:
             content = (folder / "tokenizer.json").read_bytes()
-            about = _about(folder)
-            self._source = _template(folder, about)
-            self._named = _named(about)
+            config = _tokenizer_config(folder)
+            self._source = _template(folder, config)
+            self._named = _named(config)
             self._tokenizer = Tokenizer.from_str(content.decode())
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SetupError(
@@ -90,11 +90,11 @@ class Tokens:
         return environment.from_string(self._source)
 
     def __getstate__(self) -> dict[str, Any]:
-        # What is compiled cannot be pickled; it is compiled anew where it is asked for.
+        # A compiled template cannot be pickled; it is recomputed after unpickling.
         return {name: part for name, part in self.__dict__.items() if name != "_template"}
 
     def count(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> int:
-        """Count a whole conversation, the answer and what ends it included.
+        """Count the tokens of a whole conversation, with the answer and its end token.
 
         Raises:
             TaskError: The chat template does not take these messages.
@@ -102,14 +102,14 @@ class Tokens:
         return len(self._ids(self._text(messages, tools)))
 
     def encode(self, messages: Sequence[Mapping[str, Any]]) -> Encoded:
-        """Give a whole conversation as it is served: the prompt ends where the model begins to write.
+        """Return a whole conversation as it is served; the prompt ends where the model begins to write.
 
-        An empty think block belongs to the prompt where the template asks with one, whether it writes it
-        again once the question is answered or not.
+        An empty think block belongs to the prompt where the template puts one there, even if it leaves it
+        out of an answered conversation.
 
         Raises:
-            TaskError: The chat template does not take these messages, writes the question in another way
-                once it is answered, or does not write the answer as it is.
+            TaskError: The chat template does not take these messages, renders an answered question in another
+                way than an open one, or changes the answer.
         """
         whole = self._text(messages, ())
         prompt = self._text(messages[:-1], (), add_generation_prompt=True)
@@ -142,23 +142,23 @@ class Tokens:
             raise TaskError(f"The chat template refuses the conversation: {str(error)[:200]}.") from error
 
     def _ids(self, text: str) -> list[int]:
-        found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return found
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
 
-def _about(folder: Path) -> Mapping[str, Any]:
+def _tokenizer_config(folder: Path) -> Mapping[str, Any]:
     path = folder / "tokenizer_config.json"
-    found = json.loads(path.read_bytes()) if path.is_file() else {}
-    if not isinstance(found, Mapping):
+    config = json.loads(path.read_bytes()) if path.is_file() else {}
+    if not isinstance(config, Mapping):
         raise TypeError("tokenizer_config.json holds no object")
-    return found
+    return config
 
 
-def _template(folder: Path, about: Mapping[str, Any]) -> str:
+def _template(folder: Path, config: Mapping[str, Any]) -> str:
     own = folder / "chat_template.jinja"
     if own.is_file():
         return own.read_text(encoding="utf-8")
-    template = about["chat_template"]
+    template = config["chat_template"]
     if isinstance(template, list):  # several, by name
         template = {entry["name"]: entry["template"] for entry in template}["default"]
     if not isinstance(template, str):
@@ -166,11 +166,11 @@ def _template(folder: Path, about: Mapping[str, Any]) -> str:
     return template
 
 
-def _named(about: Mapping[str, Any]) -> dict[str, str]:
-    """Return the tokens that templates know by a name; those that the model does not have are empty."""
+def _named(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tokens that templates use by a name; empty where the model has none."""
     named = {}
     for name in _NAMED_TOKENS:
-        token = about.get(name)
+        token = config.get(name)
         token = token.get("content") if isinstance(token, Mapping) else token
         named[name] = token if isinstance(token, str) else ""
     return named

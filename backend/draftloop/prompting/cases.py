@@ -25,12 +25,12 @@ from draftloop.support.strict_json import strict_json
 
 _log = structlog.get_logger("backend")
 
-_SAMPLE_TEXT = "a"  # the grammar of any other text is made in the same way
-_KEPT = 256  # compiled cases, the most recently used: whoever edits a config makes another one with each save
+_SAMPLE_TEXT = "a"  # the grammars of all texts are made in the same way
+_KEPT = 256  # compiled cases, the most recently used: each save of an edited config makes another one
 
 
 class Cases:
-    """All cases of a folder, compiled; finds the case for a live project's config."""
+    """All cases of a folder, compiled, and the case for each project's config."""
 
     def __init__(self, folder: Path) -> None:
         """Read and check every case.
@@ -63,7 +63,7 @@ class Cases:
         return list(self._folders)
 
     def config(self, name: str) -> str:
-        """Give a case's own labelling config.
+        """Return a case's own labelling config.
 
         Raises:
             SetupError: There is no such case.
@@ -72,7 +72,7 @@ class Cases:
         return self._configs[name]
 
     def get(self, name: str) -> Case:
-        """Give a case as its folder has it.
+        """Return a case as its folder has it.
 
         Raises:
             SetupError: There is no such case.
@@ -86,7 +86,7 @@ class Cases:
         Args:
             xml: The project's labelling config, which may have been edited since the set-up.
             wanted: The name that the project was set up with, if any.
-            overrides: What the project wants otherwise.
+            overrides: The project's overrides.
         Raises:
             SetupError: The config is not supported, or there is no such case.
         """
@@ -144,7 +144,7 @@ class Cases:
             for keyword in labelling.schemas.unenforced:
                 _log.warning("schema not enforced while decoding", case=name, what=str(keyword))
             return case
-        # Examples that no longer fit a config edited in Label Studio are left out, not an error.
+        # Examples that no longer fit a config edited in Label Studio are left out without an error.
         fitting = []
         for example in _examples(folder / "examples.jsonl", labelling):
             try:
@@ -176,7 +176,7 @@ def _labelling(xml: str, folder: Path) -> Labelling:
     try:
         return compile_labelling(xml, parse_overlay(read(path)))
     except SetupError as error:
-        # The core knows no files: of several cases this one's is meant.
+        # The compiler knows no files: the message gets the folder, because several cases have a schema.json.
         raise SetupError(
             error.message.replace("schema.json", f"{folder.name}/schema.json", 1), hint=error.hint
         ) from error

@@ -1,7 +1,7 @@
 """A case and how it becomes a prompt: role, task, schema, examples, then the task's own text.
 
 Knows the two prompt profiles and the protocol that every model client follows. Does not know HTTP.
-What is the same for a whole project comes first, so that vLLM serves it from its prefix cache.
+Messages that are the same for a whole project come first, so that vLLM serves them from its prefix cache.
 
     full      role, task, JSON Schema, rules, few-shot examples: for general Qwen models
     compact   the one-line instruction that a tuned model was trained with, then the text
@@ -68,9 +68,9 @@ class Message:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model is asked: messages, what binds the answer, and how to sample.
+    """What a model is asked: messages, what constrains the answer, and how to sample.
 
-    `grammar` says what `schema` says and more, and takes its place where there is one (`core.grammar`).
+    `grammar` constrains as `schema` does and more, and replaces it where there is one (`labelling.grammar`).
     `model` names another model of the same server; empty is the client's own.
     """
 
@@ -125,21 +125,21 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Example:
-    """A few-shot example: a task's data and the value that a human would submit."""
+    """A few-shot example: a task's data, and the value that a human would submit."""
 
     task: Task
     value: Value
 
 
 class Shown(NamedTuple):
-    """A text and its right answer that one task's prompt shows, both as a model reads and writes them."""
+    """An example in one task's prompt: a text and its right answer, as a model reads and writes them."""
 
     question: str
     answer: str
 
 
 class Promoted(NamedTuple):
-    """The adapter that a project's drafts come from, and the profile that it was trained with."""
+    """The adapter that drafts for a project, and the profile that it was trained with."""
 
     model: str
     profile: Profile
@@ -147,9 +147,9 @@ class Promoted(NamedTuple):
 
 @dataclass(frozen=True)
 class Overrides:
-    """What one project wants otherwise: Label Studio's field of extra params on its ML backend.
+    """Settings of one project: the extra params of its ML backend in Label Studio.
 
-    instruction     stands for the case's task text, and for its compact line
+    instruction     replaces the case's task text and its compact line
     temperature     of sampling
     model           another model of the same server; empty is the configured one
     profile         that model's prompt profile; empty is the configured one
@@ -160,18 +160,18 @@ class Overrides:
     model: str = ""
     profile: Profile | Literal[""] = ""
 
-    def told(self) -> dict[str, str | float]:
-        """Give what is set, for manifests."""
+    def set_fields(self) -> dict[str, str | float]:
+        """Return the fields that are set, for manifests."""
         return {key: part for key, part in self.__dict__.items() if part not in ("", None)}
 
     def served_by(self, promoted: Promoted | None) -> "Overrides":
-        """Give what the project wants with its promoted adapter, which wins over what its people wrote."""
+        """Return the overrides with the project's promoted adapter, even where people named a model."""
         if promoted is None:
             return self
         return replace(self, model=promoted.model, profile=promoted.profile)
 
-    def elsewhere(self) -> "Overrides":
-        """Give what the project wants of a model of another server: all but the model."""
+    def without_model(self) -> "Overrides":
+        """Return the overrides for a model of another server: all but the model and its profile."""
         return replace(self, model="", profile="")
 
 
@@ -180,7 +180,7 @@ NO_OVERRIDES = Overrides()
 
 @dataclass(frozen=True)
 class Refinement:
-    """What an annotator asks for in words, and the value that it is about, where there is one."""
+    """A change that an annotator asks for in words, and the value that it is about, if there is one."""
 
     words: str
     value: Value | None = None
@@ -188,7 +188,7 @@ class Refinement:
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of task: its labelling and everything that a model is told about it."""
+    """A kind of task: its labelling, and everything that stands in a prompt about it."""
 
     name: str
     labelling: Labelling
@@ -204,11 +204,11 @@ class Case:
         return Rules(self.labelling)
 
     def __getstate__(self) -> dict[str, Any]:
-        # What is compiled cannot be pickled; it is compiled anew where it is asked for.
+        # Compiled rules cannot be pickled; they are recomputed after unpickling.
         return {name: part for name, part in self.__dict__.items() if name != "rules"}
 
     def grammar(self, task: Task | Question) -> str | None:
-        """Give the grammar that lets quotes be nothing but pieces of the task's text; None without quotes.
+        """Return the grammar that allows only quotes that are in the task's text; None without quotes.
 
         Raises:
             TaskError: The task lacks a key that the config shows.
@@ -230,10 +230,13 @@ class Case:
         return self if labelling is self.labelling else replace(self, labelling=labelling)
 
     def overridden(self, overrides: Overrides) -> "Case":
-        """Give the case as one project wants it."""
-        said = overrides.instruction
+        """Return the case with the overrides of one project."""
+        instruction = overrides.instruction
         return replace(
-            self, overrides=overrides, task_text=said or self.task_text, compact=said or self.compact
+            self,
+            overrides=overrides,
+            task_text=instruction or self.task_text,
+            compact=instruction or self.compact,
         )
 
     @property
@@ -243,7 +246,7 @@ class Case:
 
 
 def generic_case(labelling: Labelling) -> Case:
-    """Make a case from a labelling config alone, for projects that no case was written for."""
+    """Make a case from a labelling config alone, for projects without a case of their own."""
     keys = ", ".join(control.name for control in labelling.controls)
     return Case(
         name="generic",
@@ -258,7 +261,7 @@ def parse_prompt(markdown: str, where: str) -> Mapping[str, str]:
     """Read a case's prompt.md: the sections `# Role`, `# Task` and `# Compact`.
 
     Raises:
-        SetupError: A section is missing or empty, or there is one that nobody reads.
+        SetupError: A section is missing, empty or unknown.
     """
     parts = re.split(r"(?m)^# +(.+?) *$", markdown)
     titled = zip(parts[1::2], parts[2::2], strict=True)
@@ -277,9 +280,9 @@ def parse_extra_params(extra: Any) -> tuple[str | None, Overrides]:
     """Read Label Studio's extra params of an ML backend: an object, or a string that holds one.
 
     Returns:
-        The name of the case, if there is one, and what the project wants otherwise.
+        The name of the case, if there is one, and the project's overrides.
     Raises:
-        SetupError: It is no JSON object, or holds a key or a value that nobody reads.
+        SetupError: It is no JSON object, or holds an unknown key or a wrong value.
     """
     if isinstance(extra, str) and extra.strip():
         try:
@@ -325,12 +328,12 @@ def _check_extra_param(key: Any, part: Any) -> None:
 
 
 def preamble(case: Case, profile: Profile, environment: str = "") -> tuple[Message, ...]:
-    """Give the messages that are the same for every task of the case.
+    """Return the messages that are the same for every task of the case.
 
     Args:
         case: The case.
-        profile: How much is told; the compact one is what a tuned model was trained with, and no more.
-        environment: Where code is run: limits, packages. Empty for cases without code.
+        profile: How much they contain; the compact one only what a tuned model was trained with.
+        environment: Describes where code runs: limits, packages. Empty for cases without code.
     """
     if profile == "compact":
         return (Message("system", case.compact),)
@@ -357,9 +360,9 @@ def render(
     *,
     environment: str = "",
 ) -> tuple[Message, ...]:
-    """Give the messages that ask for one task's value; the answer is `labelling.encode(value)`.
+    """Return the messages that ask for one task's value; the answer is `labelling.encode(value)`.
 
-    An annotator's words come last, after the value that they are about: what tasks share stays in front.
+    An annotator's words come last, after the value that they are about, so that what tasks share comes first.
 
     Raises:
         TaskError: The task lacks a key that the config shows, or a page holds what cannot be sent.
@@ -380,12 +383,12 @@ def render(
     return (*shared, Message("user", question), Message("assistant", answer), Message("user", words))
 
 
-def showing(messages: Sequence[Message], shown: Sequence[Shown]) -> tuple[Message, ...]:
-    """Give the messages of a question with texts and their answers before it, after all that tasks share.
+def with_examples(messages: Sequence[Message], shown: Sequence[Shown]) -> tuple[Message, ...]:
+    """Return the messages of a question with examples before it, after the messages that tasks share.
 
     Args:
-        messages: What `render` gave for a task that nobody asks to change.
-        shown: The texts, the one that is to stand next to the question last.
+        messages: What `render` returned without a refinement.
+        shown: Texts and their answers; the last one comes next to the question.
     """
     turns = (
         message
@@ -398,17 +401,17 @@ def showing(messages: Sequence[Message], shown: Sequence[Shown]) -> tuple[Messag
 def render_retry(
     case: Case, messages: Sequence[Message], answer: str, reasons: Sequence[Reason]
 ) -> tuple[Message, ...]:
-    """Give the messages that send an unacceptable answer back, with what is wrong with it."""
+    """Return the messages that send an unacceptable answer back, with what is wrong with it."""
     words = _RETRY[case.language].format(reasons="\n".join(f"- {reason}" for reason in reasons))
     return (*messages, Message("assistant", answer), Message("user", words))
 
 
-def told_runs(case: Case, turns: Sequence[tuple[Value, str]]) -> tuple[Message, ...]:
-    """Give the messages that follow a question and ask for better code.
+def render_runs(case: Case, turns: Sequence[tuple[Value, str]]) -> tuple[Message, ...]:
+    """Return the messages that follow a question and ask for better code.
 
     Args:
         case: The case.
-        turns: The answers whose code was run, each with what came of it, in order.
+        turns: The answers whose code was run, each with a description of the run, in order.
     """
     return tuple(
         message

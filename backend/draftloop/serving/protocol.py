@@ -107,7 +107,9 @@ class ProtocolServer:
                 self.check_schema(case.labelling.decoding_schema, case.overrides.model)
             except ServiceError as error:
                 _log.warning("schema not checked", project=project, error=str(error))
-        self.ledger.remember_setup(project, {**({"case": wanted} if wanted else {}), **overrides.told()})
+        self.ledger.remember_setup(
+            project, {**({"case": wanted} if wanted else {}), **overrides.set_fields()}
+        )
         version = self.drafter.version(case)
         self.ledger.remember_version(project, version.name, version.manifest)
         return version.name

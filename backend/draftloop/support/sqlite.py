@@ -9,6 +9,7 @@ import threading
 from draftloop.errors import SetupError
 
 Connection = sqlite3.Connection
+Cursor = sqlite3.Cursor
 SqliteError = sqlite3.Error  # what any call on a connection may raise
 
 _PREFIX = "sqlite:///"
