@@ -40,10 +40,10 @@ def test_what_is_no_name_of_the_registry_is_not_found(adapters: Adapters, tmp_pa
 
 
 def test_an_adapter_that_was_changed_is_never_given(adapters: Adapters, tmp_path: Path) -> None:
-    found = adapters.register(run_of(tmp_path / "a"), "m")
-    (found.folder / "adapter_model.safetensors").write_bytes(b"others")
+    adapter = adapters.register(run_of(tmp_path / "a"), "m")
+    (adapter.folder / "adapter_model.safetensors").write_bytes(b"others")
     with pytest.raises(SetupError, match="is not what was registered"):
-        adapters.find(found.name)
+        adapters.find(adapter.name)
     with pytest.raises(SetupError, match="is not what was registered"):
         adapters.register(tmp_path / "a", "m")
 

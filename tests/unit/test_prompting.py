@@ -135,10 +135,10 @@ def test_extra_params_are_read_from_an_object_and_from_a_string() -> None:
         ('{"instruction": "\\ud83d"}', "extra_params.instruction is no text"),
     ],
 )
-def test_extra_params_that_nobody_can_use_are_told(extra: Any, words: str) -> None:
-    with pytest.raises(SetupError, match=words) as told:
+def test_extra_params_that_nobody_can_use_are_refused(extra: Any, words: str) -> None:
+    with pytest.raises(SetupError, match=words) as refused:
         parse_extra_params(extra)
-    assert told.value.hint
+    assert refused.value.hint
 
 
 def test_an_instruction_stands_for_the_cases_own_in_both_profiles() -> None:
@@ -153,7 +153,7 @@ def test_an_instruction_stands_for_the_cases_own_in_both_profiles() -> None:
     assert CASES.find(xml, "sentiment") is CASES.get("sentiment")
 
 
-def test_several_texts_are_told_apart() -> None:
+def test_several_texts_have_headings() -> None:
     config = """<View><Text name="q" value="$question"/><Text name="a" value="$answer"/>
     <Rating name="r" toName="a"/></View>"""
     case = generic_case(compile_labelling(config))
