@@ -1,4 +1,4 @@
-"""import_tasks of code tasks, the verb itself: files are referenced, bad rows named, no row imported twice."""
+"""import_tasks of code tasks, the verb itself: files are referenced, bad rows named, none imported twice."""
 
 import json
 from collections.abc import Iterator
