@@ -135,9 +135,9 @@ class FakeLabelStudio:
             return {"tasks": [] if newest is None else [self._task(newest, keys)], "total": self.tasks}
         assert asked["ordering"] == ["tasks:id"]
         page_size = int(query["page_size"])
-        found = list(islice(wanted(low), page_size))
-        total = sum(1 for _ in wanted(low)) if page_size == 1 else len(found)
-        return {"tasks": [self._task(number, keys) for number in found], "total": total}
+        numbers = list(islice(wanted(low), page_size))
+        total = sum(1 for _ in wanted(low)) if page_size == 1 else len(numbers)
+        return {"tasks": [self._task(number, keys) for number in numbers], "total": total}
 
     def _test(self, name: str, operator: str, value: Any) -> Callable[[int], bool]:
         if (name, operator) == ("predictions_model_versions", "not_contains"):

@@ -61,7 +61,7 @@ _OF: dict[Fault, tuple[str, str]] = {
 
 
 def answered(output: str) -> str:
-    """Write the user's message that tells of a run, as `core.prompting.told_runs` does."""
+    """Write the user message that describes a run, as `draftloop.prompting.prompt.render_runs` does."""
     return _ASKED.format(output=output)
 
 

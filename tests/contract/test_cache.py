@@ -48,7 +48,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.integration)])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Cache]:
-    """Give a way to open the same cache again, as another worker would."""
+    """Return a function that opens the same cache again, as another worker would."""
     if request.param == "redis":
         url = request.getfixturevalue("redis_url")
         return lambda: RedisCache(url)

@@ -74,11 +74,11 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
         yield made
 
 
-def test_a_threshold_is_chosen_and_what_it_costs_is_told(stage: Stage) -> None:
+def test_a_threshold_is_chosen_and_its_cost_is_printed(stage: Stage) -> None:
     code, out, err = stage.run("--budget", "0.15")
     assert code == 0, err
-    told = json.loads((stage.folder / "report" / "cascade.json").read_text())
-    case = told["cases"]["complaint"]
+    calibration = json.loads((stage.folder / "report" / "cascade.json").read_text())
+    case = calibration["cases"]["complaint"]
     assert (case["chosen_on"], case["measured_on"], case["lost"]) == (30, 30, 0)
     assert case["chosen"]["harmed_at_most"] <= 0.15
     assert case["small"]["accepted"] < case["measured"]["accepted"] <= case["larger"]["accepted"] == 1.0
@@ -88,8 +88,8 @@ def test_a_threshold_is_chosen_and_what_it_costs_is_told(stage: Stage) -> None:
         < case["larger"]["prompt_tokens"] + case["larger"]["completion_tokens"]
     )
     assert case["curve"][0]["escalated"] <= case["curve"][-1]["escalated"]
-    assert told["small"] == {"model": "small", "profile": "compact"}
-    assert f"CASCADE_THRESHOLD={told['threshold']:g}" in out
+    assert calibration["small"] == {"model": "small", "profile": "compact"}
+    assert f"CASCADE_THRESHOLD={calibration['threshold']:g}" in out
     assert "escalated" in out
     page = (stage.folder / "report" / "cascade.html").read_text()
     HTMLParser().feed(page)
@@ -127,7 +127,7 @@ def test_no_threshold_is_chosen_where_the_small_model_is_sure_of_its_mistakes(st
         (("--budget", "0.15"), {"CASCADE_URL": "http://127.0.0.1:9/v1"}, "correct CASCADE_URL"),
     ],
 )
-def test_what_is_missing_is_told_in_words(
+def test_what_is_missing_is_named(
     stage: Stage, arguments: tuple[str, ...], more: dict[str, str], words: str
 ) -> None:
     code, _, err = stage.run(*arguments, **more)

@@ -1,4 +1,4 @@
-"""import_tasks of code tasks, the verb itself: files are referenced, bad rows told, nothing comes twice."""
+"""import_tasks of code tasks, the verb itself: files are referenced, bad rows named, none imported twice."""
 
 import json
 from collections.abc import Iterator
@@ -81,7 +81,7 @@ def test_a_run_makes_no_new_task_of_it_and_a_changed_file_does(office: Office) -
     assert len(office.studio.imported) == 2
 
 
-def test_bad_rows_are_told_with_their_line_and_the_others_imported(office: Office) -> None:
+def test_bad_rows_are_named_with_their_line_and_the_others_imported(office: Office) -> None:
     (office.root.parent / "secret.csv").write_text("x")
     (office.root / "shared" / "link.csv").symlink_to(office.root.parent / "secret.csv")
     rows: list[dict[str, Any]] = [

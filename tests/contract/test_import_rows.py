@@ -1,4 +1,4 @@
-"""import_tasks: one odd row of a file is told with its line, and costs the others nothing."""
+"""import_tasks: one odd row of a file is named with its line, and the others are imported."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -54,7 +54,7 @@ def texts(studio: FakeLabelStudio) -> list[Any]:
     ],
 )
 @pytest.mark.parametrize("kind", ["jsonl", "json"])
-def test_an_odd_row_is_told_with_its_line(
+def test_an_odd_row_is_named_with_its_line(
     kind: str, odd: str, words: str, studio: FakeLabelStudio, bring: Bring
 ) -> None:
     rows = ['{"text": "one"}', odd, '{"text": "two", "price": null}']
@@ -80,7 +80,7 @@ def test_what_no_parser_takes_is_one_line_of_jsonl_and_all_of_json(
 
 
 @pytest.mark.parametrize("header", ["text,text", "text,who,who", 'who,"text",text'])
-def test_two_columns_of_one_name_are_told_and_nothing_is_imported(
+def test_two_columns_of_one_name_are_refused_and_nothing_is_imported(
     header: str, studio: FakeLabelStudio, bring: Bring
 ) -> None:
     code, _, err = bring("rows.csv", f"{header}\n{','.join('abc'[: header.count(',') + 1])}\n")
@@ -89,7 +89,9 @@ def test_two_columns_of_one_name_are_told_and_nothing_is_imported(
     assert "Rename or remove" in err
 
 
-def test_a_comma_at_the_end_of_the_header_is_told_and_left_out(studio: FakeLabelStudio, bring: Bring) -> None:
+def test_a_comma_at_the_end_of_the_header_is_named_and_left_out(
+    studio: FakeLabelStudio, bring: Bring
+) -> None:
     code, out, err = bring("rows.csv", "text,who,\none,a,\ntwo,b,stray\nthree,c,\n")
     assert code == 1
     assert "rows.csv line 1: 1 of 3 columns have no name and are left out" in err
@@ -147,7 +149,7 @@ def test_an_export_keeps_its_annotations_and_says_what_it_loses(
     assert "not imported: the predictions of 1 rows" in out
 
 
-def test_rows_that_label_studio_refuses_are_told_and_the_others_imported(
+def test_rows_that_label_studio_refuses_are_named_and_the_others_imported(
     studio: FakeLabelStudio, bring: Bring
 ) -> None:
     studio.refuses = lambda data: data["text"] in ("3", "4", "70")

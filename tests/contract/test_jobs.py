@@ -94,17 +94,17 @@ def test_a_job_of_another_project_has_to_end_first(url: str, process: Started) -
 
 
 @pytest.mark.parametrize(("owner", "lease_s"), [(GONE, 60.0), ("elsewhere:1:1", -1.0)])
-def test_a_dead_job_is_marked_and_the_next_one_begins(
+def test_a_job_that_died_is_listed_and_the_next_one_begins(
     url: str, process: Started, owner: str, lease_s: float
 ) -> None:
     died = Ledger(url, owner=owner)
     died.begin_job(7, BUTTON, 3, lease_s)
     jobs = Jobs(Ledger(url), process)
-    (job,) = jobs.listed(7)
-    assert (job["state"], job["told"]) == ("killed", "Its process ended without a word.")
-    assert job["ended"] is not None
+    (listed,) = jobs.listed(7)
+    assert (listed["state"], listed["told"]) == ("killed", "Its process ended without a word.")
+    assert listed["ended"] is not None
     assert jobs.ask(7, 3)[1]
-    # A process that is alive after all cannot renew its lease, and changes nothing.
+    # Should it still run, it learns that it is not the owner any more, and changes nothing.
     assert not died.keep_job(1, "promote", 60)
     died.end_job(1, "promoted", "")
     with pytest.raises(SetupError, match="Job 1 does not run"):

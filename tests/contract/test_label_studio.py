@@ -97,8 +97,8 @@ def test_tasks_that_are_imported_are_listed_with_all_their_data(opened: Opened) 
     ]
     (ids,) = opened.studio.import_tasks(opened.project, rows)
     assert opened.studio.count_tasks(opened.project) == TASKS + 2
-    found = list(opened.studio.tasks_by_id(opened.project, ids))
-    assert [(task["id"], task["data"]) for task in found] == list(zip(ids, rows, strict=True))
+    tasks = list(opened.studio.tasks_by_id(opened.project, ids))
+    assert [(task["id"], task["data"]) for task in tasks] == list(zip(ids, rows, strict=True))
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def visitors(request: pytest.FixtureRequest) -> Iterator[Visitors]:
         yield Visitors(server.url, member.cookies["sessionid"], anonymous.cookies["sessionid"])
 
 
-def test_a_session_of_a_member_is_told_from_all_others(visitors: Visitors) -> None:
+def test_a_session_of_a_member_is_distinguished_from_all_others(visitors: Visitors) -> None:
     sessions = Sessions(visitors.url)
     for _ in range(2):  # nothing of one visitor stays for the next
         assert sessions.is_member(visitors.member)

@@ -57,9 +57,9 @@ def shared_prompts() -> dict[str, tuple[Message, ...]]:
 
 
 def ask(case: str, text: str) -> Prompt:
-    found = CASES.get(case)
-    messages = render(found, Task(1, dict.fromkeys(found.labelling.keys, text)), "compact")
-    return Prompt(messages, schema=found.labelling.decoding_schema, temperature=0, max_tokens=600)
+    compiled = CASES.get(case)
+    messages = render(compiled, Task(1, dict.fromkeys(compiled.labelling.keys, text)), "compact")
+    return Prompt(messages, schema=compiled.labelling.decoding_schema, temperature=0, max_tokens=600)
 
 
 @pytest.mark.parametrize(
@@ -226,9 +226,9 @@ def test_a_prompt_may_name_another_model_of_the_server(engine: Engine) -> None:
         named = replace(ask("sentiment", "很好"), model=engine.name)
         assert model.complete(named, timeout_s=60).finish_reason == "stop"
         model.check_served(engine.name)
-        with pytest.raises(SetupError, match="does not serve 'another'; it serves: ") as told:
+        with pytest.raises(SetupError, match="does not serve 'another'; it serves: ") as refused:
             model.check_served("another")
-        assert "extra params" in told.value.hint
+        assert "extra params" in refused.value.hint
 
 
 @pytest.mark.parametrize(
@@ -290,8 +290,8 @@ def test_an_adapter_that_the_server_does_not_know_is_handed_over_by_whoever_asks
     known = {"handed-zero": engine.run / "adapter"}
     with VllmModel(engine.url, engine.name, context_tokens=2048, find_adapter=known.get) as model:
         with ThreadPoolExecutor(8) as pool:
-            found = pool.map(lambda _: model.complete(ask_as("handed-zero"), timeout_s=60).text, range(8))
-        assert len(set(found)) == 1
+            texts = pool.map(lambda _: model.complete(ask_as("handed-zero"), timeout_s=60).text, range(8))
+        assert len(set(texts)) == 1
     with VllmModel(engine.url, engine.name, find_adapter={"shown-zero": engine.run / "adapter"}.get) as model:
         model.check_served("shown-zero")
         with pytest.raises(SetupError, match="does not serve 'nobody'"):
@@ -313,7 +313,7 @@ def test_an_adapter_of_too_high_a_rank_is_refused_in_words(
     assert "--max-lora-rank" in refused.value.hint
 
 
-def test_an_adapter_that_is_not_there_for_the_server_is_told(engine: Engine, tmp_path: Path) -> None:
+def test_an_adapter_that_is_not_there_for_the_server_is_named(engine: Engine, tmp_path: Path) -> None:
     with (
         VllmModel(engine.url, engine.name) as model,
         pytest.raises(SetupError, match=f"finds no adapter at {tmp_path}/gone") as refused,
@@ -322,7 +322,7 @@ def test_an_adapter_that_is_not_there_for_the_server_is_told(engine: Engine, tmp
     assert "ADAPTERS_DIR" in refused.value.hint
 
 
-def test_a_server_that_takes_no_adapters_is_told_how_to_be_started(tmp_path: Path) -> None:
+def test_a_server_that_takes_no_adapters_is_named_with_its_flags(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run")
     with (
         fake_vllm() as fake,
@@ -376,7 +376,7 @@ def test_a_server_that_is_not_there_may_be_tried_again() -> None:
         model.complete(ask("sentiment", "a"), timeout_s=5)
 
 
-# What the tests above cannot provoke on a real server: the codes of the facts, told apart.
+# What the tests above cannot provoke on a real server: the meaning of each code.
 @pytest.mark.parametrize(
     ("status", "expected"),
     [(401, SetupError), (403, SetupError), (422, TaskError), (429, ServiceError), (503, ServiceError)],
@@ -390,7 +390,7 @@ def test_each_refusal_says_its_reaction(status: int, expected: type[Exception]) 
         model.complete(ask("sentiment", "a"), timeout_s=5)
 
 
-def test_a_key_is_sent_and_never_told() -> None:
+def test_a_key_is_sent_and_stands_in_no_message() -> None:
     with fake_vllm(api_key="right-key") as fake:
         with VllmModel(fake.url, fake.name, api_key="right-key") as model:
             assert model.complete(ask("sentiment", "a"), timeout_s=5).text
@@ -412,7 +412,7 @@ def test_the_probe_names_a_wrong_model(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("started_with", "found"),
+    ("started_with", "named"),
     [
         ({"structured_outputs": ""}, "does not enforce JSON Schemas"),
         ({"any_whitespace": True}, "disable_any_whitespace is missing"),
@@ -421,11 +421,11 @@ def test_the_probe_names_a_wrong_model(engine: Engine) -> None:
         ({"answer": lambda _: '{\n   "probe"'}, "disable_any_whitespace is missing"),
     ],
 )
-def test_the_probe_says_which_flag_is_missing(started_with: dict[str, Any], found: str) -> None:
+def test_the_probe_says_which_flag_is_missing(started_with: dict[str, Any], named: str) -> None:
     with (
         fake_vllm(**started_with) as fake,
         VllmModel(fake.url, fake.name) as model,
-        pytest.raises(SetupError, match=found) as refused,
+        pytest.raises(SetupError, match=named) as refused,
     ):
         ModelCheck(model).check()
     assert "--structured-outputs-config" in refused.value.hint

@@ -1,4 +1,4 @@
-"""Similar tasks: found by every worker, bounded, an example or reused, and never the cost of a draft."""
+"""Similar tasks: shared by workers, bounded, shown or reused; their failure costs no draft."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -59,14 +59,14 @@ def draft(fake: FakeVllm, store: SqliteNeighbours, *texts: str) -> list[Draft]:
     return drafts
 
 
-def test_what_one_worker_kept_is_found_by_another_in_the_same_version_alone(tmp_path: Path) -> None:
+def test_workers_share_answers_within_a_version(tmp_path: Path) -> None:
     one, two = opened(tmp_path), opened(tmp_path)
     one.put("v", OLD, "{}", 0.9)
     one.put("v", "something else that is not like it at all", "{}", 0.9)
-    found = two.find("v", SAME)
-    assert found is not None
-    assert (found.question, found.answer, found.score) == (OLD, "{}", 0.9)
-    assert 0.7 <= found.similarity < 1
+    neighbour = two.find("v", SAME)
+    assert neighbour is not None
+    assert (neighbour.question, neighbour.answer, neighbour.score) == (OLD, "{}", 0.9)
+    assert 0.7 <= neighbour.similarity < 1
     assert two.find("other", SAME) is None
     assert two.find("v", "nothing like this was ever asked before, not by anybody") is None
 
@@ -90,8 +90,8 @@ def test_many_threads_use_it_at_once(tmp_path: Path) -> None:
     def both(number: int) -> bool:
         text = f"{number * 7919:08d} {number * 104729:09d}"
         store.put("v", text, str(number), 1.0)
-        found = store.find("v", text)
-        return found is not None and found.answer == str(number)
+        neighbour = store.find("v", text)
+        return neighbour is not None and neighbour.answer == str(number)
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(both, range(100)))
@@ -143,9 +143,9 @@ def test_as_example_nothing_is_reused(fake: FakeVllm, tmp_path: Path) -> None:
 def test_what_was_reused_is_no_neighbour_of_others(fake: FakeVllm, tmp_path: Path) -> None:
     store = opened(tmp_path)
     draft(fake, store, OLD, SAME)
-    found = store.find(draft(fake, store, OLD)[0].version, SAME)
-    assert found is not None
-    assert found.question == OLD
+    neighbour = store.find(draft(fake, store, OLD)[0].version, SAME)
+    assert neighbour is not None
+    assert neighbour.question == OLD
 
 
 def test_an_example_that_does_not_fit_is_left_out(fake: FakeVllm, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_store_that_is_gone_costs_no_draft(fake: FakeVllm, tmp_path: Path) -> 
     with sqlite3.connect(tmp_path / "cache.sqlite3") as other:
         other.execute("DROP TABLE neighbours")
     other.close()
-    assert [found.status for found in draft(fake, store, OLD, SAME)] == ["ok", "ok"]
+    assert [drafted.status for drafted in draft(fake, store, OLD, SAME)] == ["ok", "ok"]
 
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:6379/0", "", "sqlite:////nowhere/at/all/cache"])
@@ -220,4 +220,4 @@ def test_the_measure_tells_what_rules_alone_would_let_through(tmp_path: Path) ->
     counts = dict(measure("complaint", 40, 1, tmp_path))
     assert counts["a longer question"]["by rules, false"] > 0
     assert counts["blanks and marks before it"]["reused"] > 0
-    assert sum(found["reused, false"] for found in counts.values()) == 0
+    assert sum(row["reused, false"] for row in counts.values()) == 0

@@ -139,22 +139,22 @@ def test_documents_are_apart_and_each_counts_once() -> None:
     assert half != split_groups(groups, np.random.default_rng(1))
 
 
-def test_what_is_told_was_measured_on_other_documents_than_those_it_was_chosen_on() -> None:
+def test_a_threshold_is_measured_on_documents_it_was_not_chosen_on() -> None:
     pairs = [
         pair(number / 500, number % 10 < 7 or number > 300, number % 7 != 0, str(number))
         for number in range(500)
     ]
-    found = calibrated(pairs, 0.05, np.random.default_rng(0))
-    assert (found.chosen_on, found.measured_on) == (250, 250)
-    assert found.threshold is not None
-    assert found.chosen is not None
-    assert found.measured is not None
-    assert found.chosen.harmed_at_most <= 0.05
-    assert 0 < found.measured.escalated < 1
-    assert found.measured.small_tokens == 10
-    assert found.measured.larger_tokens == pytest.approx(100 * found.measured.escalated)
-    assert found.measured.ms == pytest.approx(1 + 20 * found.measured.escalated, abs=0.1)
-    assert found.record()["measured"]["threshold"] == found.threshold
+    calibration = calibrated(pairs, 0.05, np.random.default_rng(0))
+    assert (calibration.chosen_on, calibration.measured_on) == (250, 250)
+    assert calibration.threshold is not None
+    assert calibration.chosen is not None
+    assert calibration.measured is not None
+    assert calibration.chosen.harmed_at_most <= 0.05
+    assert 0 < calibration.measured.escalated < 1
+    assert calibration.measured.small_tokens == 10
+    assert calibration.measured.larger_tokens == pytest.approx(100 * calibration.measured.escalated)
+    assert calibration.measured.ms == pytest.approx(1 + 20 * calibration.measured.escalated, abs=0.1)
+    assert calibration.record()["measured"]["threshold"] == calibration.threshold
     hopeless = calibrated([replace(one, score=None) for one in pairs], 0.05, np.random.default_rng(0))
     assert hopeless.threshold is None or evaluate_threshold(pairs, hopeless.threshold).escalated < 1
 
@@ -173,9 +173,9 @@ class Two:
     def drafts(self, *texts: str, **more: Any) -> list[Draft]:
         drafter = self.make(**more)
         tasks = [Task(number, {"text": text}) for number, text in enumerate(texts)]
-        found = drafter.draft(FLIGHT, tasks, deadline_s=20)
+        drafts = drafter.draft(FLIGHT, tasks, deadline_s=20)
         drafter.close()
-        return found
+        return drafts
 
 
 def answered(body: Body, *, knows: bool) -> str:
@@ -216,7 +216,7 @@ def two() -> Iterator[Two]:
 
 
 def between(two: Two) -> float:
-    """Give a threshold between the scores of what the small model is sure of and what it is not."""
+    """Return a threshold between the scores of what the small model is sure of and what it is not."""
     sure, unsure = (draft.score for draft in two.drafts(SURE, UNSURE))
     assert unsure < sure
     two.larger.asked.clear()
@@ -237,9 +237,9 @@ def test_what_scores_below_the_threshold_or_breaks_a_rule_is_drafted_by_the_larg
     assert len(asked) == 3
     assert all("JSON Schema" in messages[0]["content"] for messages in asked)  # its own profile
     assert all(body["model"] == "larger" for body in two.larger.asked)
-    told = [record(1, FLIGHT, Task(draft.task_id, {"text": SURE}), draft) for draft in drafts]
-    assert [row["model"] for row in told[:2]] == ["small", "larger"]
-    assert [row["cascade"] for row in told[:2]] == ["kept", "escalated"]
+    rows = [record(1, FLIGHT, Task(draft.task_id, {"text": SURE}), draft) for draft in drafts]
+    assert [row["model"] for row in rows[:2]] == ["small", "larger"]
+    assert [row["cascade"] for row in rows[:2]] == ["kept", "escalated"]
 
 
 def test_where_the_larger_model_is_down_the_small_draft_stands_and_is_not_cached(
@@ -266,17 +266,17 @@ def test_a_larger_model_at_which_nobody_answers_is_not_waited_for(two: Two) -> N
         theirs = Drafter(nobody, AskOptions(patient=False), concurrency=1)
         with VllmModel(two.small.url, "small") as model:
             drafter = Drafter(model, AskOptions(profile="compact"), concurrency=1, larger=Larger(theirs, 1.0))
-            found = drafter.draft(FLIGHT, [Task(number, {"text": UNSURE}) for number in range(3)])
+            drafts = drafter.draft(FLIGHT, [Task(number, {"text": UNSURE}) for number in range(3)])
             drafter.close()
-    assert [(draft.status, draft.cascade) for draft in found] == [("ok", "failed")] * 3
+    assert [(draft.status, draft.cascade) for draft in drafts] == [("ok", "failed")] * 3
 
 
 def test_a_larger_model_that_is_slow_leaves_time_for_the_small_draft(two: Two) -> None:
     two.larger.delay_s = 5
     drafter = two.make(1.0)
-    found = drafter.draft(FLIGHT, [Task(1, {"text": UNSURE})], deadline_s=2)
+    drafts = drafter.draft(FLIGHT, [Task(1, {"text": UNSURE})], deadline_s=2)
     drafter.close()
-    assert [(draft.status, draft.cascade, draft.model) for draft in found] == [("ok", "failed", "small")]
+    assert [(draft.status, draft.cascade, draft.model) for draft in drafts] == [("ok", "failed", "small")]
 
 
 def test_a_larger_draft_of_a_worse_kind_leaves_the_small_one(two: Two) -> None:
@@ -288,8 +288,8 @@ def test_a_larger_draft_of_a_worse_kind_leaves_the_small_one(two: Two) -> None:
 
 def test_what_the_small_model_cannot_be_asked_the_larger_one_is(two: Two) -> None:
     two.small.fail = lambda _: 400  # as where a text is longer than its context
-    found = two.drafts(SURE)
-    assert [(draft.status, draft.model, draft.cascade) for draft in found] == [("ok", "larger", "escalated")]
+    drafts = two.drafts(SURE)
+    assert [(draft.status, draft.model, draft.cascade) for draft in drafts] == [("ok", "larger", "escalated")]
 
 
 def test_options_that_a_task_brings_bind_the_larger_model_too(two: Two) -> None:
@@ -297,11 +297,11 @@ def test_options_that_a_task_brings_bind_the_larger_model_too(two: Two) -> None:
     case = generic_case(compile_labelling(config))
     two.small.answer = two.larger.answer = None
     drafter = two.make(1.0)
-    (found,) = drafter.draft(case, [Task(1, data)])
+    (draft,) = drafter.draft(case, [Task(1, data)])
     drafter.close()
-    assert (found.model, found.cascade) == ("larger", "escalated")
-    assert found.value is not None
-    assert found.value["flat"] == "x 1"
+    assert (draft.model, draft.cascade) == ("larger", "escalated")
+    assert draft.value is not None
+    assert draft.value["flat"] == "x 1"
     assert two.larger.asked[0]["structured_outputs"] == two.small.asked[0]["structured_outputs"]
 
 
@@ -309,10 +309,10 @@ def test_an_adapter_of_the_project_is_the_small_model(two: Two) -> None:
     two.small.adapters.append("adapter")
     case = FLIGHT.overridden(Overrides(instruction="填写航班表单。", model="adapter", profile="compact"))
     drafter = two.make(1.0, profile="compact")
-    (found,) = drafter.draft(case, [Task(1, {"text": UNSURE})])
+    (draft,) = drafter.draft(case, [Task(1, {"text": UNSURE})])
     drafter.close()
-    assert (found.model, found.cascade) == ("larger", "escalated")
-    assert found.version.startswith("adapter-")
+    assert (draft.model, draft.cascade) == ("larger", "escalated")
+    assert draft.version.startswith("adapter-")
     assert [body["model"] for body in two.larger.asked] == ["larger"]
     assert two.larger.asked[0]["messages"][0]["content"] == "填写航班表单。"
 
@@ -327,8 +327,8 @@ def test_the_version_changes_with_the_cascade(two: Two) -> None:
         ]
     assert len(set(versions)) == 4
     assert {version.rpartition("-")[0] for version in versions} == {"small"}
-    told = two.make(0.5).version(FLIGHT).manifest["cascade"]
-    assert (told["model"], told["profile"], told["threshold"]) == ("larger", "full", 0.5)
+    cascade = two.make(0.5).version(FLIGHT).manifest["cascade"]
+    assert (cascade["model"], cascade["profile"], cascade["threshold"]) == ("larger", "full", 0.5)
 
 
 # ------------------------------------------------------------------------------ settings

@@ -116,7 +116,7 @@ def test_code_that_works_is_a_scored_draft_with_its_run(bench: Bench) -> None:
     assert draft_status_html(draft) == ""
 
 
-def test_a_model_is_told_what_came_of_its_code_and_its_second_script_is_the_draft(bench: Bench) -> None:
+def test_a_model_gets_the_output_of_its_code_and_its_second_script_is_the_draft(bench: Bench) -> None:
     bench.fake.answer = code("# fail 城市", WORKS)
     draft = bench.draft()
     assert (draft.status, draft.value, draft.attempts) == ("ok", {"code": WORKS}, 2)
@@ -229,7 +229,7 @@ def test_what_ran_already_is_not_run_again(bench: Bench) -> None:
     assert len(bench.sandbox.jobs) == 3
 
 
-def test_code_with_half_a_character_is_told_and_not_run(bench: Bench) -> None:
+def test_code_with_a_lone_surrogate_is_refused_and_not_run(bench: Bench) -> None:
     with pytest.raises(TaskError, match="half a character"):
         bench.drafter.coding.rerun_of_human(CASE, TASK, {"code": "print('\ud83d')"}, limit_s=5)
     assert bench.sandbox.jobs == []

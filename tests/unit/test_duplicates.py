@@ -16,9 +16,9 @@ PARTIAL = {"name": "何平", "question": "电梯坏了三天!"}
 
 
 def held(new: str, value: dict[str, Any], case: str = "complaint", old: str = OLD) -> bool:
-    found = CASES.get(case)
-    neighbour = Neighbour(old, found.labelling.encode(value), 0.9, 0.9)
-    carried_value = reusable_value(found, found.labelling.read(Task(1, {"text": new})), neighbour)
+    compiled = CASES.get(case)
+    neighbour = Neighbour(old, compiled.labelling.encode(value), 0.9, 0.9)
+    carried_value = reusable_value(compiled, compiled.labelling.read(Task(1, {"text": new})), neighbour)
     assert carried_value in (None, value)
     return carried_value is not None
 
@@ -52,8 +52,8 @@ def test_what_is_new_could_fill_a_field_that_the_answer_leaves_out() -> None:
 
 def test_spans_hold_only_where_nothing_but_marks_has_changed() -> None:
     old = "昨天,陈立在苏州。"
-    found = (("陈立", "PER"), ("苏州", "LOC"))
-    value = {"entities": [{"text": text, "nth": 0, "label": label} for text, label in found]}
+    labels = (("陈立", "PER"), ("苏州", "LOC"))
+    value = {"entities": [{"text": text, "nth": 0, "label": label} for text, label in labels]}
     assert held("** 昨天,陈立在苏州。", value, "named_entities", old)
     assert not held("昨天,陈立在苏州。上海", value, "named_entities", old)
     assert not held("昨天,陈力在苏州。", value, "named_entities", old)
@@ -65,11 +65,15 @@ def test_what_is_no_quote_cannot_be_seen_to_hold() -> None:
 
 def test_an_answer_that_breaks_the_rules_or_is_none_does_not_hold() -> None:
     assert not held(f" {OLD}", {**FULL, "email": "何平"})
-    found, task = CASES.get("complaint"), Task(1, {"text": OLD})
-    assert reusable_value(found, found.labelling.read(task), Neighbour(OLD, "no json", 0.9, 0.9)) is None
+    compiled, task = CASES.get("complaint"), Task(1, {"text": OLD})
+    assert (
+        reusable_value(compiled, compiled.labelling.read(task), Neighbour(OLD, "no json", 0.9, 0.9)) is None
+    )
     long = OLD + "x" * MAX_CHARS
     assert (
-        reusable_value(found, found.labelling.read(Task(1, {"text": long})), Neighbour(OLD, "{}", 0.9, 0.9))
+        reusable_value(
+            compiled, compiled.labelling.read(Task(1, {"text": long})), Neighbour(OLD, "{}", 0.9, 0.9)
+        )
         is None
     )
 

@@ -94,21 +94,21 @@ def snapshot(folder: Path, samples: Sequence[Sample] = SAMPLES, *, shown: int = 
     return Snapshot(freeze(folder, samples, [{**ABOUT, **about}]).folder, shown=shown)
 
 
-def found(examples: Snapshot, text: str = NEW, case: Case = CASE) -> list[str]:
+def chosen(examples: Snapshot, text: str = NEW, case: Case = CASE) -> list[str]:
     return [shown.question for shown in examples.find(case, case.labelling.read(Task(1, {"text": text})))]
 
 
-# ---------------------------------------------------------------------------------- what is found
+# ---------------------------------------------------------------------------------- what is chosen
 
 
 def test_the_most_alike_comes_last_in_either_language(tmp_path: Path) -> None:
     examples = snapshot(tmp_path)
-    assert found(examples)[-1] == TEXTS[0]
-    assert set(found(examples)[:-1]) <= set(TEXTS[1:])
-    assert found(examples, "A broken lift!")[-1] == TEXTS[3]
-    assert found(examples, "ＡＢＲＯＫＥＮ  ＬＩＦＴ") == found(examples, "abroken lift")
-    assert found(examples, "ж") == []
-    assert found(snapshot(tmp_path, shown=1)) == [TEXTS[0]]
+    assert chosen(examples)[-1] == TEXTS[0]
+    assert set(chosen(examples)[:-1]) <= set(TEXTS[1:])
+    assert chosen(examples, "A broken lift!")[-1] == TEXTS[3]
+    assert chosen(examples, "ＡＢＲＯＫＥＮ  ＬＩＦＴ") == chosen(examples, "abroken lift")
+    assert chosen(examples, "ж") == []
+    assert chosen(snapshot(tmp_path, shown=1)) == [TEXTS[0]]
 
 
 _SMALL = st.text("电梯坏了ab ", min_size=1, max_size=6)
@@ -124,8 +124,8 @@ def test_nothing_that_is_held_out_and_nothing_of_the_task_itself_is_shown(
     drawn: list[tuple[str, Any, str]], text: str, document: str, count: int
 ) -> None:
     samples = [
-        sample(number, told, split=split, group=group_of({"document": of}))
-        for number, (told, split, of) in enumerate(drawn, start=1)
+        sample(number, text, split=split, group=group_of({"document": of}))
+        for number, (text, split, of) in enumerate(drawn, start=1)
     ]
     held = {entry.instruction for entry in samples if entry.split == "test"}
     documents = {group_of({"document": of}) for _, split, of in drawn if split == "test"}
@@ -164,7 +164,7 @@ def test_another_process_finds_the_same(tmp_path: Path) -> None:
         "print(*Snapshot(Path(sys.argv[1]), shown=9).find(case, question), sep='\\n')"
     )
     (folder,) = tmp_path.iterdir()
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", code, folder],
         env={**os.environ, "PYTHONPATH": PYTHONPATH, "PYTHONHASHSEED": "7"},
         cwd=ROOT,
@@ -174,26 +174,26 @@ def test_another_process_finds_the_same(tmp_path: Path) -> None:
     ).stdout
     text = "电梯坏了 2"
     here = Snapshot(folder, shown=9).find(CASE, CASE.labelling.read(Task(1, {"text": text})))
-    assert told.splitlines() == [str(shown) for shown in here]
-    assert len(found(examples, text)) == 3
+    assert printed.splitlines() == [str(shown) for shown in here]
+    assert len(chosen(examples, text)) == 3
 
 
 def test_examples_of_another_case_another_config_or_another_schema_are_not_shown(tmp_path: Path) -> None:
     old = sample(9, TEXTS[0] + "!", metadata={"config_hash": "an older one"})
     other = replace(sample(8, TEXTS[0] + "?"), target='{"question":"其他"}')
     examples = snapshot(tmp_path, [*SAMPLES[1:], old, other, sample(7, TEXTS[0], case=FLIGHT)])
-    assert found(examples)
-    assert set(found(examples)) <= set(TEXTS[1:])
-    assert found(examples, NEW, FLIGHT) == [TEXTS[0]]
-    assert found(examples, NEW, CASES.get("sentiment")) == []
+    assert chosen(examples)
+    assert set(chosen(examples)) <= set(TEXTS[1:])
+    assert chosen(examples, NEW, FLIGHT) == [TEXTS[0]]
+    assert chosen(examples, NEW, CASES.get("sentiment")) == []
     assert examples.manifest(CASES.get("sentiment")) == {}
 
 
 def test_a_masked_text_is_shown_masked_and_still_is_not_shown_to_its_own_task(tmp_path: Path) -> None:
     masked = replace(SAMPLES[0], instruction=TEXTS[0].replace("何平", "张某"))
     examples = snapshot(tmp_path, [masked, *SAMPLES[1:]])
-    assert found(examples)[-1] == masked.instruction
-    assert masked.instruction not in found(examples, TEXTS[0])
+    assert chosen(examples)[-1] == masked.instruction
+    assert masked.instruction not in chosen(examples, TEXTS[0])
 
 
 # ---------------------------------------------------------------------------------- what is frozen
@@ -224,7 +224,7 @@ def test_the_newest_of_a_case_stay(tmp_path: Path) -> None:
 
 def test_what_one_dataset_holds_out_comes_in_from_no_other(tmp_path: Path) -> None:
     held = replace(SAMPLES[0], project=2, split="test")
-    assert TEXTS[0] not in found(snapshot(tmp_path, [*SAMPLES, held]))
+    assert TEXTS[0] not in chosen(snapshot(tmp_path, [*SAMPLES, held]))
     with pytest.raises(SetupError, match="no sample for training"):
         freeze(tmp_path, [SAMPLES[0], held], [ABOUT])
 
@@ -254,7 +254,7 @@ def test_killed_while_it_writes_it_leaves_no_half_of_a_snapshot(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == [written.folder]
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(frozen_where_files_hold_200_bytes(tmp_path, dies=False)) == 7
     assert not list(tmp_path.iterdir())
 
@@ -429,9 +429,9 @@ def test_the_version_says_which_snapshot_and_how_many_and_other_cases_keep_their
 
         def versions(examples: Snapshot | None) -> tuple[str, str]:
             drafter = Drafter(model, examples=examples)
-            found = drafter.version(CASE).name, drafter.version(FLIGHT).name
+            names = drafter.version(CASE).name, drafter.version(FLIGHT).name
             drafter.close()
-            return found
+            return names
 
         before = versions(one)
         dataset.append(sample(6, "停水了"))
@@ -516,9 +516,9 @@ def test_the_verb_measures_what_corrections_in_prompts_gain(fake: FakeVllm, tmp_
         "EXAMPLES_SHOWN": "2",
         "ARTIFACTS_URL": str(tmp_path / "artifacts"),
     }
-    code, told, said = run_here(env, "freeze_examples", dataset, "--out", tmp_path / "out", "--measure")
-    assert code == 0, said
-    lines = [" ".join(line.split()) for line in told.splitlines()]
+    code, out, err = run_here(env, "freeze_examples", dataset, "--out", tmp_path / "out", "--measure")
+    assert code == 0, err
+    lines = [" ".join(line.split()) for line in out.splitlines()]
     assert f"complaint: 20 held-out samples of 20 texts in {dataset}" in lines
     assert "question exact match 0.0 -> 100.0 F1 0.0 -> 100.0" in lines
     assert "gain +25.00 points, 95 % interval +8.57 to +36.88" in lines

@@ -43,9 +43,9 @@ def drafted(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
         )
         answers.answer(7, CASE, [Task(1, {"text": "电梯[坏]了。何平"})])
         answers.answer(7, WARM, [Task(1, {"text": "电梯[坏]了。何平"}), Task(2, {"text": "电梯[坏]了。"})])
-        found = [drafter.version(CASE).name, drafter.version(WARM).name]
+        names = [drafter.version(CASE).name, drafter.version(WARM).name]
         drafter.close()
-    return url, found
+    return url, names
 
 
 def test_versions_are_listed_with_what_tells_them_apart(drafted: tuple[str, list[str]]) -> None:
@@ -104,16 +104,16 @@ def test_a_task_is_looked_up_with_its_versions_reasons_and_raw_answers(
         (["--task", "x"], 2, "valid integer"),
     ],
 )
-def test_what_is_not_there_is_told(
+def test_what_does_not_exist_is_named(
     drafted: tuple[str, list[str]], arguments: list[object], code: int, words: str
 ) -> None:
-    found, out, err = versions(drafted[0], *arguments)
-    assert (found, out) == (code, "")
+    exit_code, out, err = versions(drafted[0], *arguments)
+    assert (exit_code, out) == (code, "")
     assert words in " ".join(err.split())
     assert "Traceback" not in err
 
 
-def test_a_wrong_ledger_is_told_and_not_made(tmp_path: Path) -> None:
+def test_a_wrong_ledger_is_named_and_not_made(tmp_path: Path) -> None:
     code, _, err = versions(f"sqlite:///{tmp_path}/nowhere.sqlite3")
     assert code == 1
     assert "There is no ledger at" in err

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from draftloop.errors import SetupError, TaskError
@@ -19,7 +18,6 @@ _MOST_REFUSED = 100  # by Label Studio; a dozen requests single out each
 _KEPT = (("was_cancelled", bool), ("ground_truth", bool), ("lead_time", int | float))
 
 
-@dataclass
 class Importing:
     """An import of files into a project.
 
@@ -29,16 +27,27 @@ class Importing:
     counts    rows by what became of them, and the kinds of things that came with them
     """
 
-    files: Sequence[Path]
-    labelling: Labelling
-    code_tasks: CodeTasks
-    limit: int
-    problems: list[str] = field(default_factory=list)
-    lost: list[str] = field(default_factory=list)
-    notes: dict[str, None] = field(default_factory=dict)
-    counts: Counter[str] = field(default_factory=Counter)
-    _known: set[bytes] = field(default_factory=set)
-    _seen: set[bytes] = field(default_factory=set)
+    def __init__(
+        self, files: Sequence[Path], labelling: Labelling, code_tasks: CodeTasks, limit: int
+    ) -> None:
+        """Prepare; nothing is read yet.
+
+        Args:
+            files: The files, in their order.
+            labelling: The project's.
+            code_tasks: Completes the rows of code tasks.
+            limit: Most tasks that are made; 0 is all.
+        """
+        self.files = files
+        self.labelling = labelling
+        self.code_tasks = code_tasks
+        self.limit = limit
+        self.problems: list[str] = []
+        self.lost: list[str] = []
+        self.notes: dict[str, None] = {}  # a set that keeps its order
+        self.counts = Counter[str]()
+        self._known: set[bytes] = set()
+        self._seen: set[bytes] = set()
 
     def rows(self) -> Iterator[ReadRow]:
         """Read the rows of all files."""
