@@ -16,7 +16,6 @@ EXCEPTIONS = {
     "DatasetOptions": "the options of a dataset, in its manifest",
     "Draft": "a row of the ledger, and the source of a prediction",
     "DraftOutcome": "the JSON of one evaluated sample",
-    "Importing": "the options of an import",
     "Logins": "the settings on logins, BACKEND_*, which are checked together",
     "Point": "the JSON of one point of a calibration's curve",
     "Sample": "the JSON of a dataset's line, described by sample.schema.json",
