@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from draftloop.execution.bounded_process import Limits, run_bounded
+from draftloop.execution.bounded_process import ProcessLimits, run_bounded
 from draftloop.execution.file_kinds import Kind
 from draftloop.execution.pictures import PIXELS, PictureChecker
 from tests.code_runs import png
@@ -91,9 +91,9 @@ def test_a_picture_that_decodes_is_readable(kind: Kind, make: Callable[[], bytes
 def test_what_does_not_decode_as_its_kind_has_a_reason(
     kind: Kind, make: Callable[[], bytes], reason: str
 ) -> None:
-    found = PictureChecker().problem(kind, make())
-    assert found.startswith("not a readable image: ")
-    assert reason in found
+    problem = PictureChecker().problem(kind, make())
+    assert problem.startswith("not a readable image: ")
+    assert reason in problem
 
 
 def test_a_picture_at_the_limit_of_pixels_is_read() -> None:
@@ -104,17 +104,17 @@ def test_a_picture_at_the_limit_of_pixels_is_read() -> None:
 
 @pytest.mark.parametrize("bomb", [(b"zTXt", b"a\0\0"), (b"iCCP", b"a\0\0"), (b"iTXt", b"a\0\1\0\0\0")])
 def test_a_chunk_that_unpacks_to_anything_takes_little_memory(bomb: tuple[bytes, bytes]) -> None:
-    ended = run_bounded(READER, ["PNG", str(PIXELS)], Limits(128 << 20, 10), with_bomb(*bomb))
+    ended = run_bounded(READER, ["PNG", str(PIXELS)], ProcessLimits(128 << 20, 10), with_bomb(*bomb))
     assert ended.status in (0, 4), ended
 
 
 def test_a_reader_that_needs_more_memory_than_its_limit_answers_or_dies() -> None:
-    ended = run_bounded(READER, ["PNG", str(PIXELS)], Limits(64 << 20, 10), png(7000, 7000))
+    ended = run_bounded(READER, ["PNG", str(PIXELS)], ProcessLimits(64 << 20, 10), png(7000, 7000))
     assert ended.status not in (0, None)
 
 
 def test_a_reader_that_takes_too_long_is_ended_and_not_remembered() -> None:
-    ended = run_bounded("timeit", ["-n", "1000000000"], Limits(1 << 30, 1))
+    ended = run_bounded("timeit", ["-n", "1000000000"], ProcessLimits(1 << 30, 1))
     assert ended.status is None or ended.status < 0
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Limits:
+class ProcessLimits:
     """What a child may use; it writes no file."""
 
     memory_bytes: int  # of address space
@@ -31,7 +31,7 @@ class Ended:
     reason: str = ""  # why there is no status
 
 
-def run_bounded(module: str, arguments: Sequence[str], limits: Limits, content: bytes = b"") -> Ended:
+def run_bounded(module: str, arguments: Sequence[str], limits: ProcessLimits, content: bytes = b"") -> Ended:
     """Run a module's `main` in a child process.
 
     Args:

@@ -19,7 +19,7 @@ from datetime import time as time_of_day
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from draftloop.execution.bounded_process import Limits, run_bounded
+from draftloop.execution.bounded_process import ProcessLimits, run_bounded
 from draftloop.execution.preview import Seen, Table
 from draftloop.runs.job import size
 
@@ -29,7 +29,7 @@ _LINES = 40
 _COLUMNS = 500
 # A workbook is an archive: of 4 MB that were 400 unpacked, and were read for 41 s.
 _UNPACKED_BYTES = 200 << 20
-_BOOK = Limits(memory_bytes=1 << 30, seconds=10)  # for reading one
+_BOOK = ProcessLimits(memory_bytes=1 << 30, seconds=10)  # for reading one
 _SHEETS = 20
 _SHEET_CHARS = 1 << 20
 _CELL_CHARS = 300

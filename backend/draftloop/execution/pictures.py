@@ -11,14 +11,14 @@ from collections import OrderedDict
 
 import structlog
 
-from draftloop.execution.bounded_process import Limits, run_bounded
+from draftloop.execution.bounded_process import ProcessLimits, run_bounded
 from draftloop.execution.file_kinds import Kind
 
 _log = structlog.get_logger("backend")
 
 PIXELS = 50_000_000  # of a picture that is shown
 # A progressive JPEG of four channels is held twice, 2 and 1 bytes a sample: 600 MB at 50 million pixels.
-_LIMITS = Limits(memory_bytes=1 << 30, seconds=10)
+_LIMITS = ProcessLimits(memory_bytes=1 << 30, seconds=10)
 _FORMATS: dict[Kind, str] = {"png": "PNG", "jpeg": "JPEG"}
 _AT_ONCE = 4  # children of this process
 _REMEMBERED = 4096  # answers, 150 bytes each
