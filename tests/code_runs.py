@@ -45,15 +45,17 @@ def attempt(
 ) -> Attempt:
     step = Step(Script(code), exit_status, stdout, stderr, 1.25)
     outcome, reason = ("ok", "") if exit_status == 0 else ("failed", f"It ended with status {exit_status}.")
-    told = {"outcome": outcome, "reason": reason, "steps": (step,), "wall_s": 1.25, "cpu_s": 0.9, **more}
-    return Attempt(**{"peak_memory_bytes": 50 << 20, **told})
+    fields = {"outcome": outcome, "reason": reason, "steps": (step,), "wall_s": 1.25, "cpu_s": 0.9, **more}
+    return Attempt(**{"peak_memory_bytes": 50 << 20, **fields})
 
 
 def run(*attempts: Attempt, instruction: str = "按月汇总销售额。", **more: Any) -> Run:
     tried: Sequence[Attempt] = attempts or (attempt(),)
     key = run_key([tried[-1].steps[-1].script], [SALES])
-    told = {"key": key, "instruction": instruction, "inputs": (SALES,), "attempts": tuple(tried)}
-    return Run(**{"origin": "draft", "at": "2026-01-02T03:04:05Z", "version": "m-0123456789", **told, **more})
+    fields = {"key": key, "instruction": instruction, "inputs": (SALES,), "attempts": tuple(tried)}
+    return Run(
+        **{"origin": "draft", "at": "2026-01-02T03:04:05Z", "version": "m-0123456789", **fields, **more}
+    )
 
 
 def refused(path: str, reason: str = "a link") -> Refused:

@@ -23,7 +23,7 @@ class FakeBoard:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def has_prediction(self, task_id: int, version: str) -> bool:
-        """Tell whether a task has a prediction of this version."""
+        """Check whether a task has a prediction of this version."""
         self._up()
         return any((p["task"], p["model_version"]) == (task_id, version) for p in self.predictions)
 
@@ -36,12 +36,12 @@ class FakeBoard:
                     self.predictions.append(dict(prediction))
 
     def read(self, project: int, tasks: Collection[int]) -> tuple[str, str | None, list[Task]]:
-        """Give config, case and tasks."""
+        """Return config, case and tasks."""
         self._up()
         if project != self.project:
             raise SetupError(f"There is no project {project}.")
-        found = [Task(task_id, self.tasks[task_id]) for task_id in tasks if task_id in self.tasks]
-        return self.config, self.case, found
+        known = [Task(task_id, self.tasks[task_id]) for task_id in tasks if task_id in self.tasks]
+        return self.config, self.case, known
 
     def set_task_data(self, task_id: int, data: Mapping[str, Any]) -> None:
         """Replace a task's data."""

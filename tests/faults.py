@@ -36,14 +36,14 @@ class Call:
 
     @property
     def drafts(self) -> bool:
-        """Tell whether a model is asked for a draft; a backend that starts probes it besides."""
+        """Check whether a model is asked for a draft; a backend that starts probes it besides."""
         constrained = b'"name":"value"' in self.body or b'"structured_outputs":{"grammar"' in self.body
         return self.path.endswith("/chat/completions") and constrained
 
 
 @dataclass
 class Gate:
-    """A way through to a server. It notes every call, and holds answers back when it is told to.
+    """A proxy to a server; records every call and holds answers back on request.
 
     A server that is gone shows as a connection that ends without an answer.
     """
@@ -157,7 +157,7 @@ class Backend:
         return httpx.get(f"{self.server.url}{path}", auth=login, timeout=60, trust_env=False)
 
     def late(self) -> int:
-        """Count what is promised and not written, as /metrics tells it."""
+        """Count what is promised and not written, as /metrics reports it."""
         lines = self.get("/metrics").text.splitlines()
         return int(float(next(line for line in lines if line.startswith("draftloop_late_tasks ")).split()[1]))
 
@@ -182,7 +182,7 @@ def backend_with(settings: dict[str, str], folder: Path, *, workers: int = 1) ->
 
 
 def project_of(studio: LabelStudio, case: str, count: int, *, seed: int = 11) -> tuple[Project, list[int]]:
-    """Make a project of a case with so many tasks; gives it and the tasks' ids."""
+    """Make a project of a case with so many tasks; return it and the tasks' ids."""
     project = studio.create_project(f"faults {case} {time.time_ns()}", CASES.config(case))
     rows = ({"text": row.text, "draft_status": ""} for row in generate(case, "held_out", count, seed=seed))
     return project, [task_id for ids in studio.import_tasks(project, rows) for task_id in ids]
@@ -201,7 +201,7 @@ def connect(
 
 
 def opened(studio: LabelStudio, task_id: int) -> dict[str, Any]:
-    """Open a task as its labelling page does, which has it drafted; gives what the page shows."""
+    """Open a task as its labelling page does, which has it drafted; return what the page shows."""
     shown: dict[str, Any] = studio._get(f"task {task_id}", f"api/tasks/{task_id}/")
     return shown
 
@@ -220,7 +220,7 @@ def until(true: Callable[[], bool], limit_s: float = 120) -> None:
 
 
 def results_of(call: Call) -> list[dict[str, Any]]:
-    """Give the items that a /predict was answered with."""
+    """Return the items of the answer to a /predict."""
     results: list[dict[str, Any]] = json.loads(call.answer)["results"]
     return results
 

@@ -1,4 +1,4 @@
-"""Say which training targets the decoder could not write token by token; run in the environment `vllm`.
+"""Print which training targets the decoder could not write token by token; run in the environment `vllm`.
 
     python tests/guidance_tokens.py MODEL < ROWS
 

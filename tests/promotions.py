@@ -68,7 +68,7 @@ class Stage:
     base: str = ""
 
     def promote(self, *arguments: object) -> tuple[int, str, str]:
-        """Run draftloop promote on the project; gives exit code, stdout and stderr."""
+        """Run draftloop promote on the project; return exit code, stdout and stderr."""
         where = ("--project", self.project.id, "--out", self.records)
         return run_here(self.env, "promote", *arguments, *where)
 

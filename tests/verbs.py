@@ -17,7 +17,7 @@ from tests.conftest import LabelStudioServer
 
 
 def environment(server: LabelStudioServer, folder: Path, **more: str) -> dict[str, str]:
-    """Give the variables that a verb reads, and nothing that the caller's shell set for another server."""
+    """Return the variables that a verb reads, without those that the caller's shell sets."""
     ours = (
         "LABEL_STUDIO_",
         "MODEL_",
@@ -51,7 +51,7 @@ def start(env: dict[str, str], verb: str, *arguments: object) -> subprocess.Pope
 
 
 def run(env: dict[str, str], verb: str, *arguments: object) -> tuple[int, str, str]:
-    """Run a verb to its end; gives exit code, stdout and stderr."""
+    """Run a verb to its end; return exit code, stdout and stderr."""
     with start(env, verb, *arguments) as process:
         out, err = process.communicate(timeout=240)
         return process.returncode, out, err

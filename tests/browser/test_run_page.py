@@ -18,10 +18,10 @@ from tests.conftest import installed
 MARK = "window.top.hacked = window.hacked = 1; document.title = 'hacked'"
 HOSTILE = f'</pre></main></style></title><script>{MARK}</script><img src=x onerror="{MARK}">\'"<!--'
 # What Plotly's files do: script in the page draws; then it tries to leave its box.
-PLOT = """<!DOCTYPE html><body><div id="told"></div><script>
-const told = [];
+PLOT = """<!DOCTYPE html><body><div id="attempts"></div><script>
+const attempts = [];
 const attempted = (what, how) => {
-  try { how(); told.push(what + ' worked'); } catch (e) { told.push(what + ' ' + e.name); }
+  try { how(); attempts.push(what + ' worked'); } catch (e) { attempts.push(what + ' ' + e.name); }
 };
 document.body.insertAdjacentHTML('beforeend',
   '<svg id="drawn" width="9" height="9"><rect width="9" height="9"/></svg>');
@@ -30,8 +30,8 @@ attempted('storage', () => localStorage.setItem('a', '1'));
 attempted('cookie', () => { document.cookie = 'a=1'; });
 attempted('popup', () => { if (!open('/metrics')) throw new TypeError(); });
 new Image().src = '/metrics?image';
-fetch('/metrics').then(() => told.push('fetch worked'), e => told.push('fetch ' + e.name))
-  .finally(() => { document.getElementById('told').textContent = told.join(', '); });
+fetch('/metrics').then(() => attempts.push('fetch worked'), e => attempts.push('fetch ' + e.name))
+  .finally(() => { document.getElementById('attempts').textContent = attempts.join(', '); });
 </script></body>"""
 CONTENTS = {
     "图.png": png(60, 40),
@@ -105,10 +105,10 @@ def test_nothing_in_a_run_page_runs_but_a_plot_in_its_frame_after_a_click(page: 
     expect(plot.locator("body")).to_contain_text("not shown without a click")
     figure = page.locator("figure", has=page.locator("iframe[title='plot.html']"))
     figure.get_by_role("link", name="Run this file's script").click()
-    expect(plot.locator("#told")).to_contain_text("fetch")
+    expect(plot.locator("#attempts")).to_contain_text("fetch")
     expect(figure).to_contain_text("Its script runs.")
-    told = (plot.locator("#told").text_content() or "").split(", ")
-    assert told == [
+    attempts = (plot.locator("#attempts").text_content() or "").split(", ")
+    assert attempts == [
         "parent SecurityError",
         "storage SecurityError",
         "cookie SecurityError",
@@ -148,7 +148,7 @@ def test_a_file_that_is_opened_by_itself_runs_nothing_but_a_plot(page: Page, ser
         assert page.title() == name
     frame = page.frame_locator("iframe")
     page.get_by_role("link", name="Run this file's script").click()
-    expect(frame.locator("#told")).to_contain_text("storage SecurityError")
+    expect(frame.locator("#attempts")).to_contain_text("storage SecurityError")
     assert page.frames[-1].evaluate("self.origin") == "null"
     assert page.title() == "plot.html"
 

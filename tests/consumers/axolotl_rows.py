@@ -47,7 +47,7 @@ datasets:
 
 
 def loaded(work: Path, name: str, snippet: str) -> Any:
-    """Load a dataset as `axolotl train` would, with a config of its own; gives the rows of both splits."""
+    """Load a dataset as `axolotl train` would, with a config of its own; return the rows of both splits."""
     work /= name
     work.mkdir(parents=True)
     config = work / "config.yaml"
@@ -58,7 +58,7 @@ def loaded(work: Path, name: str, snippet: str) -> Any:
 
 
 def check(folder: Path, work: Path, name: str) -> None:
-    """Compare what the loader gives with what the files hold."""
+    """Compare what the loader returns with what the files hold."""
     config = folder / f"{name}.yaml"
     wanted = {split: rows(folder, f"{name}{split}") for split in ("", ".test")}
     demand(config.exists() == bool(wanted[""]), f"{name}: {len(wanted[''])} rows and {config}")

@@ -25,7 +25,7 @@ STAGES = {
 
 
 def loaded(folder: Path, work: Path, name: str, stage: str) -> tuple[Any, Any]:
-    """Load a dataset as `llamafactory-cli train` would; gives tokenizer and tokenized rows."""
+    """Load a dataset as `llamafactory-cli train` would; return tokenizer and tokenized rows."""
     model_args, data_args, training_args, *_ = get_train_args(
         {
             "model_name_or_path": MODEL,
@@ -50,7 +50,7 @@ def loaded(folder: Path, work: Path, name: str, stage: str) -> tuple[Any, Any]:
 
 
 def check(folder: Path, work: Path, name: str, stage: str) -> None:
-    """Compare what the loader gives with what the file holds."""
+    """Compare what the loader returns with what the file holds."""
     info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))[name]
     rows = [json.loads(line) for line in (folder / info["file_name"]).read_bytes().splitlines()]
     tokenizer, tokenized_rows = loaded(folder, work, name, stage)

@@ -186,7 +186,7 @@ def test_digests_are_written_and_an_image_is_built_from_one(
         podman.run("podman", "image", "rm", "--force", built, *left, check=False)
 
 
-def test_an_image_that_is_not_found_leaves_its_line_and_is_named(
+def test_a_missing_image_keeps_its_line_and_is_named(
     registry: Registry, podman: Podman, tmp_path: Path
 ) -> None:
     here = f"{servers.LOCALHOST}:{registry.port}"

@@ -100,7 +100,7 @@ class Stack:
         return answer.json()
 
     def run_code(self, project_id: int, task_id: int, code: str) -> str:
-        """Press Shift+Enter in the box of the code; gives what the box below it then says."""
+        """Press Shift+Enter in the box of the code; return what the box below it then says."""
         (connected,) = self.api("GET", "/api/ml", params={"project": project_id})
         written = {
             "from_name": "code",

@@ -28,10 +28,10 @@ CONTENTS = {"图.png": png(), "out/汇总.csv": b"1,2\n" * 1000, "empty.txt": b"
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
-    """Start moto's server with a bucket; gives the address of the bucket."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    """Start moto's server with a bucket; yield the bucket's address."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     names = {
         "AWS_ENDPOINT_URL": url,
@@ -75,8 +75,8 @@ def store(url: str) -> Artifacts:
 
 
 def names(store: Artifacts) -> set[str]:
-    found: Any = store._fs.find(store._root)
-    return {path.removeprefix(f"{store._root}/") for path in found}
+    paths: Any = store._fs.find(store._root)
+    return {path.removeprefix(f"{store._root}/") for path in paths}
 
 
 def read(store: Artifacts, key: str) -> bytes:
@@ -91,7 +91,7 @@ def age(store: Artifacts, seconds: float) -> None:
         for path in store._fs.find(store._root):
             os.utime(path, (then, then))
     else:
-        time.sleep(1.1)  # S3 tells whole seconds
+        time.sleep(1.1)  # S3 reports whole seconds
 
 
 def test_files_are_given_back_as_they_were_left(store: Artifacts, tmp_path: Path) -> None:
@@ -143,14 +143,14 @@ def test_a_name_that_is_no_hash_never_becomes_a_path(store: Artifacts, tmp_path:
         store.put_run(run(key=name))
 
 
-def test_what_is_not_there_is_told(store: Artifacts) -> None:
+def test_a_missing_file_is_a_task_error(store: Artifacts) -> None:
     for ask in (store.open, store.size):
         with pytest.raises(TaskError, match="There is no file"):
             ask("0" * 64)
     assert store.run("0" * 64) is None
 
 
-def test_a_run_is_found_by_its_key_and_replaced_by_a_later_one(store: Artifacts) -> None:
+def test_a_run_is_read_by_its_key_and_replaced_by_a_later_one(store: Artifacts) -> None:
     one = run(attempt(stdout="一\ud800\x00\n"))
     store.put_run(one)
     assert store.run(one.key) == one
@@ -301,7 +301,7 @@ def test_a_folder_signs_no_address_and_s3_does(s3: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
-def test_a_store_that_fails_is_told_and_not_a_missing_file(s3: str, tmp_path: Path) -> None:
+def test_a_failing_store_is_a_service_error_not_a_missing_file(s3: str, tmp_path: Path) -> None:
     (file,) = write(tmp_path / "left", {"a": b"1"})
     (tmp_path / "kept").write_text("a file, no folder")
     broken = [Artifacts(f"{tmp_path}/kept"), Artifacts("s3://no-such-bucket-here/x")]

@@ -56,7 +56,7 @@ def prediction(task: int, version: str = "v1") -> dict[str, Any]:
     return {"task": task, "result": [region], "score": 0.5, "model_version": version}
 
 
-def test_what_is_written_can_be_found_by_task_and_version(opened: Opened) -> None:
+def test_a_written_prediction_is_known_by_task_and_version(opened: Opened) -> None:
     one, two = opened.tasks
     assert not opened.board.has_prediction(one, "v1")
     opened.board.write(opened.project, [prediction(one)])
@@ -88,6 +88,6 @@ def test_the_data_of_a_task_is_replaced(opened: Opened) -> None:
     assert tasks[0].data["draft_status"] == "why"
 
 
-def test_a_project_that_is_gone_is_told_as_one(opened: Opened) -> None:
+def test_a_deleted_project_is_a_setup_error(opened: Opened) -> None:
     with pytest.raises(SetupError):
         opened.board.read(888_888_888, {1})

@@ -346,7 +346,7 @@ def test_only_reading_is_possible(server: WebApp, one: Run) -> None:
     assert (answer.status_code, answer.data) == (200, b"")
 
 
-def test_a_store_that_fails_is_a_503_and_told_in_the_log_alone(
+def test_a_failing_store_is_a_503_and_named_in_the_log_only(
     server: WebApp, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "no-folder").write_text("x")

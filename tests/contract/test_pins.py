@@ -307,12 +307,12 @@ def audit(folder: Path, vulnerable: str) -> subprocess.CompletedProcess[str]:
     class Service(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["package"]
-            found = {
+            vulnerability = {
                 "id": "TEST-2026-1",
                 "modified": "2026-01-01T00:00:00Z",
                 "affected": [{"package": asked, "ranges": [{"type": "ECOSYSTEM", "events": events}]}],
             }
-            body = json.dumps({"vulns": [found]} if asked["name"] == vulnerable else {}).encode()
+            body = json.dumps({"vulns": [vulnerability]} if asked["name"] == vulnerable else {}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

@@ -291,7 +291,7 @@ def test_a_human_who_works_by_hand_is_not_drafted_over(client: FlaskClient, fake
     assert fake.asked == []
 
 
-def test_a_redraft_is_neither_claimed_nor_told_nor_written(fake: FakeVllm, tmp_path: Path) -> None:
+def test_a_redraft_is_neither_claimed_nor_explained_nor_written(fake: FakeVllm, tmp_path: Path) -> None:
     board = FakeBoard()
     for server in serve(fake, tmp_path, board):
         fake.answer = lambda _: "no json"
@@ -429,7 +429,7 @@ def test_webhooks_are_noted(client: FlaskClient, action: str) -> None:
     assert client.post("/webhook", json={"action": action, "project": {"id": 1}}).status_code == 200
 
 
-def test_the_button_and_enough_annotations_start_a_training_job_that_is_told(
+def test_the_button_and_enough_annotations_start_a_listed_training_job(
     server: WebApp, tmp_path: Path
 ) -> None:
     started: list[JobRecord] = []
@@ -550,7 +550,7 @@ def test_a_defect_is_logged_by_place_without_the_words_of_the_exception(
     "body", [b"", b"{", b"[]", b"null", b'"x"', b'{"tasks": 1}', b'{"tasks": [], "label_config": 1}', b"\xff"]
 )
 @pytest.mark.parametrize("path", ["/setup", "/predict"])
-def test_a_bad_body_is_told_in_a_sentence(client: FlaskClient, path: str, body: bytes) -> None:
+def test_a_bad_body_is_refused_with_a_hint(client: FlaskClient, path: str, body: bytes) -> None:
     answer = client.post(path, data=body, content_type="application/json")
     assert answer.status_code == 400
     assert answer.get_json()["error"]
@@ -574,7 +574,7 @@ def test_a_bad_body_is_told_in_a_sentence(client: FlaskClient, path: str, body: 
         ),
     ],
 )
-def test_a_config_that_cannot_be_used_is_told_in_a_sentence_at_set_up(client: FlaskClient, tag: str) -> None:
+def test_set_up_refuses_an_unusable_config_with_a_hint(client: FlaskClient, tag: str) -> None:
     name, _, attributes = tag.partition(" ")
     if "toName" not in attributes:
         attributes += ' toName="text"'

@@ -243,7 +243,7 @@ def test_all_is_looked_at_again_once_something_was_wrong() -> None:
             check.check()
 
 
-def test_a_server_that_is_too_slow_is_told_in_time() -> None:
+def test_a_slow_server_is_a_service_error_in_time() -> None:
     with fake_vllm(delay_s=30) as fake, VllmModel(fake.url, fake.name) as model:
         began = time.monotonic()
         with pytest.raises(ServiceError, match="did not answer"):
@@ -269,7 +269,7 @@ def test_a_name_that_stands_in_the_words_of_a_404_is_not_taken_for_served(name: 
             ModelCheck(model).check()
 
 
-def test_a_server_that_fails_is_told() -> None:
+def test_a_failing_server_is_a_service_error() -> None:
     with (
         fake_vllm(fail=lambda _: 502) as fake,
         VllmModel(fake.url, fake.name) as model,

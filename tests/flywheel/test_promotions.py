@@ -45,7 +45,7 @@ def stage(
 
 @contextmanager
 def asked_all_along(stage: Stage) -> Iterator[set[str]]:
-    """Ask the backend for drafts without a pause; gives the versions that it answered with."""
+    """Ask the backend for drafts without a pause; return the versions that it answered with."""
     seen: set[str] = set()
     done = threading.Event()
 

@@ -59,12 +59,12 @@ def test_two_projects_retrieve_predictions_at_once_one_each_of_the_version_of_se
         assert [len(task["predictions"]) for task in tasks] == [1] * 12
         versions = {task["predictions"][0]["model_version"] for task in tasks}
         assert list(versions) == known_versions(backend, project)
-        found = CASES.get(case)
+        definition = CASES.get(case)
         for task in tasks:
-            task_value = found.labelling.from_regions(
+            task_value = definition.labelling.from_regions(
                 task["predictions"][0]["result"], Task(task["id"], task["data"])
             )
-            assert set(task_value) <= {control.name for control in found.labelling.controls}
+            assert set(task_value) <= {control.name for control in definition.labelling.controls}
 
 
 def test_predict_answers_without_a_setup_and_scores_are_shares(backend: BackendServer) -> None:
@@ -119,7 +119,7 @@ def test_reasons_stand_in_the_task_that_needs_a_human(studio: LabelStudio, backe
     assert task["data"]["text"] == "?"
 
 
-def test_a_wrong_password_is_refused_and_no_traceback_is_told(backend: BackendServer) -> None:
+def test_a_wrong_password_is_refused_without_a_traceback(backend: BackendServer) -> None:
     answer = httpx.post(f"{backend.url}/predict", json={}, auth=("x", "y"), trust_env=False)
     assert answer.status_code == 401
     assert "Traceback" not in answer.text

@@ -1,4 +1,4 @@
-"""Bad input on real servers: each bad task is told in its own page, and the others are drafted."""
+"""Bad input on real servers: each bad task shows its error in its own page; the others are drafted."""
 
 import html
 import json
@@ -33,7 +33,7 @@ def studio(label_studio: LabelStudioServer) -> Iterator[LabelStudio]:
         yield client
 
 
-def test_bad_tasks_are_told_in_their_own_page_and_cost_the_others_nothing(
+def test_bad_tasks_show_their_error_and_the_others_are_drafted(
     studio: LabelStudio,
     label_studio: LabelStudioServer,
     vllm: ModelServer,
@@ -53,13 +53,13 @@ def test_bad_tasks_are_told_in_their_own_page_and_cost_the_others_nothing(
     connect(studio, project, backend, "complaint")
     studio.retrieve_predictions(project, [*good, *bad])
     until(lambda: stored(studio, project) == {1: 4})
-    until(lambda: all(told(studio, task) for task in bad))
+    until(lambda: all(has_draft_status(studio, task) for task in bad))
     for task, words in expected.items():
         page = opened(studio, task)
         (prediction,) = page["predictions"]
         assert (prediction["result"], prediction["score"]) == ([], 0)
         assert words in html.unescape(page["data"]["draft_status"])
-    assert opened(studio, large)["data"]["text"] == LARGE  # telling it has changed nothing else
+    assert opened(studio, large)["data"]["text"] == LARGE  # showing the error has changed nothing else
     assert all(opened(studio, task)["predictions"][0]["result"] for task in good)
     assert "Traceback" not in backend.log.read_text(encoding="utf-8", errors="replace")
 
@@ -84,8 +84,8 @@ def test_half_a_character_costs_only_its_own_task_though_label_studio_cannot_sho
     studio.retrieve_predictions(project, [good, bad])
 
     def results(task: int) -> list[bool]:
-        found = studio._get("predictions", "api/predictions/", {"task": task})
-        return [bool(prediction["result"]) for prediction in found]
+        predictions = studio._get("predictions", "api/predictions/", {"task": task})
+        return [bool(prediction["result"]) for prediction in predictions]
 
     until(lambda: results(good) == [True])
     until(lambda: results(bad) == [False])
@@ -98,7 +98,7 @@ def test_half_a_character_costs_only_its_own_task_though_label_studio_cannot_sho
     assert stored(studio, project) == {1: 1}
 
 
-def told(studio: LabelStudio, task: int) -> bool:
+def has_draft_status(studio: LabelStudio, task: int) -> bool:
     return bool(opened(studio, task)["data"]["draft_status"])
 
 
@@ -126,14 +126,14 @@ def test_the_answer_obeys_its_schema_whatever_the_text_asks_for(
 
 
 def breaks_its_schema(case: str, row: dict[str, Any]) -> bool:
-    """Say whether an answer is anything but what its schema allows; one that was cut has no value."""
+    """Check whether an answer breaks its schema; one that was cut has no value."""
     if row["status"] == "undecodable":
         return not any("was cut" in reason["message"] for reason in row["reasons"])
     schema = CASES.get(case).labelling.decoding_schema
     return not Draft202012Validator(schema).is_valid(json.loads(row["raw"]))
 
 
-def test_two_thousand_labels_are_drafted_or_told(
+def test_two_thousand_labels_are_drafted_or_explained(
     studio: LabelStudio, backend: BackendServer, tmp_path: Path
 ) -> None:
     labels = "".join(f'<Label value="label {number}"/>' for number in range(2000))

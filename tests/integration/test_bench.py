@@ -21,43 +21,43 @@ FIGURES = {
 
 @pytest.mark.integration
 def test_the_engine_is_measured_and_drawn(vllm: ModelServer, tmp_path: Path) -> None:
-    told: list[str] = []
+    progress: list[str] = []
     url = vllm.url.removesuffix("/v1")
     figures, samples = engine.measure(
-        tmp_path, url, 1, told.append, engine.Sizes({1: 2, 32: 4}, in_turn=2, alone=2, fresh=3)
+        tmp_path, url, 1, progress.append, engine.Sizes({1: 2, 32: 4}, in_turn=2, alone=2, fresh=3)
     )
     assert set(figures) == FIGURES
     assert all(figure > 0 for name, figure in figures.items() if name != "interactive_overhead_ms_p50")
     assert figures["prefix_cached_share"] <= 1
     assert figures["prefix_cached_share"] >= figures["prefix_shared_share"] > 0
-    assert len(told) > 4
+    assert len(progress) > 4
     plot.engine(samples, tmp_path / "engine.png")
     assert (tmp_path / "engine.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_peak_memory_of_prelabel_is_measured(tmp_path: Path) -> None:
-    told: list[str] = []
-    figures, _ = memory.measure(tmp_path, {"few": 30}, told.append)
+    progress: list[str] = []
+    figures, _ = memory.measure(tmp_path, {"few": 30}, progress.append)
     assert 20 < figures["prelabel_peak_mb_few"] < 2000
 
 
 def test_the_sandbox_is_measured_against_subprocesses() -> None:
-    told: list[str] = []
+    progress: list[str] = []
     # Where jobs' users can pass through; pytest's own folder is closed to them.
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder, installed():
-        figures, samples = sandbox.measure(Path(folder), 1, told.append, sandbox.Sizes(1, 1, 2))
+        figures, samples = sandbox.measure(Path(folder), 1, progress.append, sandbox.Sizes(1, 1, 2))
     assert set(figures) == {"warm_start_vs_subprocess", "plot_vs_subprocess", "rerun_vs_subprocess"}
     assert all(figure > 0 for figure in figures.values())
     assert all(len(pairs) == 1 for pairs in samples["seconds_of_one"].values())
-    assert len(told) == 3
+    assert len(progress) == 3
 
 
 @pytest.mark.integration
 def test_scores_are_judged_and_drawn(vllm: ModelServer, tmp_path: Path) -> None:
-    told: list[str] = []
-    figures, samples = scores.measure(vllm.url.removesuffix("/v1"), vllm.name, 6, told.append)
+    progress: list[str] = []
+    figures, samples = scores.measure(vllm.url.removesuffix("/v1"), vllm.name, 6, progress.append)
     assert {"auroc_complaint", "right_sentiment", "auroc_fields"} <= set(figures)
-    assert len(told) == len(samples["whole"])
+    assert len(progress) == len(samples["whole"])
     assert all(len(judged) == 6 for judged in samples["whole"].values())
     scores.draw(samples, tmp_path / "scores.png")
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
@@ -65,24 +65,24 @@ def test_scores_are_judged_and_drawn(vllm: ModelServer, tmp_path: Path) -> None:
 
 @pytest.mark.integration
 def test_corrections_in_prompts_are_measured_and_drawn(vllm: ModelServer, tmp_path: Path) -> None:
-    told: list[str] = []
+    progress: list[str] = []
     sizes = examples.Sizes(tasks=4, draws=2, ways=[(2, 20)])
     url = vllm.url.removesuffix("/v1")
-    figures, samples = examples.measure(tmp_path, url, vllm.name, told.append, sizes)
+    figures, samples = examples.measure(tmp_path, url, vllm.name, progress.append, sizes)
     assert set(samples) == {"examples_none", "examples_2_of_20"}
     assert figures["prompt_tokens_examples_2_of_20"] > figures["prompt_tokens_examples_none"] > 0
     assert 0 < figures["cached_share_examples_2_of_20"] < 1
     assert figures["gain_examples_2_of_20_low"] <= figures["gain_examples_2_of_20_high"]
-    assert len(told) == 2
+    assert len(progress) == 2
     examples.draw(samples, tmp_path / "examples.png")
     assert (tmp_path / "examples.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.integration
 def test_a_sync_is_measured_against_every_other_way_to_read_the_project(tmp_path: Path) -> None:
-    told: list[str] = []
+    progress: list[str] = []
     with installed():
-        figures, samples = sync.measure(tmp_path, 110, 1, told.append, settled_s=0)
+        figures, samples = sync.measure(tmp_path, 110, 1, progress.append, settled_s=0)
     assert set(figures) == {
         *("sync_110_vs_sdk_listing", "sync_110_vs_fastest", "sync_110_peak_mb", "sync_nothing_new_s")
     }

@@ -38,11 +38,11 @@ def test_the_small_model_drafts_and_the_larger_one_what_it_is_not_sure_of(
         report = tmp_path / "report"
         code, out, err = run_here(env, "cascade", "--dataset", dataset, "--budget", "0.2", "--out", report)
         assert code == 0, out + err
-        told = json.loads((report / "cascade.json").read_text())
-        case = told["cases"]["complaint"]
+        choice = json.loads((report / "cascade.json").read_text())
+        case = choice["cases"]["complaint"]
         assert case["small"]["accepted"] < case["larger"]["accepted"]
         assert case["chosen"]["harmed_at_most"] <= 0.2
-        settings["CASCADE_THRESHOLD"] = env["CASCADE_THRESHOLD"] = str(told["threshold"])
+        settings["CASCADE_THRESHOLD"] = env["CASCADE_THRESHOLD"] = str(choice["threshold"])
 
         project = studio.create_project(f"cascade {time.time_ns()}", CASES.config("complaint"))
         texts = [truth.text for truth in generate("complaint", "held_out", TASKS, 6)]

@@ -86,25 +86,25 @@ def bench() -> Iterator[Bench]:
 def mended(
     bench: Bench, first: str, *better: str, outputs: Sequence[str] = ()
 ) -> tuple[list[str], list[str]]:
-    """Run a draft; give how its attempts ended and what the model was told."""
-    told: list[str] = []
+    """Run a draft; return the outcomes of its attempts and the prompts after failures."""
+    prompts: list[str] = []
     scripts = list(better)
 
     def ask_again(messages: Sequence[Message]) -> Script | None:
-        told.append(messages[-1].content)
+        prompts.append(messages[-1].content)
         return Script(scripts.pop(0)) if scripts else None
 
     run = bench.runner.draft("Sum", [SALES], outputs, Script(first), ask_again, limit_s=120)
     assert bench.store.runs[run.key] == run
     assert [path.name for path in (bench.home / "runs").glob("*-run-*")] == []
-    return [attempt.outcome for attempt in run.attempts], told
+    return [attempt.outcome for attempt in run.attempts], prompts
 
 
-def test_a_wrong_column_is_told_and_mended_and_the_chart_is_kept(bench: Bench) -> None:
+def test_a_wrong_column_is_reported_and_mended_and_the_chart_is_kept(bench: Bench) -> None:
     wrong = CHART.replace('frame["金额"]', 'frame["销售额"]')
-    outcomes, told = mended(bench, wrong, CHART, outputs=["图.png"])
+    outcomes, prompts = mended(bench, wrong, CHART, outputs=["图.png"])
     assert outcomes == ["failed", "ok"]
-    assert "KeyError: '销售额'" in told[0]
+    assert "KeyError: '销售额'" in prompts[0]
     (run,) = (run for run in bench.store.runs.values() if run.script.code == CHART)
     assert run.last.stdout == "150\n"
     (chart,) = run.last.files
@@ -121,7 +121,7 @@ def test_a_wrong_column_is_told_and_mended_and_the_chart_is_kept(bench: Bench) -
         ("import sys; sys.exit('{{ 1 + 1 }}')", "failed", "{{ 1 + 1 }}"),
     ],
 )
-def test_code_that_ends_badly_is_told_and_the_next_script_runs(
+def test_a_failure_is_reported_and_the_next_script_runs(
     bench: Bench, code: str, outcome: str, words: str
 ) -> None:
     runner = bench.runner
@@ -134,9 +134,11 @@ def test_code_that_ends_badly_is_told_and_the_next_script_runs(
             limits=Limits(wall_s=1),
             folder=bench.home / "runs",
         )
-    outcomes, told = mended(Bench(runner, bench.store, bench.sandboxes, bench.home), code, "print('right')")
+    outcomes, prompts = mended(
+        Bench(runner, bench.store, bench.sandboxes, bench.home), code, "print('right')"
+    )
     assert outcomes == [outcome, "ok"]
-    assert words in told[0]
+    assert words in prompts[0]
 
 
 def test_a_sandbox_that_is_killed_is_an_error_and_the_next_call_starts_another(bench: Bench) -> None:
@@ -173,7 +175,7 @@ def test_code_reads_inputs_below_the_root_alone_and_writes_none(bench: Bench) ->
     assert (bench.home / "inputs" / "shared" / "三月" / "销售.csv").read_bytes() == TABLE
 
 
-def test_the_model_is_told_what_is_installed(bench: Bench) -> None:
+def test_the_description_names_what_is_installed(bench: Bench) -> None:
     words = bench.runner.describe()
     for part in ("pandas 3.", "matplotlib 3.", "Python 3.11", "Node.js", "20 s", "2 GB of memory"):
         assert part in words

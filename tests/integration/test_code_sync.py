@@ -57,7 +57,7 @@ class Desk:
     folder: Path
 
     def submitted(self, value: Value, number: int) -> dict[str, Any]:
-        """Import a task, draft it, and submit another value; gives the task with its annotation."""
+        """Import a task, draft it, and submit another value; return the task with its annotation."""
         data = {
             **NO_RUN,
             "instruction": f"画出各城市的销售额 {chr(96 + number) * 30}",
@@ -155,7 +155,7 @@ def test_submitted_code_is_exported_with_its_own_run_or_rejected_with_the_reason
     ]
     tasks = [desk.submitted(value, number) for number, value in enumerate(values, 1)]
 
-    # Killed as soon as something was found, and run again: what was found is not run again.
+    # Killed once it has stored runs, and started again: stored runs are not run again.
     before = desk.known_runs()
     process = start(desk.env, "sync", *desk.arguments("d"))
     while process.poll() is None and desk.known_runs() < before + 2:
@@ -195,11 +195,11 @@ def test_submitted_code_is_exported_with_its_own_run_or_rejected_with_the_reason
     desk.sync("fresh")
     assert desk.content("fresh") == desk.content("d")
 
-    status, told, _ = run(desk.env, "sync", "--out", desk.folder / "d", "--explain", tasks[3]["id"])
-    assert (status, "rejected by code_runs" in told) == (0, True)
-    status, told, err = run(desk.env, "requeue", "--out", desk.folder / "d", "--gate", "code_runs")
+    status, out, _ = run(desk.env, "sync", "--out", desk.folder / "d", "--explain", tasks[3]["id"])
+    assert (status, "rejected by code_runs" in out) == (0, True)
+    status, out, err = run(desk.env, "requeue", "--out", desk.folder / "d", "--gate", "code_runs")
     assert status == 0, err
-    assert "1 tasks are sent back" in told
+    assert "1 tasks are sent back" in out
     (task,) = desk.studio.tasks_by_id(desk.project, [tasks[3]["id"]], full=True)
     assert "Sent back by code_runs" in task["data"][STATUS_KEY]
     assert "KeyError" in task["data"][STATUS_KEY]

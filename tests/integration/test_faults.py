@@ -117,7 +117,7 @@ def test_a_page_opens_though_the_model_server_stands_still_and_its_draft_follows
         assert "Traceback" not in backend.log()
 
 
-def test_a_wrong_model_name_is_told_and_its_tasks_are_drafted_once_it_is_corrected(
+def test_a_wrong_model_name_is_reported_and_tasks_are_drafted_once_corrected(
     studio: LabelStudio,
     label_studio: LabelStudioServer,
     vllm: ModelServer,
@@ -206,10 +206,10 @@ def test_a_full_disk_costs_no_draft(
             assert "full" in backend.log()
             assert backend.get("/versions").status_code == 200
             (disk / "filler").unlink()
-            told = len(backend.log())
+            log_length = len(backend.log())
             studio.retrieve_predictions(project, tasks)
             until(lambda: stored(studio, project) == {1: 24})
-            assert "cache not written" not in backend.log()[told:]
+            assert "cache not written" not in backend.log()[log_length:]
             assert "Traceback" not in backend.log()
     finally:
         subprocess.run(["umount", disk], check=True)

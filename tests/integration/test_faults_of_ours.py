@@ -65,7 +65,7 @@ def workers(
 
 
 def owners(backend: Backend, *, late: bool) -> list[int]:
-    """Give the ids of the processes that hold claims."""
+    """Return the ids of the processes that hold claims."""
     with sqlite3.connect(backend.server.ledger) as ledger:
         rows = ledger.execute("SELECT DISTINCT owner FROM claims WHERE late = ?", (int(late),)).fetchall()
     ledger.close()
@@ -145,20 +145,20 @@ def test_many_tasks_in_one_call_are_answered_in_time_and_the_late_ones_follow_th
     for task in studio.tasks(project, full=True):
         (prediction,) = task["predictions"]
         labelling.from_regions(prediction["result"], Task(task["id"], task["data"]))
-    until(lambda: all(is_told(task) for task in studio.tasks(project, full=True)))
+    until(lambda: all(status_matches_score(task) for task in studio.tasks(project, full=True)))
     log = workers.log()
     assert "late work taken over" in log
     assert "Traceback" not in log
 
 
-def is_told(task: dict[str, Any]) -> bool:
-    """Say whether a task whose draft needs a human says why, and no other does."""
+def status_matches_score(task: dict[str, Any]) -> bool:
+    """Check that a task shows a reason if and only if its draft needs a human."""
     needs_one = task["predictions"][0]["score"] == 0
     return bool(needs_one) == bool(task["data"]["draft_status"])
 
 
 def assert_answered_in_order(call: Call, tasks: list[int], texts: dict[int, dict[str, str]]) -> int:
-    """Assert that each item belongs to its task; gives how many hold a draft."""
+    """Assert that each item belongs to its task; return how many hold a draft."""
     results = results_of(call)
     assert len(results) == len(tasks)
     quoted = 0

@@ -1,4 +1,4 @@
-"""import_tasks: every kind of file, nothing twice, bad rows told and the others imported."""
+"""import_tasks: every kind of file, nothing twice, bad rows reported and the others imported."""
 
 import json
 import time
@@ -87,9 +87,9 @@ def test_the_annotations_of_an_export_are_imported_with_their_tasks(
     assert code == 0, err
     assert "with 2 annotations, which are now yours" in out
     assert "the predictions of 1 rows" in out
-    found = [task["annotations"] for task in studio.tasks(project, full=True)]
-    assert [len(annotations) for annotations in found] == [1, 1, 0]
-    (first,), (second,), _ = found
+    annotated = [task["annotations"] for task in studio.tasks(project, full=True)]
+    assert [len(annotations) for annotations in annotated] == [1, 1, 0]
+    (first,), (second,), _ = annotated
     assert (first["result"], first["lead_time"], first["ground_truth"]) == ([region], 2.5, False)
     assert second["was_cancelled"]
 
@@ -132,7 +132,7 @@ def test_rows_that_are_there_or_come_twice_are_skipped(
     )
 
 
-def test_bad_rows_are_told_with_their_line_and_the_others_imported(
+def test_bad_rows_are_reported_by_line_and_the_others_imported(
     studio: LabelStudio, project: Project, env: dict[str, str], tmp_path: Path
 ) -> None:
     rows = tmp_path / "rows.jsonl"

@@ -56,9 +56,9 @@ def test_scripts_run_to_the_byte_and_their_output_is_what_the_model_reads_next(
     interpreter: Interpreter,
 ) -> None:
     played = Played(["print(1)", "print(2)"], ["Traceback: no column '城市'", "42"])
-    told = interpreter.converse("Count {{ the }} rows", ask=played.ask, run=played.run, limit_s=60)
+    conversation = interpreter.converse("Count {{ the }} rows", ask=played.ask, run=played.run, limit_s=60)
     assert played.ran == ["print(1)", "print(2)"]
-    assert [(one.role, one.content) for one in told] == [
+    assert [(one.role, one.content) for one in conversation] == [
         ("user", "Count {{ the }} rows"),
         ("assistant", "print(1)"),
         ("user", "Traceback: no column '城市'"),
@@ -78,8 +78,8 @@ def test_scripts_that_the_library_would_mend_are_left_alone(interpreter: Interpr
 def test_conversations_know_nothing_of_one_another(interpreter: Interpreter) -> None:
     first, second = Played(["print('secret')"], ["secret"]), Played(["print(2)"])
     interpreter.converse("One", ask=first.ask, run=first.run, limit_s=60)
-    told = interpreter.converse("Two", ask=second.ask, run=second.run, limit_s=60)
-    assert "secret" not in str(told)
+    conversation = interpreter.converse("Two", ask=second.ask, run=second.run, limit_s=60)
+    assert "secret" not in str(conversation)
     assert "secret" not in str(second.asked)
 
 

@@ -95,18 +95,18 @@ def test_a_token_that_ends_in_a_newline_works(label_studio: LabelStudioServer) -
         studio.check()
 
 
-def test_a_wrong_token_is_told_with_how_to_make_one_and_without_itself(
+def test_the_error_of_a_wrong_token_says_how_to_make_one_and_hides_it(
     label_studio: LabelStudioServer,
 ) -> None:
     for token in ("0123456789abcdef-wrong", "", "令牌", "two words"):
-        with pytest.raises(SetupError) as told, LabelStudio(label_studio.url, token) as studio:
+        with pytest.raises(SetupError) as error, LabelStudio(label_studio.url, token) as studio:
             studio.check()
         for word in ("Personal Access Token", "Legacy Token", "API Tokens Settings", "LABEL_STUDIO_API_KEY"):
-            assert word in str(told.value)
-        assert not token or token not in str(told.value)
+            assert word in str(error.value)
+        assert not token or token not in str(error.value)
 
 
-def test_nobody_at_the_address_is_told_at_once() -> None:
+def test_an_address_without_a_server_is_a_service_error_at_once() -> None:
     with LabelStudio("http://127.0.0.1:9", "token") as studio:
         started = time.monotonic()
         with pytest.raises(ServiceError, match="does not answer"):
@@ -114,7 +114,7 @@ def test_nobody_at_the_address_is_told_at_once() -> None:
     assert time.monotonic() - started < 3
 
 
-def test_something_else_at_the_address_is_told() -> None:
+def test_another_server_at_the_address_is_refused() -> None:
     refused = pytest.raises(SetupError, match="is not Label Studio")
     with recording_backend() as (url, _), LabelStudio(url, "token") as studio, refused:
         studio.check()
@@ -122,22 +122,22 @@ def test_something_else_at_the_address_is_told() -> None:
         studio.check()
 
 
-def test_a_missing_project_is_told_by_its_number(studio: LabelStudio) -> None:
+def test_a_missing_project_is_named_by_its_number(studio: LabelStudio) -> None:
     with pytest.raises(SetupError, match="has no project 999999"):
         studio.project(999_999)
 
 
-def test_projects_are_found_on_every_page(studio: LabelStudio) -> None:
+def test_projects_are_looked_up_on_every_page(studio: LabelStudio) -> None:
     title = f"page {time.time_ns()}"
     made = [studio.create_project(f"{title} {number}", CONFIG).id for number in range(31)]  # 30 are a page
     assert set(made) <= set(studio.project_ids())
     for number in (0, 30):
-        found = studio.find_project(f"{title} {number}")
-        assert found is not None
-        assert found.id == made[number]
+        match = studio.find_project(f"{title} {number}")
+        assert match is not None
+        assert match.id == made[number]
 
 
-def test_a_project_is_found_by_its_exact_title(studio: LabelStudio, project: Project) -> None:
+def test_a_project_is_looked_up_by_its_exact_title(studio: LabelStudio, project: Project) -> None:
     assert studio.find_project(project.title) == project
     assert studio.find_project(project.title[:-1]) is None
     studio.create_project(project.title, CONFIG)
@@ -145,7 +145,7 @@ def test_a_project_is_found_by_its_exact_title(studio: LabelStudio, project: Pro
         studio.find_project(project.title)
 
 
-def test_a_refused_config_is_told_in_label_studios_words(studio: LabelStudio) -> None:
+def test_a_refused_config_quotes_label_studios_error(studio: LabelStudio) -> None:
     with pytest.raises(SetupError, match="label_config: "):
         studio.create_project("refused", "<View><Choices/></View>")
 
@@ -246,12 +246,15 @@ def test_what_people_wrote_into_the_connection_stays(studio: LabelStudio, projec
         outcome = studio.connect_backend(project, url, extra_params={"case": "complaint"}, interactive=True)
         assert outcome["backend"] == "updated"
         assert studio.connect_backend(project, url, extra_params={})["backend"] == "already there"
-        found = studio.project(project.id)
-        assert (found.case, found.extra_params) == ("complaint", {"case": "complaint", "temperature": 0.9})
+        updated = studio.project(project.id)
+        assert (updated.case, updated.extra_params) == (
+            "complaint",
+            {"case": "complaint", "temperature": 0.9},
+        )
         (backend,) = studio._get("ML backends", "api/ml/", {"project": project.id})
         assert backend["is_interactive"] is True
     said = [json.loads(body["extra_params"]) for path, _, body in calls if path == "/setup"]
-    assert said[-1] == found.extra_params
+    assert said[-1] == updated.extra_params
 
 
 def test_a_backend_that_moved_takes_its_webhook_along(studio: LabelStudio, project: Project) -> None:
@@ -265,12 +268,14 @@ def test_a_backend_that_moved_takes_its_webhook_along(studio: LabelStudio, proje
         assert [hook.url for hook in studio._sdk.webhooks.list(project=str(project.id))] == [f"{new}/webhook"]
 
 
-def test_an_unreachable_backend_is_told_without_its_password(studio: LabelStudio, project: Project) -> None:
-    with pytest.raises(SetupError, match="Start the backend") as told:
+def test_the_error_of_an_unreachable_backend_hides_its_password(
+    studio: LabelStudio, project: Project
+) -> None:
+    with pytest.raises(SetupError, match="Start the backend") as error:
         studio.connect_backend(
             project, "http://127.0.0.1:9", user="drafts", password="the-password", extra_params={}
         )
-    assert "the-password" not in str(told.value)
+    assert "the-password" not in str(error.value)
     assert list(studio._sdk.webhooks.list(project=str(project.id))) == []
 
 
@@ -329,7 +334,7 @@ def test_tabs_show_the_uncertain_first_and_what_has_no_draft_last(
 
 
 def tabs(studio: LabelStudio, project: Project) -> dict[str, list[int]]:
-    """Give the tasks of each tab, in the order in which its page shows them."""
+    """Return the tasks of each tab, in the order that its page shows."""
     views = studio._get("tabs", "api/dm/views/", {"project": project.id})
     pages = {
         view["data"]["title"]: studio._get("a tab", "api/tasks/", {"view": view["id"]}) for view in views
@@ -375,9 +380,9 @@ def test_predictions_are_stored_once_whatever_is_asked_twice(studio: LabelStudio
     assert studio.count_tasks(project, lacking="m-1") == 100
     assert studio.import_predictions(project, [prediction(task_id) for task_id in ids]) == []
     assert studio.import_predictions(project, [prediction(task_id, "m-2") for task_id in ids[:3]]) == []
-    found = {task["id"]: task["predictions"] for task in studio.tasks(project, full=True)}
-    assert [len(found[task_id]) for task_id in ids] == [2] * 3 + [1] * 697
-    assert found[ids[0]][0]["result"] == prediction(ids[0])["result"]
+    drafts = {task["id"]: task["predictions"] for task in studio.tasks(project, full=True)}
+    assert [len(drafts[task_id]) for task_id in ids] == [2] * 3 + [1] * 697
+    assert drafts[ids[0]][0]["result"] == prediction(ids[0])["result"]
     assert [task["id"] for task in studio.tasks(project, lacking="m-2")] == ids[3:]
 
 
@@ -404,8 +409,8 @@ def test_what_bulk_import_does_not_know_is_stored_one_at_a_time(studio: LabelStu
     assert studio.import_predictions(project, predictions) == [ids[0], ids[2]]
     assert studio.import_predictions(project, predictions, unjudged=labelling.unjudged) == []
     assert studio.import_predictions(project, predictions, unjudged=labelling.unjudged) == []
-    found = {task["id"]: task["predictions"] for task in studio.tasks(project, full=True)}
-    assert [[kept["result"] for kept in found[task_id]] for task_id in ids] == [
+    drafts = {task["id"]: task["predictions"] for task in studio.tasks(project, full=True)}
+    assert [[kept["result"] for kept in drafts[task_id]] for task_id in ids] == [
         [given["result"]] for given in predictions
     ]
 
@@ -451,9 +456,9 @@ def test_annotated_tasks_come_with_the_predictions_of_a_listing_as_a_page_has_th
     project = studio.project(project.id)
     assert (project.annotations, project.predictions) == (4, 12)
     with (_Early if late else LabelStudio)(label_studio.url, label_studio.token) as reading:
-        found = list(reading.annotated_tasks(project))
+        annotated = list(reading.annotated_tasks(project))
     parts = ("id", "result", "score", "model_version")
-    assert [_with(task, parts) for task in found] == [_with(task, parts) for task in wanted]
+    assert [_with(task, parts) for task in annotated] == [_with(task, parts) for task in wanted]
 
 
 class _Early(LabelStudio):

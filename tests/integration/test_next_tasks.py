@@ -65,12 +65,12 @@ def answer(words: str) -> list[dict[str, Any]]:
 
 
 def tab(studio: LabelStudio, project: Project) -> dict[str, Any]:
-    (found,) = [
+    (next_tab,) = [
         view
         for view in studio._get("tabs", "api/dm/views/", {"project": project.id})
         if view["data"]["title"] == NEXT_TAB
     ]
-    return dict(found)
+    return dict(next_tab)
 
 
 def displayed(studio: LabelStudio, project: Project) -> list[int]:
@@ -84,8 +84,8 @@ def handed_out(studio: LabelStudio, project: Project) -> int:
     body = {key: view["data"][key] for key in ("filters", "ordering")}
     body["selectedItems"] = {"all": True, "excluded": []}
     params = {"id": "next_task", "project": project.id, "tabID": view["id"]}
-    found = studio.send("a task", "POST", "api/dm/actions", json.dumps(body).encode(), params)
-    return int(found["id"])
+    task = studio.send("a task", "POST", "api/dm/actions", json.dumps(body).encode(), params)
+    return int(task["id"])
 
 
 def test_the_stream_of_tasks_follows_the_order_and_what_is_labelled_leaves_it(

@@ -178,17 +178,17 @@ def test_two_projects_get_the_versions_and_results_of_our_own_server(ours: str, 
     for project, case in projects.items():
         assert versions[theirs, project] == versions[ours, project]
         tasks = [task(number) for number in range(5)]
-        expected, found = (predict(url, project, CASES.config(case), tasks) for url in (ours, theirs))
-        assert without_ids(found) == without_ids(expected)
-        assert {result["model_version"] for result in found} == {versions[theirs, project]}
+        expected, actual = (predict(url, project, CASES.config(case), tasks) for url in (ours, theirs))
+        assert without_ids(actual) == without_ids(expected)
+        assert {result["model_version"] for result in actual} == {versions[theirs, project]}
 
 
 def test_a_config_edited_since_the_set_up_keeps_its_case(ours: str, theirs: str) -> None:
     edited = CASES.config("sentiment").replace("neutral", "mixed")
     for url in (ours, theirs):
         setup(url, 9, CASES.config("sentiment"), {"case": "sentiment"})
-    expected, found = (predict(url, 9, edited, [task(1)]) for url in (ours, theirs))
-    assert without_ids(found) == without_ids(expected)
+    expected, actual = (predict(url, 9, edited, [task(1)]) for url in (ours, theirs))
+    assert without_ids(actual) == without_ids(expected)
 
 
 def test_what_cannot_be_drafted_is_answered_without_a_traceback(theirs: str, fake: FakeVllm) -> None:

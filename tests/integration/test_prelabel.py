@@ -173,7 +173,7 @@ def test_tasks_for_which_the_model_failed_are_asked_again_by_the_next_run(
     assert_every_task_was_drafted_once(studio, project, file)
 
 
-def test_a_model_server_that_is_down_or_serves_another_model_is_told_at_once(
+def test_a_model_server_that_is_down_or_serves_another_model_is_an_error_at_once(
     project: Project, env: dict[str, str]
 ) -> None:
     started = time.monotonic()

@@ -44,7 +44,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_server_started_without_what_we_need_is_told_which_flag(wrong: str, tmp_path: Path) -> None:
+def test_the_check_names_the_flag_that_a_server_lacks(wrong: str, tmp_path: Path) -> None:
     if not (MODEL / "config.json").exists():
         missing(f"{MODEL} is missing. Run: demo/train_model")
     extra, words, fix = WRONG[wrong]

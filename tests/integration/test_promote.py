@@ -58,7 +58,7 @@ def test_what_is_worse_is_refused_what_is_better_drafts_and_is_rolled_back(
         assert actions == ["refuse", "promote", "draft", "roll", "draft", "roll", "draft"]
 
 
-def test_help_shows_examples_and_wrong_usage_is_told() -> None:
+def test_help_shows_examples_and_wrong_usage_exits_with_2() -> None:
     code, out, _ = run_here({}, "promote", "--help")
     assert code == 0
     assert "draftloop promote --rollback --project 7" in out

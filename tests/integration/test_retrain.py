@@ -84,16 +84,16 @@ def test_a_job_syncs_trains_and_promotes_and_the_same_samples_are_one_run(
     assert [folder.exists() for folder in begun] == [True, False]
     training(tmp_path, ledger, sync='echo "{ }" >"$4/manifest.json"').run()
     runs = [line.split()[6] for line in (home / "log").read_text().splitlines() if "trained" in line]
-    assert [found == run_folder for found in runs] == [True, True, False]
+    assert [run == run_folder for run in runs] == [True, True, False]
 
 
 def test_a_verb_that_fails_ends_the_job_in_its_words(tmp_path: Path, ledger: Ledger) -> None:
     failing = 'echo "12 rows"; echo "error: 12 rows are too few. Correct more." >&2; exit 1'
     with pytest.raises(ServiceError, match=r"draftloop train failed \(exit status 1\): 12 rows are too few"):
         training(tmp_path, ledger, train=failing).run()
-    state, step, told = last(ledger)
+    state, step, message = last(ledger)
     assert (state, step) == ("failed", "train")
-    assert told == "draftloop train failed (exit status 1): 12 rows are too few. Correct more."
+    assert message == "draftloop train failed (exit status 1): 12 rows are too few. Correct more."
     assert "promoted" not in (tmp_path / "home" / "log").read_text()
 
 
@@ -113,14 +113,14 @@ def test_a_job_that_was_given_up_by_others_stops_its_verb(tmp_path: Path, ledger
 
 
 @pytest.mark.parametrize(
-    ("number", "state", "told"),
+    ("number", "state", "message"),
     [
         (signal.SIGKILL, "killed", "Its process ended without a word."),
         (signal.SIGTERM, "stopped", "It was told to stop."),
     ],
 )
 def test_what_ends_a_job_ends_its_verb_too_and_the_next_job_begins(
-    tmp_path: Path, ledger: Ledger, number: signal.Signals, state: str, told: str
+    tmp_path: Path, ledger: Ledger, number: signal.Signals, state: str, message: str
 ) -> None:
     signals = tmp_path / "signals"
     waits = f"trap 'echo TERM >>{signals}; exit 1' TERM; echo $$ >{tmp_path}/pid; while :; do sleep 0.1; done"
@@ -133,5 +133,5 @@ def test_what_ends_a_job_ends_its_verb_too_and_the_next_job_begins(
     process.wait(30)
     until(signals.exists)
     assert signals.read_text() == "TERM\n"
-    assert last(ledger) == (state, "train", told)
+    assert last(ledger) == (state, "train", message)
     assert training(tmp_path, ledger, train=GOOD["train"]).run() == "promoted"

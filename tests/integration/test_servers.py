@@ -63,7 +63,7 @@ def test_vllm_answers_a_schema_with_compact_json(vllm: ModelServer) -> None:
     assert text == json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def test_a_folder_without_a_model_is_told_at_once(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_an_error_at_once(tmp_path: Path) -> None:
     with pytest.raises(servers.ServerError, match="There is no model in"):
         servers.start_vllm(tmp_path, served_name="nothing")
 

@@ -295,8 +295,8 @@ def test_a_chunked_and_an_expected_body_arrive_whole(server: servers.ServerProce
 def test_what_is_no_request_is_refused_in_words(
     server: servers.ServerProcess, request_: bytes, status: int
 ) -> None:
-    found, body = ask(server, request_)
-    assert found == status
+    actual, body = ask(server, request_)
+    assert actual == status
     assert b'"error"' in body
     assert b"waitress" not in body
 

@@ -70,9 +70,9 @@ def synced(studio: LabelStudio, project: Project, folder: Path) -> Report:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    found = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert set(found) == FILES
-    return found
+    contents = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert set(contents) == FILES
+    return contents
 
 
 def times(folder: Path) -> dict[str, int]:
@@ -216,20 +216,20 @@ def test_damaged_files_are_made_anew(studio: LabelStudio, project: Project, tmp_
 
 
 def test_two_syncs_of_one_folder_do_not_mix(studio: LabelStudio, project: Project, tmp_path: Path) -> None:
-    told: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def second() -> None:
         try:
             synced(studio, project, tmp_path / "d")
         except SetupError as error:
-            told.append(error)
+            errors.append(error)
 
     class Watching:
         def begin(self, doing: str, total: int | None = None, *, done: int = 0) -> None:
             pass
 
         def advance(self, count: int = 1) -> None:
-            if not told:
+            if not errors:
                 thread = threading.Thread(target=second)
                 thread.start()
                 thread.join()
@@ -242,7 +242,7 @@ def test_two_syncs_of_one_folder_do_not_mix(studio: LabelStudio, project: Projec
         wanted_case="complaint",
         progress=Watching(),
     )
-    assert "Another sync" in str(told[0])
+    assert "Another sync" in str(errors[0])
 
 
 def test_killed_at_any_moment_and_run_again_it_gives_the_same_bytes(

@@ -25,8 +25,8 @@ def refused(
     lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     python = find_environment("vllm") / "bin" / "python"
     command = [str(python), "tests/guidance_tokens.py", str(model)]
-    told = subprocess.run(command, cwd=ROOT, input=lines, text=True, stdout=subprocess.PIPE, check=True)
-    return [json.loads(line) for line in told.stdout.split("\n") if line]
+    process = subprocess.run(command, cwd=ROOT, input=lines, text=True, stdout=subprocess.PIPE, check=True)
+    return [json.loads(line) for line in process.stdout.split("\n") if line]
 
 
 def test_the_decoder_allows_every_token_of_every_training_target_where_it_stands() -> None:
@@ -45,7 +45,7 @@ def test_the_decoder_allows_every_token_of_every_training_target_where_it_stands
     assert refused(rows) == []
 
 
-def test_a_target_that_the_schema_forbids_is_found() -> None:
+def test_a_target_that_the_schema_forbids_is_refused() -> None:
     config = '<View><Text name="t" value="$t"/><Rating name="r" toName="t" required="true"/></View>'
     schema = compile_labelling(config).decoding_schema
     assert refused([{"schema": schema, "target": '{"r": 3}'}]) == [{"written": '{"r":', "refused": " "}]
@@ -54,8 +54,8 @@ def test_a_target_that_the_schema_forbids_is_found() -> None:
 def test_a_quote_that_the_text_does_not_hold_is_refused_at_its_first_wrong_token() -> None:
     grammar = SHIPPED.get("complaint").grammar(Task(1, {"text": "我叫王小明,快递丢了"}))
     target = '{"name":"王大明","address":null,"email":null,"question":"快递丢了"}'
-    found = refused([{"grammar": grammar, "target": target}])
-    assert [(one["written"], one["refused"][0]) for one in found] == [('{"name":"王', "大")]
+    refusals = refused([{"grammar": grammar, "target": target}])
+    assert [(one["written"], one["refused"][0]) for one in refusals] == [('{"name":"王', "大")]
 
 
 def test_the_decoder_allows_every_token_of_every_program(tmp_path: Path) -> None:
@@ -77,5 +77,5 @@ def test_an_array_of_quotes_has_as_many_as_the_schema_says(least: int, most: int
     grammar = quoting_grammar({"type": "object", "properties": {"a": array}}, [("a",)], ["快递丢了"])
     target = json.dumps({"a": ["丢了"] * quotes}, ensure_ascii=False, separators=(",", ":"))
     short = target.replace("丢了", "丢", 1)
-    found = refused([{"grammar": grammar, "target": target}, {"grammar": grammar, "target": short}])
-    assert len(found) == (1 if quotes else 0)
+    refusals = refused([{"grammar": grammar, "target": target}, {"grammar": grammar, "target": short}])
+    assert len(refusals) == (1 if quotes else 0)

@@ -27,17 +27,21 @@ def test_a_run_has_its_adapter_and_all_that_it_takes_to_make_it_again(tmp_path: 
     dataset, out = datasets.corrected(tmp_path / "dataset", 20, case="sentiment"), tmp_path / "run"
     done = train(dataset, out, batch_rows=18, epochs=3)  # all rows in every step
     assert done.returncode == 0, done.stderr
-    told = record(out)
-    assert told["adapter_sha256"] == hash_file(out / "adapter" / "adapter_model.safetensors")
-    assert (told["case"], told["profile"], told["base_model"]) == ("sentiment", "compact", str(MODEL))
+    training_record = record(out)
+    assert training_record["adapter_sha256"] == hash_file(out / "adapter" / "adapter_model.safetensors")
+    assert (training_record["case"], training_record["profile"], training_record["base_model"]) == (
+        "sentiment",
+        "compact",
+        str(MODEL),
+    )
     manifest = hash_file(dataset / "manifest.json")
-    assert told["dataset"] == {"path": str(dataset), "manifest_sha256": manifest}
-    assert told["rows"]["own"] == 18
-    assert told["arguments"]["epochs"] == 3
-    assert {"torch", "trl", "peft", "transformers", "python"} <= told["versions"].keys()
-    assert (told["seed"], told["hardware"]["processes"]) == (0, 1)
-    assert [entry["step"] for entry in told["loss"]] == [1, 2, 3]
-    assert told["held_out"]["rows"] == 2
+    assert training_record["dataset"] == {"path": str(dataset), "manifest_sha256": manifest}
+    assert training_record["rows"]["own"] == 18
+    assert training_record["arguments"]["epochs"] == 3
+    assert {"torch", "trl", "peft", "transformers", "python"} <= training_record["versions"].keys()
+    assert (training_record["seed"], training_record["hardware"]["processes"]) == (0, 1)
+    assert [entry["step"] for entry in training_record["loss"]] == [1, 2, 3]
+    assert training_record["held_out"]["rows"] == 2
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert not out.with_name("run.part").exists()
     # PEFT loads it, and computes the same losses from the rows and the model's own chat template.
@@ -53,20 +57,20 @@ def test_the_tokens_of_a_thousand_rows_are_those_that_vllm_reads(tmp_path: Path,
     ]
     base = open_base(MODEL)
     rows: list[Any] = []
-    told: list[Any] = []
+    lines: list[Any] = []
     for folder in folders:
         corpus = gather(open_dataset(folder), (), base, Recipe(min_rows=1, max_tokens=2048), dpo=False)
         assert corpus.counts()["too_long"] == 0
         rows += corpus.rows
-        told += [json.loads(line) for line in (folder / "messages.jsonl").read_bytes().splitlines()]
-    assert len(rows) == len(told) > 1000
+        lines += [json.loads(line) for line in (folder / "messages.jsonl").read_bytes().splitlines()]
+    assert len(rows) == len(lines) > 1000
 
     def tokens(line: Mapping[str, Any], *, answered: bool) -> list[int]:
         body: dict[str, Any] = {"model": vllm.name, "add_generation_prompt": not answered, **THINKING}
         system, user, *_, answer = line["messages"]  # a draft of code is asked for without programs
         body["messages"] = [system, user, answer] if answered else [system, user]
-        found: list[int] = client.post("/tokenize", json=body).raise_for_status().json()["tokens"]
-        return found
+        ids: list[int] = client.post("/tokenize", json=body).raise_for_status().json()["tokens"]
+        return ids
 
     def asked(line: Mapping[str, Any]) -> Any:
         body = {"model": vllm.name, "messages": line["messages"][:-1], "temperature": 0, **THINKING}
@@ -77,8 +81,8 @@ def test_the_tokens_of_a_thousand_rows_are_those_that_vllm_reads(tmp_path: Path,
         httpx.Client(base_url=vllm.url.removesuffix("/v1"), trust_env=False, timeout=60) as client,
         ThreadPoolExecutor(8) as pool,
     ):
-        conversations = pool.map(lambda line: tokens(line, answered=True), told)
-        prompts = pool.map(lambda line: tokens(line, answered=False), told)
+        conversations = pool.map(lambda line: tokens(line, answered=True), lines)
+        prompts = pool.map(lambda line: tokens(line, answered=False), lines)
         for row, conversation, prompt in zip(rows, conversations, prompts, strict=True):
             assert list(row.ids) == conversation
             assert list(row.ids[: row.start]) == prompt
@@ -86,7 +90,7 @@ def test_the_tokens_of_a_thousand_rows_are_those_that_vllm_reads(tmp_path: Path,
         # What the backend asks for a task is what the row holds; the model writes an answer in its tokens.
         complaint = Cases(ROOT / "label_config").get("complaint")
         same = 0
-        for row, line, answer in zip(rows[:40], told[:40], pool.map(asked, told[:40]), strict=True):
+        for row, line, answer in zip(rows[:40], lines[:40], pool.map(asked, lines[:40]), strict=True):
             text = line["messages"][-2]["content"]
             served = render(complaint, Task(1, {"text": text}), "compact")
             assert [(message.role, message.content) for message in served] == [

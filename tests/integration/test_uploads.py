@@ -72,8 +72,8 @@ def test_the_project_of_uploads_says_what_it_is_wherever_projects_are_listed(stu
     address = f"api/projects/{number}/"
 
     def shown() -> tuple[str, str]:
-        found = studio.send("the project", "GET", address)
-        return found["description"], found["color"]
+        uploads = studio.send("the project", "GET", address)
+        return uploads["description"], uploads["color"]
 
     def change(**fields: str) -> None:
         studio.send("the project", "PATCH", address, json.dumps(fields).encode())

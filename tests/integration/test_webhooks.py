@@ -137,7 +137,7 @@ def test_what_a_member_reads_in_label_studio_opens_the_webhook_and_nothing_else(
     assert ready(backend) == []
 
 
-def test_a_project_of_before_is_told_and_moved(
+def test_an_older_project_is_reported_and_migrated(
     label_studio: LabelStudioServer, backend: BackendServer, settings: dict[str, str], member: Member
 ) -> None:
     title = f"Of before {time.time_ns()}"
@@ -193,10 +193,10 @@ def test_a_member_starts_no_training_with_a_number_of_their_own(
 
         def jobs() -> list[dict[str, Any]]:
             login = (settings["BACKEND_USER"], settings["BACKEND_PASSWORD"])
-            found: list[dict[str, Any]] = httpx.get(
+            listed: list[dict[str, Any]] = httpx.get(
                 f"{backend.url}/jobs", auth=login, trust_env=False
             ).json()["jobs"]
-            return found
+            return listed
 
         (hook,) = member.api("GET", "/api/webhooks/", params={"project": project.id})
         claimed = {"id": project.id, "total_annotations_number": 10**9}

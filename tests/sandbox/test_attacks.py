@@ -564,7 +564,7 @@ def test_nul_bytes_and_broken_text_do_not_break_the_answer(place: Field) -> None
     assert attempt.stdout == "a�b�\n�"
 
 
-def test_a_script_that_ends_the_hard_way_is_told_in_words(place: Field) -> None:
+def test_the_reason_describes_an_abnormal_exit(place: Field) -> None:
     assert place.run("import os; os._exit(7)").reason == "script.py ended with exit status 7."
     attempt = place.run("import os; os.abort()")
     assert attempt.outcome == "killed"

@@ -43,7 +43,7 @@ def test_every_program_leaves_the_right_files(one_place: Field, family: Family, 
         assert not mistakes(task, one_place.outputs, attempt.stdout), said
 
 
-def test_a_wrong_program_is_found_out(one_place: Field) -> None:
+def test_a_wrong_program_is_detected(one_place: Field) -> None:
     changes = {
         ".sum()": ".min()",
         "nlargest(": "nsmallest(",
@@ -65,7 +65,7 @@ def test_a_wrong_program_is_found_out(one_place: Field) -> None:
     assert tried > 10
 
 
-def test_what_a_model_is_told_of_a_fault_is_what_the_corpus_says(one_place: Field) -> None:
+def test_the_description_of_a_fault_is_that_of_the_corpus(one_place: Field) -> None:
     seen: dict[str, CodeTask] = {}
     kinds = [kind for kind in KINDS if kind.name in ("sum", "monthly", "count")]
     for task in generate("train", 60, SEED, kinds, fault_share=1.0):

@@ -195,7 +195,7 @@ def test_a_fault_of_the_sandbox_makes_it_prove_itself_and_start_anew(
     assert not folder.exists()
 
 
-def test_without_the_start_of_another_a_fault_is_told_and_the_sandbox_ends() -> None:
+def test_without_a_restart_a_fault_is_reported_and_the_sandbox_ends() -> None:
     with (
         fresh_home(None) as home,
         SandboxProcess(python_of_sandbox(), home / "sandbox", log=home / "log") as sandbox,

@@ -283,7 +283,7 @@ def test_it_runs_nothing_where_it_cannot_contain_it(layer: Layer) -> None:
         pass
 
 
-def test_what_the_system_denies_at_the_start_is_told_in_words() -> None:
+def test_a_failed_start_names_the_systems_error() -> None:
     python = python_of_sandbox()
     with fresh_home(None) as home, pytest.raises(SetupError, match="could not start: AF_UNIX path too long"):
         SandboxProcess(python, home / ("d" * 120))
@@ -427,7 +427,7 @@ def test_an_attempt_survives_json(one_place: Field) -> None:
     assert attempt_from_json(json.loads(json.dumps(attempt_to_json(attempt)))) == attempt
 
 
-def test_limits_are_told_in_words() -> None:
+def test_limits_are_described_in_words() -> None:
     words = Limits(wall_s=30, memory_bytes=2 << 30, processes=64).describe()
     for part in (
         "30 s",

@@ -81,7 +81,7 @@ tar -tf logs.tar | grep -c 'gz$'
 
 
 def large_csv(path: Path, size_bytes: int) -> tuple[int, int, dict[str, int]]:
-    """Write a CSV of orders, some of them dirty; gives rows, clean rows, and the sum of each city."""
+    """Write a CSV of orders, some of them dirty; return rows, clean rows, and the sum of each city."""
     lines, kept, sums = [], 0, dict.fromkeys(CITIES, 0)
     for number in range(10_000):
         city, amount = CITIES[number % 4], str(number % 997)
@@ -170,7 +170,7 @@ def test_a_page_is_screenshotted() -> None:
         assert first != second, "boxes look alike"
 
 
-def test_logs_are_found_compressed_and_archived(place: Field) -> None:
+def test_logs_are_selected_compressed_and_archived(place: Field) -> None:
     inputs = {}
     for day in ("20240131", "20240201", "20240202"):
         path = place.inputs / f"服务-{day}.log"

@@ -38,9 +38,9 @@ def test_a_run_is_shown_as_it_was_kept(tmp_path: Path) -> None:
         (["collect", "--older-than", "0"], 2, "--older-than"),
     ],
 )
-def test_what_is_not_there_is_told(tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
-    found, out, err = artifacts(tmp_path, *arguments)
-    assert (found, out) == (code, "")
+def test_a_missing_run_is_an_error(tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
+    exit_code, out, err = artifacts(tmp_path, *arguments)
+    assert (exit_code, out) == (code, "")
     assert words in " ".join(err.split())
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []

@@ -46,7 +46,7 @@ def test_the_prompt_is_the_backends_own(split: Split) -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_files_are_told_as_the_import_tells_them_workbooks_too(split: Split, tmp_path: Path) -> None:
+def test_files_are_described_as_the_import_describes_them(split: Split, tmp_path: Path) -> None:
     tasks = list(generate(split, COUNT, 2))
     assert any(name.endswith(".xlsx") for task in tasks for name in task.files)
     for task in tasks:

@@ -14,7 +14,7 @@ SELECTOR = re.compile(r"\b((?:draftloop|process)_[a-z_]+)(?:\{([^}]*)\})?")
 
 
 def samples() -> dict[str, set[str]]:
-    """Give every sample's name with its labels, once each metric has been used."""
+    """Return every sample's name with its labels, once each metric has been used."""
     metrics = Metrics()
     metrics.drafts.labels("case", "ok").inc()
     metrics.reasons.labels("case", "rule").inc()

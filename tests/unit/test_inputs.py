@@ -1,4 +1,4 @@
-"""Input files: found below the root and nowhere else, hashed, and seen at their heads."""
+"""Input files: looked up below the root only, hashed, and previewed from their heads."""
 
 import hashlib
 import json
@@ -46,12 +46,12 @@ def test_a_table_is_read_in_the_encodings_and_delimiters_that_are_met(
 ) -> None:
     rows = [["日期", "城市", "备注"], ["2024-01-03", "北京", '"一,; 二"'], ["2024-01-04", "上海", ""]]
     lines = [delimiter.join(row) for row in rows]
-    found = seen(tmp_path, "a.csv", "\r\n".join(lines).encode(encoding))
-    (table,) = found.tables
+    preview = seen(tmp_path, "a.csv", "\r\n".join(lines).encode(encoding))
+    (table,) = preview.tables
     assert table.columns == ("日期", "城市", "备注")
     assert table.rows == (("2024-01-03", "北京", "一,; 二"), ("2024-01-04", "上海", ""))
     assert (table.count, table.estimated) == (2, False)
-    assert encoding in found.kind
+    assert encoding in preview.kind
 
 
 def test_a_quoted_cell_may_hold_line_ends(tmp_path: Path) -> None:
@@ -72,13 +72,13 @@ def test_of_a_huge_table_only_the_head_is_read_and_the_rows_are_estimated(tmp_pa
     with path.open("wb") as file:
         file.write(b"a,b,c\n" + row * 20_000)
         file.truncate(1_800_000_000)  # a hole: reading it would take its time
-    found = look(path, "large.csv")
-    (table,) = found.tables
+    preview = look(path, "large.csv")
+    (table,) = preview.tables
     assert table.estimated
     assert table.count == pytest.approx(1_800_000_000 / len(row), rel=0.01)
-    told = to_text(found)
-    assert "1.68 GB" in told
-    assert "(estimated)" in told
+    text = to_text(preview)
+    assert "1.68 GB" in text
+    assert "(estimated)" in text
 
 
 def test_a_workbook_is_read_sheet_by_sheet(tmp_path: Path) -> None:
@@ -90,18 +90,18 @@ def test_a_workbook_is_read_sheet_by_sheet(tmp_path: Path) -> None:
     first.append([date(2024, 1, 4), 3, None])
     book.create_sheet("empty")
     book.save(tmp_path / "a.xlsx")
-    found = look(tmp_path / "a.xlsx", "a.xlsx")
-    assert [(table.name, table.columns, table.count) for table in found.tables] == [
+    preview = look(tmp_path / "a.xlsx", "a.xlsx")
+    assert [(table.name, table.columns, table.count) for table in preview.tables] == [
         ("Sheet 一月", ("日期", "金额", "已付"), 2),
         ("Sheet empty", (), 0),
     ]
-    assert found.tables[0].rows == (("2024-01-03", "12.5", "true"), ("2024-01-04", "3", ""))
-    assert "- 日期 (date): 2024-01-03, 2024-01-04" in to_text(found)
+    assert preview.tables[0].rows == (("2024-01-03", "12.5", "true"), ("2024-01-04", "3", ""))
+    assert "- 日期 (date): 2024-01-03, 2024-01-04" in to_text(preview)
 
 
-def test_a_workbook_that_is_none_or_a_bomb_is_told_by_name_and_size(tmp_path: Path) -> None:
-    found = seen(tmp_path, "a.xlsx", b"PK\x03\x04 not really")
-    assert (found.kind, found.tables) == ("Excel workbook that cannot be previewed", ())
+def test_a_broken_workbook_or_zip_bomb_has_no_preview(tmp_path: Path) -> None:
+    preview = seen(tmp_path, "a.xlsx", b"PK\x03\x04 not really")
+    assert (preview.kind, preview.tables) == ("Excel workbook that cannot be previewed", ())
     with (
         zipfile.ZipFile(tmp_path / "b.xlsx", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         archive.open("xl/sharedStrings.xml", "w") as entry,
@@ -122,17 +122,17 @@ def test_a_workbook_that_is_none_or_a_bomb_is_told_by_name_and_size(tmp_path: Pa
 def test_json_is_a_table_of_its_objects(
     tmp_path: Path, name: str, content: str, columns: tuple[str, ...]
 ) -> None:
-    found = seen(tmp_path, name, content.encode())
-    assert found.tables[0].columns == columns
+    preview = seen(tmp_path, name, content.encode())
+    assert preview.tables[0].columns == columns
     if name == "b.json":
-        assert (found.tables[1].name, found.tables[1].columns, found.tables[1].count) == (
+        assert (preview.tables[1].name, preview.tables[1].columns, preview.tables[1].count) == (
             "orders",
             ("id",),
             2,
         )
     else:
-        assert found.tables[0].rows[1] == ("上海", "", "[1]")
-        assert found.tables[0].count == 2
+        assert preview.tables[0].rows[1] == ("上海", "", "[1]")
+        assert preview.tables[0].count == 2
 
 
 def test_a_long_list_of_objects_is_estimated(tmp_path: Path) -> None:
@@ -176,10 +176,10 @@ def test_a_workbook_that_takes_for_ever_costs_its_preview_alone(tmp_path: Path) 
     path = book_with(tmp_path / "slow.xlsx", strings)
     assert path.stat().st_size < 4 << 20
     began = time.monotonic()
-    found = look(path, "slow.xlsx")
+    preview = look(path, "slow.xlsx")
     assert time.monotonic() - began < 60, "it took as long as it wanted"
-    assert found.kind.startswith("Excel workbook that cannot be previewed: it takes ")
-    assert found.tables == ()
+    assert preview.kind.startswith("Excel workbook that cannot be previewed: it takes ")
+    assert preview.tables == ()
 
 
 def test_a_workbook_that_unpacks_to_more_than_a_limit_is_not_read(tmp_path: Path) -> None:
@@ -196,9 +196,9 @@ def test_entities_of_a_workbook_are_not_expanded(tmp_path: Path) -> None:
 
 def test_long_cells_and_many_sheets_are_cut(tmp_path: Path) -> None:
     strings = b"<sst %s><si><t>%s</t></si></sst>" % (XMLNS, b"a" * (8 << 20))
-    found = look(book_with(tmp_path / "a.xlsx", strings, sheets=40), "a.xlsx")
-    assert len(found.tables) == 20
-    assert found.tables[0].columns == ("a" * 300,)
+    preview = look(book_with(tmp_path / "a.xlsx", strings, sheets=40), "a.xlsx")
+    assert len(preview.tables) == 20
+    assert preview.tables[0].columns == ("a" * 300,)
 
 
 def test_a_workbook_is_read_without_the_backends_secrets(tmp_path: Path) -> None:
@@ -207,23 +207,28 @@ def test_a_workbook_is_read_without_the_backends_secrets(tmp_path: Path) -> None
     book_with(path, b"<sst %s>%s</sst>" % (XMLNS, b"<si><t>a</t></si>" * 300_000))
     with ThreadPoolExecutor(1) as pool:
         pending = pool.submit(look, path, "slow.xlsx")
-        found: set[bytes] = set()
+        environments: set[bytes] = set()
         while not pending.done():
-            found |= {environment for environment in map(environment_of, children()) if environment}
+            environments |= {environment for environment in map(environment_of, children()) if environment}
             time.sleep(0.02)
-    assert found, "no reader was seen"
-    names = {entry.partition(b"=")[0] for environment in found for entry in environment.split(b"\0") if entry}
+    assert environments, "no reader was seen"
+    names = {
+        entry.partition(b"=")[0]
+        for environment in environments
+        for entry in environment.split(b"\0")
+        if entry
+    }
     assert names <= {b"PYTHONPATH", b"LANG"}
 
 
 def children() -> list[Path]:
     own = str(os.getpid())
-    found = []
+    processes = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             if path.read_text().rpartition(")")[2].split()[1] == own:
-                found.append(path.parent)
-    return found
+                processes.append(path.parent)
+    return processes
 
 
 def environment_of(process: Path) -> bytes:
@@ -261,13 +266,13 @@ def test_a_giant_field_of_a_csv_breaks_nothing(tmp_path: Path) -> None:
         ("Makefile", b"all:\n", "text in utf-8", ("all:",)),
     ],
 )
-def test_other_text_is_told_by_its_first_lines(
+def test_other_text_is_previewed_by_its_first_lines(
     tmp_path: Path, name: str, content: bytes, kind: str, lines: tuple[str, ...] | None
 ) -> None:
-    found = seen(tmp_path, name, content)
-    assert (found.kind, found.tables) == (kind, ())
-    assert found.lines == lines or lines is None
-    assert len(to_text(found)) <= 1500
+    preview = seen(tmp_path, name, content)
+    assert (preview.kind, preview.tables) == (kind, ())
+    assert preview.lines == lines or lines is None
+    assert len(to_text(preview)) <= 1500
 
 
 @pytest.mark.parametrize(
@@ -279,17 +284,17 @@ def test_other_text_is_told_by_its_first_lines(
         ("data", b"\xff\xfe\xff\0\xdc\xd8", "binary file"),
     ],
 )
-def test_what_is_no_text_is_told_by_name_and_size(
+def test_a_binary_file_is_described_by_name_and_size(
     tmp_path: Path, name: str, content: bytes, kind: str
 ) -> None:
-    found = seen(tmp_path, name, content)
-    assert found == Seen(name, len(content), kind)
+    preview = seen(tmp_path, name, content)
+    assert preview == Seen(name, len(content), kind)
 
 
 # ---------------------------------------------------------------- where it lies
 
 
-def test_a_file_is_found_below_the_root_and_hashed(tmp_path: Path) -> None:
+def test_a_file_is_looked_up_below_the_root_and_hashed(tmp_path: Path) -> None:
     (tmp_path / "shared" / "三月").mkdir(parents=True)
     (tmp_path / "shared" / "三月" / "销售.csv").write_bytes(b"a,b\n")
     file, real = find_input(tmp_path, "三月/销售.csv")
@@ -390,7 +395,7 @@ def test_a_row_without_files_is_a_code_task_too(tmp_path: Path) -> None:
         ({"output_files": [""]}, "no path"),
     ],
 )
-def test_a_bad_row_is_told(tmp_path: Path, more: dict[str, Any], words: str) -> None:
+def test_a_bad_row_is_a_task_error(tmp_path: Path, more: dict[str, Any], words: str) -> None:
     (tmp_path / "shared" / "x").mkdir(parents=True)
     (tmp_path / "shared" / "x" / "a.csv").write_text("1")
     (tmp_path / "shared" / "a.csv").write_text("1")

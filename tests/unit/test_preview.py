@@ -1,4 +1,4 @@
-"""What prompt and page are told of an input file: bounded, escaped, honest about what was estimated."""
+"""Previews of input files for prompt and page: bounded, escaped, and marked where estimated."""
 
 import pytest
 from hypothesis import given
@@ -9,7 +9,7 @@ from draftloop.execution.preview import TEXT_CHARS, Seen, Table, to_html, to_tex
 SALES = Table("", ("日期", "城市", "销售额"), (("2024-01-03", "北京", "12.5"), ("2024-01-04", "上海", "")), 2)
 
 
-def test_a_table_is_told_with_its_types_and_some_values() -> None:
+def test_a_table_is_described_with_types_and_sample_values() -> None:
     assert to_text(Seen("销售.csv", 2048, "CSV in utf-8, separated by commas", (SALES,))) == (
         "销售.csv: CSV in utf-8, separated by commas, 2 KB, 2 rows, 3 columns\n"
         "- 日期 (date): 2024-01-03, 2024-01-04\n"
@@ -20,11 +20,11 @@ def test_a_table_is_told_with_its_types_and_some_values() -> None:
 
 def test_an_estimate_is_called_one() -> None:
     table = Table("", ("a",), (("1",),), 23_456_789, estimated=True)
-    for told in (to_text(Seen("a.csv", 1, "CSV", (table,))), to_html(Seen("a.csv", 1, "CSV", (table,)))):
-        assert "about 23,000,000 rows (estimated)" in told
+    for text in (to_text(Seen("a.csv", 1, "CSV", (table,))), to_html(Seen("a.csv", 1, "CSV", (table,)))):
+        assert "about 23,000,000 rows (estimated)" in text
 
 
-def test_sheets_and_lines_are_told() -> None:
+def test_sheets_and_lines_are_described() -> None:
     book = Seen(
         "a.xlsx",
         1,
@@ -66,10 +66,10 @@ def test_a_column_has_the_type_of_its_values(values: list[str], kind: str) -> No
 
 def test_columns_that_do_not_fit_are_counted_and_named() -> None:
     columns = tuple(f"column number {number}" for number in range(200))
-    told = to_text(Seen("wide.csv", 1, "CSV", (Table("", columns, (("x" * 100,) * 200,), 1),)))
-    assert len(told) <= TEXT_CHARS
-    last = told.splitlines()[-1]
-    shown = sum(line.startswith("- ") for line in told.splitlines())
+    text = to_text(Seen("wide.csv", 1, "CSV", (Table("", columns, (("x" * 100,) * 200,), 1),)))
+    assert len(text) <= TEXT_CHARS
+    last = text.splitlines()[-1]
+    shown = sum(line.startswith("- ") for line in text.splitlines())
     assert last.startswith(f"... and {200 - shown} more columns")
 
 
@@ -80,11 +80,11 @@ def test_tables_share_the_bound_and_those_that_do_not_fit_are_counted() -> None:
     assert sum(line.startswith("Sheet ") for line in lines) == 3
     assert sum("more columns" in line for line in lines) == 3
     sheets = tuple(Table(f"Sheet {number}", wide, (), 0) for number in range(60))
-    told = to_text(Seen("a.xlsx", 1, "Excel workbook", sheets))
-    shown = sum(line.startswith("Sheet ") for line in told.splitlines())
+    text = to_text(Seen("a.xlsx", 1, "Excel workbook", sheets))
+    shown = sum(line.startswith("Sheet ") for line in text.splitlines())
     assert shown > 3
-    assert told.endswith(f"\n... and {60 - shown} more tables")
-    assert len(told) <= TEXT_CHARS
+    assert text.endswith(f"\n... and {60 - shown} more tables")
+    assert len(text) <= TEXT_CHARS
 
 
 @given(
@@ -102,10 +102,10 @@ def test_the_bound_holds_whatever_a_file_holds(
     names, rows = table
     tables = [Table(names[0] if count > 1 else "", tuple(names), tuple(rows), len(rows))] * count
     seen = Seen("a" * 100, 5, "CSV", tuple(tables), tuple(lines), len(lines))
-    told = to_text(seen)
-    assert len(told) <= TEXT_CHARS
-    assert told.startswith("aaa")
-    told.encode()  # no half characters
+    text = to_text(seen)
+    assert len(text) <= TEXT_CHARS
+    assert text.startswith("aaa")
+    text.encode()  # no lone surrogates
     to_html(seen).encode()
 
 

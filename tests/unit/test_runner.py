@@ -76,7 +76,7 @@ def test_a_script_that_ends_well_is_the_last_and_the_model_is_not_asked(
     assert [folder.exists() for folder in sandbox.folders] == [False]
 
 
-def test_a_failure_is_told_and_the_second_script_is_the_run(runner: Runner, store: FakeStore) -> None:
+def test_a_failure_is_reported_and_the_second_script_is_the_run(runner: Runner, store: FakeStore) -> None:
     asked, ask_again = answers("# print right")
     run = runner.draft("Count", (), (), python("# fail city"), ask_again, limit_s=30)
     assert [attempt.outcome for attempt in run.attempts] == ["failed", "ok"]
@@ -89,7 +89,7 @@ def test_a_failure_is_told_and_the_second_script_is_the_run(runner: Runner, stor
     assert "KeyError: city" in asked[0][1].content
 
 
-def test_a_missing_file_is_told_though_the_script_ended_well(runner: Runner) -> None:
+def test_a_missing_file_is_reported_though_the_script_ended_well(runner: Runner) -> None:
     asked, ask_again = answers("# leave report.md")
     run = runner.draft("Count", (), ["report.md"], python("# print done"), ask_again, limit_s=30)
     assert [attempt.outcome for attempt in run.attempts] == ["ok", "ok"]
@@ -173,7 +173,7 @@ def test_a_gates_run_does_not_take_the_place_of_the_one_that_it_checks(
     assert store.runs == {run.key: run}
 
 
-def test_programs_with_one_key_are_run_as_the_same_bytes_and_told_as_they_were(
+def test_programs_with_one_key_run_as_the_same_bytes_and_keep_their_text(
     runner: Runner, sandbox: FakeSandbox
 ) -> None:
     codes = ["# print 1", "# print 1\n", "# print 1 \r\n"]
@@ -236,7 +236,7 @@ def test_where_code_cannot_be_contained_nothing_is_described(runner: Runner, san
         drafted(runner, "# print 1")
 
 
-def test_what_is_told_of_a_run_is_bounded_and_keeps_the_ends() -> None:
+def test_the_description_of_a_run_is_bounded_and_keeps_the_ends() -> None:
     step = Step(Script("1"), 1, "x" * 100_000 + "LAST", "y" * 100_000 + "KeyError", 0.1)
     refused = tuple(Refused(f"{number}" * 300, "a link") for number in range(50))
     attempt = Attempt(

@@ -44,9 +44,9 @@ def tags(markup: str) -> set[str]:
 
 
 def first(markup: str, selector: str) -> LexborNode:
-    found = LexborHTMLParser(markup).css_first(selector)
-    assert found is not None
-    return found
+    node = LexborHTMLParser(markup).css_first(selector)
+    assert node is not None
+    return node
 
 
 def own(markup: str) -> str:
@@ -64,31 +64,33 @@ def hostile_run() -> Run:
 
 def test_a_task_says_how_its_run_ended_and_leads_to_all_of_it() -> None:
     one = run(attempt(exit_status=1, stdout="", stderr="KeyError: '额'"), attempt(stdout="合计 12\n"))
-    told = fields(one)
-    assert own(told[RUN_STATUS_KEY]) == "Ended well after 1.25 s, 2 attempts · the whole run"
-    link = first(told[RUN_STATUS_KEY], "a").attributes
+    task_data = fields(one)
+    assert own(task_data[RUN_STATUS_KEY]) == "Ended well after 1.25 s, 2 attempts · the whole run"
+    link = first(task_data[RUN_STATUS_KEY], "a").attributes
     assert (link["href"], link["target"]) == (f"{LINK}{one.key}", "_blank")
     assert "noopener" in (link["rel"] or "")
-    assert "合计 12" in told[RUN_OUTPUT_KEY]
-    assert "KeyError" not in told[RUN_OUTPUT_KEY], "that was an earlier attempt's"
-    assert told[RUN_KEY] == one.key
-    assert told[RUN_CHARTS_KEY] == ["/data/upload/1/a.png"]
-    assert own(told[RUN_FILES_KEY]) == "It left no files."
+    assert "合计 12" in task_data[RUN_OUTPUT_KEY]
+    assert "KeyError" not in task_data[RUN_OUTPUT_KEY], "that was an earlier attempt's"
+    assert task_data[RUN_KEY] == one.key
+    assert task_data[RUN_CHARTS_KEY] == ["/data/upload/1/a.png"]
+    assert own(task_data[RUN_FILES_KEY]) == "It left no files."
 
 
 def test_a_run_that_failed_says_why_and_shows_errors_apart() -> None:
-    told = fields(run(attempt(stdout="", stderr="ValueError: x\n", exit_status=1)))
-    assert own(told[RUN_STATUS_KEY]).endswith("the whole runIt ended with status 1.")
-    assert own(told[RUN_STATUS_KEY]).startswith("Failed after 1.25 s")
-    assert own(told[RUN_OUTPUT_KEY]) == "Errors and warningsValueError: x"
+    task_data = fields(run(attempt(stdout="", stderr="ValueError: x\n", exit_status=1)))
+    assert own(task_data[RUN_STATUS_KEY]).endswith("the whole runIt ended with status 1.")
+    assert own(task_data[RUN_STATUS_KEY]).startswith("Failed after 1.25 s")
+    assert own(task_data[RUN_OUTPUT_KEY]) == "Errors and warningsValueError: x"
     assert own(fields(run(attempt(stdout="")))[RUN_OUTPUT_KEY]) == "It printed nothing."
 
 
 def test_files_are_listed_with_sizes_and_links_where_there_are_some() -> None:
     files = (output("汇总.csv", b"1" * 2048), output("表.xlsx", b"22"))
-    told = fields(run(attempt(files=files, refused=(refused("l"),))), **{"汇总.csv": "https://d/a/1?x=1&y='"})
-    assert own(told[RUN_FILES_KEY]) == "汇总.csv (2 KB)表.xlsx (2 bytes)l was not kept: a link"
-    (link,) = LexborHTMLParser(told[RUN_FILES_KEY]).css("a")
+    task_data = fields(
+        run(attempt(files=files, refused=(refused("l"),))), **{"汇总.csv": "https://d/a/1?x=1&y='"}
+    )
+    assert own(task_data[RUN_FILES_KEY]) == "汇总.csv (2 KB)表.xlsx (2 bytes)l was not kept: a link"
+    (link,) = LexborHTMLParser(task_data[RUN_FILES_KEY]).css("a")
     assert link.attributes["href"] == "https://d/a/1?x=1&y='"
 
 
@@ -96,12 +98,12 @@ def test_huge_output_is_cut_in_a_task_and_on_the_page_and_marked() -> None:
     text = "".join(f"line {number}\n" for number in range(200_000))
     files = tuple(output(f"{number}.txt", b"") for number in range(1000))
     one = run(attempt(stdout=text, stderr=text, files=files))
-    told = fields(one)
-    assert len(json.dumps(told)) < 60_000
-    assert told[RUN_OUTPUT_KEY].count("characters are left out here") == 2
+    task_data = fields(one)
+    assert len(json.dumps(task_data)) < 60_000
+    assert task_data[RUN_OUTPUT_KEY].count("characters are left out here") == 2
     for kept in ("line 0\n", "line 199999\n"):
-        assert kept in told[RUN_OUTPUT_KEY]
-    assert "and 900 more, see the whole run" in told[RUN_FILES_KEY]
+        assert kept in task_data[RUN_OUTPUT_KEY]
+    assert "and 900 more, see the whole run" in task_data[RUN_FILES_KEY]
     whole = page(one, lambda file: file_address("..", file))
     assert len(whole) < 800_000
     assert f"{len(text) - 200_000:,} characters are left out here" in whole
@@ -110,12 +112,12 @@ def test_huge_output_is_cut_in_a_task_and_on_the_page_and_marked() -> None:
 
 def test_nothing_that_code_wrote_is_markup_in_a_task() -> None:
     one = hostile_run()
-    told = fields(one, **dict.fromkeys(NAMES, "javascript:x()"))
+    task_data = fields(one, **dict.fromkeys(NAMES, "javascript:x()"))
     allowed = {"b", "br", "a", "pre", "ul", "li", "i"}
     for key in (RUN_STATUS_KEY, RUN_OUTPUT_KEY, RUN_FILES_KEY):
-        assert tags(told[key]) <= allowed
-        assert "javascript:" not in told[key]
-    assert own(told[RUN_OUTPUT_KEY]).count("<script>x()</script>") == 2
+        assert tags(task_data[key]) <= allowed
+        assert "javascript:" not in task_data[key]
+    assert own(task_data[RUN_OUTPUT_KEY]).count("<script>x()</script>") == 2
 
 
 def test_nothing_that_code_wrote_is_markup_on_the_page() -> None:
@@ -163,12 +165,12 @@ def test_the_page_shows_every_attempt_with_all_that_came_of_it() -> None:
 
 
 def test_what_a_terminal_obeys_is_taken_out() -> None:
-    told = fields(
+    task_data = fields(
         run(attempt(stdout="\x1b[1;31m红\x1b[0m\x1b]0;t\x07 10%\r20%\r\n\x00\x08\ud800 \u202eabc\n"))
     )
-    shown = first(told[RUN_OUTPUT_KEY], "pre").text()
+    shown = first(task_data[RUN_OUTPUT_KEY], "pre").text()
     assert shown.strip("\n") == "红 10%\n20%\n��� \\u202eabc"
-    told[RUN_OUTPUT_KEY].encode()
+    task_data[RUN_OUTPUT_KEY].encode()
 
 
 @pytest.mark.parametrize("base", ["https://x.example/drafts", "https://x.example/drafts/", ".."])
@@ -192,9 +194,9 @@ def test_what_can_be_shown_reads_as_it_was_written(text: str) -> None:
 @given(st.text(), st.text(min_size=1))
 def test_no_text_becomes_markup_or_cannot_be_sent(text: str, name: str) -> None:
     one = run(attempt(text, text, text, files=(output(name, b""),), refused=(refused(name, text),)))
-    told = fields(one, **{name: "https://d/a"})
-    assert tags(told[RUN_OUTPUT_KEY]) <= {"b", "pre", "i"}
-    assert tags(told[RUN_FILES_KEY]) <= {"ul", "li", "a"}
+    task_data = fields(one, **{name: "https://d/a"})
+    assert tags(task_data[RUN_OUTPUT_KEY]) <= {"b", "pre", "i"}
+    assert tags(task_data[RUN_FILES_KEY]) <= {"ul", "li", "a"}
     for key in (RUN_STATUS_KEY, RUN_OUTPUT_KEY, RUN_FILES_KEY):
-        told[key].encode()
+        task_data[key].encode()
     page(one, lambda file: file_address("..", file)).encode()

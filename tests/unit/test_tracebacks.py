@@ -75,7 +75,7 @@ def test_frames_of_every_exception_of_a_group_are_chosen() -> None:
     text = (
         "  + Exception Group Traceback (most recent call last):\n"
         '  |   File "script.py", line 2, in <module>\n'
-        "  |     raise ExceptionGroup('g', found)\n"
+        "  |     raise ExceptionGroup('g', errors)\n"
         "  | ExceptionGroup: g (1 sub-exception)\n"
         "  +-+---------------- 1 ----------------\n"
         "    | Traceback (most recent call last):\n"
