@@ -211,7 +211,7 @@ def test_a_client_that_keeps_its_connection_is_not_closed_while_it_asks(
 
 
 def ask(server: servers.ServerProcess, *pieces: bytes) -> tuple[int, bytes]:
-    """Send pieces, then read the whole answer; gives its status and body."""
+    """Send pieces, then read the whole answer; return its status and body."""
     with socket.create_connection(("127.0.0.1", port_of(server)), timeout=20) as client:
         for piece in pieces:
             client.sendall(piece)
