@@ -100,9 +100,9 @@ def main(
         every: list[Tried] = []
         for family in FAMILIES:
             kinds = [kind for kind in KINDS if kind.family == family]
-            found = evaluate(list(generate(split, count, seed, kinds, fault_share=fault_share)), ask)
-            out.print(json.dumps({"family": family} | figures(found)), markup=False)
-            every += found
+            tried = evaluate(list(generate(split, count, seed, kinds, fault_share=fault_share)), ask)
+            out.print(json.dumps({"family": family} | figures(tried)), markup=False)
+            every += tried
         out.print(json.dumps({"family": "all"} | figures(every)), markup=False)
     if wrong:
         lines = [

@@ -132,7 +132,7 @@ CHANGES: dict[str, dict[str, Change]] = {
 
 
 def measure(case_name: str, count: int, seed: int, folder: Path) -> Iterator[tuple[str, Counter[str]]]:
-    """Count, for each kind of change, pairs, neighbours found, and what two ways to decide make of them.
+    """Count pairs, neighbours and the decisions of two ways to decide, for each kind of change.
 
     Args:
         case_name: A case that texts are drawn for.

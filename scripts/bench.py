@@ -166,12 +166,12 @@ def _read(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        figures = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise SetupError(f"{file} is not JSON.", hint="Remove it, or choose another --out.") from error
-    if not isinstance(found, dict):
+    if not isinstance(figures, dict):
         raise SetupError(f"{file} is not an object.", hint="Remove it, or choose another --out.")
-    return found
+    return figures
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ def measure(case: Case, tasks: Sequence[dict[str, Any]], known: dict[str, Value]
         if reasons:
             broken["schema" if any(reason.kind == "schema" for reason in reasons) else "rule"] += 1
             failures.append({"task": task.id, "reasons": [str(reason) for reason in reasons]})
-    found = {
+    figures = {
         "tasks": len(tasks),
         "predictions": sum(bool(row["predictions"]) for row in tasks),
         "schema_valid": round(1 - broken["schema"] / len(tasks), 4),
@@ -192,8 +192,8 @@ def measure(case: Case, tasks: Sequence[dict[str, Any]], known: dict[str, Value]
         "failures": failures,
     }
     if case.name == "named_entities":
-        found["span_f1"] = round(span_f1(drafts, truths, "entities"), 4)
-    return found
+        figures["span_f1"] = round(span_f1(drafts, truths, "entities"), 4)
+    return figures
 
 
 def _what_is_missing(row: dict[str, Any], count: int) -> str:

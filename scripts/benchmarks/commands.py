@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _LOOK_S = 0.05
-_TOLD_CHARS = 2000
+_SHOWN_CHARS = 2000
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ def run(
         wall_s = time.perf_counter() - started
         if process.returncode:
             stream.seek(0)
-            end = stream.read().decode(errors="replace")[-_TOLD_CHARS:]
+            end = stream.read().decode(errors="replace")[-_SHOWN_CHARS:]
             raise RuntimeError(f"{Path(command[0]).name} ended with {process.returncode}.\n{end}")
     return Used(wall_s, peak_kib / 1024)
 
 
 def _peak_kib(pid: int) -> int:
-    """Give the high-water mark of a process; 0 while it ends."""
+    """Return the peak memory of a process in KiB; 0 while it ends."""
     rows = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
     return next((int(row.split()[1]) for row in rows if row.startswith("VmHWM:")), 0)
