@@ -44,7 +44,7 @@ Measured = tuple[dict[str, float], dict[str, Any]]
 
 
 class Sizes(NamedTuple):
-    """How much is measured, and the folder of what stays between runs."""
+    """Sizes of the measurements, and the folder of files that stay between runs."""
 
     pairs: int
     large: int
@@ -53,7 +53,7 @@ class Sizes(NamedTuple):
 
 
 class Subject(StrEnum):
-    """What can be measured by itself."""
+    """A subject that can be measured by itself."""
 
     ENGINE = "engine"
     MEMORY = "memory"

@@ -9,7 +9,8 @@ in and correct, until Ctrl-C. The next run continues with what you did there.
                                       DIR/summary.json, and stops
     scripts/demo --flywheel           instead: complaints of another kind are drafted, corrected through the
                                       API and trained on; the adapter is promoted, a worse one refused, and
-                                      what nobody had begun is drafted again, better; --once stops then
+                                      tasks that nobody has begun are drafted again, better; --once stops
+                                      then
 """
 
 import json

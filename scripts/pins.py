@@ -54,7 +54,7 @@ Release = tuple[str, str]  # normalized name, version
 
 
 class PinError(Exception):
-    """A pin file or a package index is not as it must be; the message says where and what to do."""
+    """A pin file or the answer of a package index is invalid; the message says where and what to do."""
 
 
 @dataclass
@@ -146,10 +146,10 @@ def problems(files: Iterable[PinFile]) -> Iterator[str]:
 
 
 class Index:
-    """Where hashes are looked up: a package index, through uv and pip."""
+    """A package index that hashes are looked up in, through uv and pip."""
 
     def __init__(self, uv: Path) -> None:
-        """Take the uv to ask with."""
+        """Set the uv that asks the index."""
         self._uv = uv
         self._default = os.environ.get("PIP_INDEX_URL") or _pip_setting("global.index-url")
 

@@ -55,7 +55,7 @@ class Seen:
 
 
 def engine(demo: Demo) -> ServerProcess:
-    """Begin to start a second vLLM, with the model of code tasks; `servers` waits for it."""
+    """Start a second vLLM without waiting, with the model of code tasks; `servers` waits for it."""
     log = demo.folder / "vllm-code.log"
     return start_vllm(MODEL, served_name=MODEL.name, port=8001, log=log, wait=False)
 

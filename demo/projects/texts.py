@@ -32,7 +32,7 @@ ASKED_BY_LABEL_STUDIO = 5
 
 @dataclass(frozen=True)
 class Prepared:
-    """A project with drafted tasks, and what is known of them."""
+    """A project with drafted tasks, and the known answers."""
 
     project: Project
     case: Case
@@ -40,7 +40,7 @@ class Prepared:
 
 
 def engine(demo: Demo, lora_rank: int = 0) -> ServerProcess:
-    """Begin to start vLLM with the embedded model; `servers` waits for it.
+    """Start vLLM with the embedded model without waiting; `servers` waits for it.
 
     Args:
         demo: Keeps its log.

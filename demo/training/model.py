@@ -32,7 +32,7 @@ class StartError(ValueError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what comes out, besides the corpus; `subject` says which part of that."""
+    """All settings that decide the trained model, besides the corpus; `subject` selects the corpus."""
 
     subject: Literal["cases", "code"] = "cases"
     hidden: int = 256

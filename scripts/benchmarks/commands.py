@@ -1,4 +1,4 @@
-"""Commands as they are typed, run to their end: how long they take, and their peak of memory."""
+"""Run commands as a user types them, and measure their time and peak memory."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ _SHOWN_CHARS = 2000
 
 @dataclass(frozen=True)
 class Used:
-    """What a command took: time, and its peak of resident memory in MiB."""
+    """The time of a command, and its peak of resident memory in MiB."""
 
     wall_s: float
     peak_mb: float

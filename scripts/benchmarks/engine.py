@@ -1,8 +1,8 @@
 """The backend against the engine itself: the same prompts through /predict and straight to vLLM.
 
-Both sides send the very same bodies: those that the flow sends for these tasks, second tries included, are
-recorded first. That also fills the prefix cache, so that both sides find vLLM at its
-fastest, which is where our own time weighs most. Pairs are interleaved and change order.
+Both sides send the same bodies: those that the flow sends for these tasks, second tries included, which are
+recorded first. Recording also fills the prefix cache, so both sides get the fastest vLLM, where the backend's
+own time counts most. Pairs are interleaved and change order.
 """
 
 import asyncio

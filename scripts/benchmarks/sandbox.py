@@ -1,4 +1,4 @@
-"""Runs in the sandbox against the plain way, a subprocess of the same Python for each.
+"""Runs in the sandbox compared with the plain way, a subprocess of the same Python for each.
 
 Both run the same scripts with the same packages on the same machine; pairs change order. The plain way
 contains nothing, collects nothing and cleans nothing up.
