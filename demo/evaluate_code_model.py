@@ -1,14 +1,15 @@
 """Measure a served model on held-out code tasks: do its programs run, and do they leave the right files?
 
 Asks a running vLLM as the backend does with MODEL_PROFILE=compact, runs each answer in the sandbox, and
-tells the model of what failed, for three programs at most. Prints one JSON object per family and one for all:
+sends failures back to the model, for three programs at most. Prints one JSON object per family and one for
+all:
 
-    count     number of tasks whose files hold no surprise, to which the next three belong
+    count     number of tasks without a fault; the next three figures are of these
     ran       share whose first program ended well and left its declared files
     right     share whose first program left the right files, by values computed without it
     later     number that are right only after an earlier program failed
     faults    number of tasks with a fault deep in their file, which no preview shows
-    mended    number of those that are right after the traceback was describe_attempt
+    mended    number of those that are right after the model read the traceback
 
     demo/evaluate_code_model --url http://127.0.0.1:8000/v1 --model tiny-code --count 100
 """
@@ -43,15 +44,15 @@ _TURNS = 3
 _IN_FLIGHT = 8
 
 Messages = list[dict[str, str]]
-# Gets the task and the conversation, gives the answer's text; InvalidValue where the server refuses them.
+# Takes the task and the conversation, returns the answer's text; InvalidValue if the server refuses them.
 Ask = Callable[[CodeTask, Messages], str]
-# Runs a program for a task and says what came of it, and what is wrong with its files.
+# Runs a program for a task; returns the attempt and the mistakes in its files.
 Run = Callable[[CodeTask, str], tuple[Attempt, list[str]]]
 
 
 @dataclass(frozen=True)
 class Tried:
-    """What came of one task."""
+    """The result of one task."""
 
     task: CodeTask
     ran: bool  # the first program
@@ -100,9 +101,9 @@ def main(
         every: list[Tried] = []
         for family in FAMILIES:
             kinds = [kind for kind in KINDS if kind.family == family]
-            found = evaluate(list(generate(split, count, seed, kinds, fault_share=fault_share)), ask)
-            out.print(json.dumps({"family": family} | figures(found)), markup=False)
-            every += found
+            tried = evaluate(list(generate(split, count, seed, kinds, fault_share=fault_share)), ask)
+            out.print(json.dumps({"family": family} | figures(tried)), markup=False)
+            every += tried
         out.print(json.dumps({"family": "all"} | figures(every)), markup=False)
     if wrong:
         lines = [
@@ -118,16 +119,16 @@ def main(
 
 
 def evaluate(tasks: Sequence[CodeTask], ask: Ask) -> list[Tried]:
-    """Have tasks answered, run in a sandbox of their own, and mended.
+    """Ask for programs, run them in a sandbox, and ask again after failures.
 
     Args:
-        tasks: What to ask.
-        ask: Gets the task and the conversation, gives the answer's text.
+        tasks: The tasks to ask for.
+        ask: Takes the task and the conversation, returns the answer's text.
     Returns:
-        What came of each, in the order of the tasks.
+        The result of each task, in order.
     Raises:
         SetupError: There is no sandbox.
-        ServiceError: It did not do its part.
+        ServiceError: The sandbox failed.
     """
     with tempfile.TemporaryDirectory(prefix="code-model-", dir="/var/tmp") as folder:  # open to the sandbox
         home = Path(folder)

@@ -2,8 +2,8 @@
 
 Texts with known right values are drawn, kept as earlier answers, and changed in one place each; a change
 that alters a value alters the right value too. For each changed text the store is asked for a neighbour. A
-false reuse is a reused value that differs from the right one. No model and no server takes part: what is
-measured is the store and the decision to reuse.
+false reuse is a reused value that differs from the right one. It measures the store
+and the decision to reuse, without a model or a server.
 
     demo/measure_near_duplicates
     demo/measure_near_duplicates --count 2000 --seed 5
@@ -44,7 +44,7 @@ Change = Callable[[str, Value, Value, random.Random], Changed | None]
 
 
 def _swapped(text: str, value: Value, key: str, new: str | None) -> Changed | None:
-    """Put another text in place of a field's own."""
+    """Replace the text of a field's value by another one."""
     old = value.get(key)
     if not old or not new or old == new or text.count(old) != 1:
         return None
@@ -132,7 +132,7 @@ CHANGES: dict[str, dict[str, Change]] = {
 
 
 def measure(case_name: str, count: int, seed: int, folder: Path) -> Iterator[tuple[str, Counter[str]]]:
-    """Count, for each kind of change, pairs, neighbours found, and what two ways to decide make of them.
+    """Count pairs, neighbours and the decisions of two ways to decide, for each kind of change.
 
     Args:
         case_name: A case that texts are drawn for.

@@ -11,8 +11,7 @@
 `train` writes a checkpoint and a model folder every 25 CPU minutes, with figures of a small dev draw; the
 last folder is `model-final`. `evaluate` asks a running vLLM (started with the guidance backend and
 disable_any_whitespace) as the backend does, with the decoding schema and quotes bound to the text, and prints
-one JSON object per case. The model of code tasks is measured by demo/evaluate_code_model, which runs what
-it writes.
+one JSON object per case. demo/evaluate_code_model measures the model of code tasks: it runs the programs.
 """
 
 import argparse

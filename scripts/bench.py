@@ -44,7 +44,7 @@ Measured = tuple[dict[str, float], dict[str, Any]]
 
 
 class Sizes(NamedTuple):
-    """How much is measured, and the folder of what stays between runs."""
+    """Sizes of the measurements, and the folder of files that stay between runs."""
 
     pairs: int
     large: int
@@ -53,7 +53,7 @@ class Sizes(NamedTuple):
 
 
 class Subject(StrEnum):
-    """What can be measured by itself."""
+    """A subject that can be measured by itself."""
 
     ENGINE = "engine"
     MEMORY = "memory"
@@ -166,12 +166,12 @@ def _read(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        figures = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise SetupError(f"{file} is not JSON.", hint="Remove it, or choose another --out.") from error
-    if not isinstance(found, dict):
+    if not isinstance(figures, dict):
         raise SetupError(f"{file} is not an object.", hint="Remove it, or choose another --out.")
-    return found
+    return figures
 
 
 if __name__ == "__main__":

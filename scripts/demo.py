@@ -2,14 +2,15 @@
 
 Makes three projects of texts and one of code tasks, imports generated tasks whose names and templates the
 models never saw, and pre-annotates them; the code of code tasks is run. Then it stays up, for you to log
-in and correct, until Ctrl-C. What you do there is kept and found again by the next run.
+in and correct, until Ctrl-C. The next run continues with what you did there.
 
     scripts/demo
     scripts/demo --once --out DIR     unattended: corrects a part through the API, syncs, writes
                                       DIR/summary.json, and stops
     scripts/demo --flywheel           instead: complaints of another kind are drafted, corrected through the
                                       API and trained on; the adapter is promoted, a worse one refused, and
-                                      what nobody had begun is drafted again, better; --once stops then
+                                      tasks that nobody has begun are drafted again, better; --once stops
+                                      then
 """
 
 import json
@@ -59,7 +60,7 @@ def main(
         if once:
             summary: dict[str, Any] = dict(texts.finish(demo, label_studio, prepared))
             summary[code.CASE] = code.finish(label_studio, prepared_code)
-            tell(demo, summary)
+            report(demo, summary)
             return
         exports = [
             f". {demo.settings_file()} && scripts/sync --project {one.project.id} --out dataset/{name}"
@@ -81,20 +82,20 @@ def main(
 
 
 def turn(demo: Demo, running: ExitStack, login: dict[str, str], *, once: bool) -> None:
-    """Go round the whole circle, tell it, and stay up unless it is to be done once."""
+    """Run the whole flywheel, print its figures, and stay up unless `once`."""
     engine = running.enter_context(texts.engine(demo, flywheel.LORA_RANK))
     label_studio = start(demo, running, login)
     demo.environment["CASES_DIR"] = str(flywheel.cases(demo))
     backend_url = running.enter_context(texts.servers(demo, engine, login["password"]))
     prepared = flywheel.prepare(demo, label_studio, backend_url)
-    found = flywheel.turn(demo, label_studio, prepared)
-    _write(demo, {"flywheel": found})
-    for name, fields in found["before"].items():
+    summary = flywheel.turn(demo, label_studio, prepared)
+    _write(demo, {"flywheel": summary})
+    for name, fields in summary["before"].items():
         out.print(f"{name}: drafts that say what the human submitted")
         for field, share in fields.items():
-            out.print(f"  {field:<16} {100 * share:5.1f} -> {100 * found['after'][name][field]:5.1f} %")
-    out.print(f"promoted: {found['promoted']}; rolled back to {found['rolled_back']}, and promoted again")
-    out.print(f"refused, trained on shuffled answers: {' '.join(found['refused_worse'])}", markup=False)
+            out.print(f"  {field:<16} {100 * share:5.1f} -> {100 * summary['after'][name][field]:5.1f} %")
+    out.print(f"promoted: {summary['promoted']}; rolled back to {summary['rolled_back']}, and promoted again")
+    out.print(f"refused, trained on shuffled answers: {' '.join(summary['refused_worse'])}", markup=False)
     out.print(f"Everything is in {demo.folder}: summary.json, {flywheel.PLOT}, dataset/, runs/, adapters/.")
     if not once:
         _stay(label_studio, login, "Open the project and compare a task's two predictions.")
@@ -116,7 +117,7 @@ def start(demo: Demo, running: ExitStack, login: dict[str, str]) -> LabelStudio:
     return running.enter_context(LabelStudio(web.url, login["token"]))
 
 
-def tell(demo: Demo, summary: dict[str, Any]) -> None:
+def report(demo: Demo, summary: dict[str, Any]) -> None:
     """Write and print the figures."""
     _write(demo, {"projects": summary})
     for name, row in summary.items():
@@ -127,10 +128,10 @@ def tell(demo: Demo, summary: dict[str, Any]) -> None:
     )
 
 
-def _write(demo: Demo, told: dict[str, Any]) -> None:
-    told = told | {"seconds": demo.seconds}
+def _write(demo: Demo, summary: dict[str, Any]) -> None:
+    summary = summary | {"seconds": demo.seconds}
     path = demo.folder / "summary.json"
-    path.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     err.print(f"  {sum(demo.seconds.values()):.0f} s in all", markup=False)
 
 
@@ -138,7 +139,7 @@ def _stay(label_studio: LabelStudio, login: dict[str, str], words: str) -> NoRet
     out.print(f"\nLabel Studio   {label_studio.url}\nuser           {login['user']}")
     out.print(f"password       {login['password']}")
     out.print(words, markup=False)
-    out.print("Ctrl-C stops all of it; what you did is kept and found again by the next run.")
+    out.print("Ctrl-C stops all of it; the next run continues with what you did.")
     while True:
         signal.pause()
 

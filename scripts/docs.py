@@ -229,7 +229,7 @@ PARTS = {
 
 
 def generated(text: str) -> str:
-    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->`."""
+    """Replace the text between `<!-- NAME -->` and `<!-- /NAME -->`."""
     for name, make in PARTS.items():
         pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         words = make() if pattern.search(text) else None

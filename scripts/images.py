@@ -22,7 +22,7 @@ _TIMEOUT_S = 300  # podman fetches the image
 
 
 class ImageError(Exception):
-    """A digest was not found; the message says of what, who was asked and what they said."""
+    """A digest could not be looked up; the message names the image and the answer of each tool."""
 
 
 def images(compose: str, environment: str) -> dict[str, str]:
@@ -43,22 +43,22 @@ def digest(image: str) -> str:
             refusals.append(f"{tool} is not installed")
             continue
         try:
-            found = ask(image)
+            answer = ask(image)
         except (OSError, subprocess.SubprocessError) as error:
             said = getattr(error, "stderr", None) or b""
             words = said.decode(errors="replace").strip() or str(error)
             refusals.append(f"{tool}: {' '.join(words.split())[-300:]}")
             continue
-        if _DIGEST.fullmatch(found):
-            return found
-        refusals.append(f"{tool} answered {found[:100]!r}")
+        if _DIGEST.fullmatch(answer):
+            return answer
+        refusals.append(f"{tool} answered {answer[:100]!r}")
     raise ImageError(f"{image}: no digest found. {'; '.join(refusals)}.")
 
 
-def with_digests(environment: str, found: dict[str, str]) -> str:
+def with_digests(environment: str, pinned: dict[str, str]) -> str:
     """Return the text of .env with these values; all other lines stay as they are."""
     lines = environment.splitlines()
-    for name, value in found.items():
+    for name, value in pinned.items():
         places = [number for number, line in enumerate(lines) if line.startswith(f"{name}=")]
         if not places:
             places = [number for number, line in enumerate(lines) if line.startswith(f"# {name}=")]
@@ -70,7 +70,7 @@ def with_digests(environment: str, found: dict[str, str]) -> str:
 
 
 def write_digests(compose: Path, environment: Path, say: Callable[[str], None]) -> bool:
-    """Look up all images of a compose file and write them to .env; return whether all were found.
+    """Look up all images of a compose file and write them to .env; return whether all have a digest.
 
     Raises:
         ImageError: There is no .env.
@@ -78,7 +78,7 @@ def write_digests(compose: Path, environment: Path, say: Callable[[str], None]) 
     if not environment.is_file():
         raise ImageError(f"There is no {environment}. First: cp .env.example .env, and fill it in.")
     text = environment.read_text("utf-8")
-    found = {}
+    pinned = {}
     wanted = images(compose.read_text("utf-8"), text)
     for name, image in wanted.items():
         if ":" not in image.rpartition("/")[2]:
@@ -86,16 +86,16 @@ def write_digests(compose: Path, environment: Path, say: Callable[[str], None]) 
             continue
         say(f"{name}: asking for {image}")
         try:
-            found[name] = f"{image}@{digest(image)}"
+            pinned[name] = f"{image}@{digest(image)}"
         except ImageError as error:
             say(f"{name} stays as it is: {error}")
             continue
-        say(f"{name}={found[name]}")
-    changed = with_digests(text, found)
+        say(f"{name}={pinned[name]}")
+    changed = with_digests(text, pinned)
     if changed != text:
         write_atomically(environment, changed.encode(), keep_access=True)  # it holds secrets
         say(f"written to {environment}")
-    return found.keys() == wanted.keys()
+    return pinned.keys() == wanted.keys()
 
 
 def _output(*command: str) -> bytes:
@@ -116,7 +116,7 @@ def _skopeo(image: str) -> str:
 
 
 def _podman(image: str) -> str:
-    """Fetch the image; podman tells the digest of what it has."""
+    """Fetch the image; podman knows only the digests of images that it has."""
     name = _output("podman", "pull", "--quiet", image).decode().split()[-1]
     return _output("podman", "image", "inspect", "--format", "{{.Digest}}", name).decode().strip()
 

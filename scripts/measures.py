@@ -8,7 +8,7 @@ Value = Mapping[str, Any]
 
 
 def field_exact_match(values: Sequence[Value | None], truths: Sequence[Value], keys: Sequence[str]) -> float:
-    """Give the share of fields, over all rows and keys, that equal the truth; null is missing."""
+    """Return the share of fields, over all rows and keys, that equal the truth; null equals a missing key."""
     right = sum(
         (value or {}).get(key) == truth.get(key) if value is not None else False
         for value, truth in zip(values, truths, strict=True)
@@ -18,14 +18,14 @@ def field_exact_match(values: Sequence[Value | None], truths: Sequence[Value], k
 
 
 def span_f1(values: Sequence[Value | None], truths: Sequence[Value], key: str) -> float:
-    """Give the F1 over all quotes: one counts as right when text, `nth` and label are."""
-    found = right = expected = 0
+    """Return the F1 over all quotes: a quote is right if its text, `nth` and label are."""
+    drafted = right = expected = 0
     for value, truth in zip(values, truths, strict=True):
         ours, theirs = (
             Counter((quote["text"], quote["nth"], quote["label"]) for quote in (row or {}).get(key) or [])
             for row in (value, truth)
         )
-        found += ours.total()
+        drafted += ours.total()
         expected += theirs.total()
         right += (ours & theirs).total()
-    return 2 * right / (found + expected) if found + expected else 1.0
+    return 2 * right / (drafted + expected) if drafted + expected else 1.0

@@ -54,7 +54,7 @@ Release = tuple[str, str]  # normalized name, version
 
 
 class PinError(Exception):
-    """A pin file or a package index is not as it must be; the message says where and what to do."""
+    """A pin file or the answer of a package index is invalid; the message says where and what to do."""
 
 
 @dataclass
@@ -114,9 +114,9 @@ def parse(path: Path, root: Path = ROOT) -> PinFile:
                 raise PinError(f"{where}: {name} is pinned a second time; the first is {seen[name]}.")
             seen[name] = where
             text = f"{match['name']}=={match['version']}{match['marker'] or ''}"
-            found = Pin(where, text, (name, match["version"]))
-            parts.append(found)
-            pin = found if match["more"] else None
+            current = Pin(where, text, (name, match["version"]))
+            parts.append(current)
+            pin = current if match["more"] else None
         elif not line.strip() or line.startswith("#") or _OPTION.fullmatch(line):
             parts.append(line)
         else:
@@ -146,10 +146,10 @@ def problems(files: Iterable[PinFile]) -> Iterator[str]:
 
 
 class Index:
-    """Where hashes are looked up: a package index, through uv and pip."""
+    """A package index that hashes are looked up in, through uv and pip."""
 
     def __init__(self, uv: Path) -> None:
-        """Take the uv to ask with."""
+        """Set the uv that asks the index."""
         self._uv = uv
         self._default = os.environ.get("PIP_INDEX_URL") or _pip_setting("global.index-url")
 
@@ -159,7 +159,7 @@ class Index:
         Raises:
             PinError: The index has no such release, or does not answer.
         """
-        found: dict[Release, set[str]] = {}
+        hashes: dict[Release, set[str]] = {}
         rounds: list[dict[str, Pin]] = []  # uv takes one version of a package at a time
         for pin in pins:
             name = pin.release[0]
@@ -169,10 +169,10 @@ class Index:
             current[name] = pin
         done = 0
         for current in rounds:
-            found |= self._ask(list(current.values()))
+            hashes |= self._ask(list(current.values()))
             done += len(current)
             say(f"{done} of {len(pins)} pins looked up")
-        return found
+        return hashes
 
     def cpu_hashes(self, pin: Pin) -> set[str]:
         """Return the hashes of a CPU build: of this platform alone where its index is not reached."""
@@ -214,17 +214,17 @@ class Index:
             command, input=text, env=environment, capture_output=True, text=True, check=False
         )
         if done.returncode and len(pins) > 1:  # one of them; ask for each, to say which
-            return {release: found for pin in pins for release, found in self._ask([pin], address).items()}
+            return {release: hashes for pin in pins for release, hashes in self._ask([pin], address).items()}
         if done.returncode:
             raise PinError(f"{pins[0].where}: {pins[0].text}: {' '.join(done.stderr.split())[-500:]}")
         with tempfile.TemporaryDirectory() as folder:
             answer = Path(folder) / "answer.txt"
             answer.write_text(done.stdout, "utf-8")
-            found = {pin.release: pin.hashes for pin in parse(answer).pins}
+            hashes = {pin.release: pin.hashes for pin in parse(answer).pins}
         for pin in pins:
-            if not found.get(pin.release):
+            if not hashes.get(pin.release):
                 raise PinError(f"{pin.where}: {pin.text}: the index gives no hashes for it.")
-        return found
+        return hashes
 
 
 def update(files: list[PinFile], index: Index, renewed: set[str]) -> None:
@@ -262,7 +262,7 @@ def update(files: list[PinFile], index: Index, renewed: set[str]) -> None:
         pin.hashes = recorded[pin.release].hashes
     if filled:
         more = f" and {len(filled) - 20} more" if len(filled) > 20 else ""
-        say(f"hashes found for {', '.join(filled[:20])}{more}")
+        say(f"hashes added for {', '.join(filled[:20])}{more}")
 
 
 def main() -> int:
@@ -299,15 +299,15 @@ def main() -> int:
                 write_atomically(file.path, file.render().encode())
             written = ", ".join(file.path.name for file in changed)
             say(f"written: {written}" if changed else "nothing to write, all hashes were there")
-        found = list(problems(files))
+        refused = list(problems(files))
     except (ImageError, PinError) as error:
         say(str(error))
         return 1
-    for problem in found:
+    for problem in refused:
         say(problem)
-    if found:
-        say(f"{len(found)} problems. Hashes are written by: scripts/pins")
-    return 1 if found else 0
+    if refused:
+        say(f"{len(refused)} problems. Hashes are written by: scripts/pins")
+    return 1 if refused else 0
 
 
 def say(words: str) -> None:

@@ -31,11 +31,11 @@ class Template:
     config: str
 
     def task(self, labelling: Labelling) -> Task:
-        """Give an example task for it."""
+        """Return an example task for it."""
         data: dict[str, Any] = {}
-        for found in _examples(self.config):
-            if not data and any(look_up(found, key) is not None for key in labelling.keys):
-                data = dict(found)
+        for example in _examples(self.config):
+            if not data and any(look_up(example, key) is not None for key in labelling.keys):
+                data = dict(example)
         for source in labelling.sources:
             if source.key and source.key not in data:
                 data[source.key] = _example(source.tag, source.attributes)
@@ -44,21 +44,21 @@ class Template:
 
 @cache
 def templates() -> dict[str, Template]:
-    """Give all templates of the installed Label Studio by name, `group/template`.
+    """Return all templates of the installed Label Studio by name, `group/template`.
 
     Raises:
         NotInstalledError: It is not installed.
     """
-    found = {}
+    by_name = {}
     for path in sorted(_folder().glob("*/*/config.yml")):
         about = yaml.safe_load(path.read_text(encoding="utf-8"))
         name = f"{path.parent.parent.name}/{path.parent.name}"
-        found[name] = Template(name, about["title"], about["config"])
-    return found
+        by_name[name] = Template(name, about["title"], about["config"])
+    return by_name
 
 
 def labelled(name: str) -> tuple[Template, Labelling, Task]:
-    """Give a template, compiled, with its example task.
+    """Return a template, its compiled labelling and its example task.
 
     Raises:
         NotInstalledError: Label Studio is not installed.
@@ -78,10 +78,10 @@ def _folder() -> Path:
 def _examples(config: str) -> Iterator[Mapping[str, Any]]:
     for comment in _COMMENT.findall(config):
         try:
-            found = json.loads(comment)
+            example = json.loads(comment)
         except ValueError:
             continue
-        for task in found if isinstance(found, list) else [found]:
+        for task in example if isinstance(example, list) else [example]:
             yield task.get("data", task)
 
 
@@ -99,5 +99,5 @@ def _example(tag: str, attributes: Mapping[str, str]) -> Any:
 @cache
 def _label_studio_examples() -> dict[str, Any]:
     text = (files("label_studio_sdk.label_interface") / "data_examples.json").read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text)["upload"]
-    return found
+    examples: dict[str, Any] = json.loads(text)["upload"]
+    return examples

@@ -1,4 +1,4 @@
-"""Hold what a program left and printed against what must come out. Needs openpyxl for workbooks.
+"""Compare the files and the output of a program with what is expected. Needs openpyxl for workbooks.
 
 Tables are compared as rows: numbers within half a cent, in any order unless the task asks for one; names of
 columns do not count. A chart must decode and not be blank, and its figures must be printed.
@@ -25,14 +25,14 @@ _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
 def mistakes(task: CodeTask, folder: Path, printed: str) -> list[str]:
-    """Say what is wrong with what a program left.
+    """List the mistakes in the files and the output of a program.
 
     Args:
         task: What was asked.
         folder: Where its files are.
         printed: Its standard output.
     Returns:
-        One sentence for each mistake; nothing where all is right.
+        One sentence for each mistake; empty if there is none.
     """
     missing = [name for name in task.outputs if not (folder / name).is_file()]
     if missing:
@@ -58,8 +58,8 @@ def _one(task: CodeTask, name: str, content: bytes, expected: Any, printed: str)
     if kind == ".zip":
         return _archive(name, content, expected)
     if kind == ".txt":
-        found = content.decode().rstrip("\n").split("\n")
-        return [] if found == expected.rstrip("\n").split("\n") else [f"{name} has other lines: {found[:3]}"]
+        lines = content.decode().rstrip("\n").split("\n")
+        return [] if lines == expected.rstrip("\n").split("\n") else [f"{name} has other lines: {lines[:3]}"]
     if kind == ".md" and task.kind.titled:
         title = f"# {task.scene.slots['title']}"
         if content.decode().split("\n")[0].strip() != title:
@@ -68,13 +68,13 @@ def _one(task: CodeTask, name: str, content: bytes, expected: Any, printed: str)
 
 
 def _table(name: str, content: bytes, expected: Sequence[Row], *, ordered: bool = False) -> list[str]:
-    found = [[_settled(cell) for cell in row] for row in _rows(PurePosixPath(name).suffix, content)]
+    actual = [[_settled(cell) for cell in row] for row in _rows(PurePosixPath(name).suffix, content)]
     wanted = [[_settled(cell) for cell in row] for row in expected]
     if not ordered:
-        found, wanted = sorted(found, key=_order), sorted(wanted, key=_order)
-    if len(found) != len(wanted):
-        return [f"{name} has {len(found)} rows, expected {len(wanted)}"]
-    for got, want in zip(found, wanted, strict=True):
+        actual, wanted = sorted(actual, key=_order), sorted(wanted, key=_order)
+    if len(actual) != len(wanted):
+        return [f"{name} has {len(actual)} rows, expected {len(wanted)}"]
+    for got, want in zip(actual, wanted, strict=True):
         if len(got) != len(want) or not all(map(_same, got, want)):
             return [f"{name} has the row {got}, expected {want}"]
     return []
@@ -103,11 +103,11 @@ def _archive(name: str, content: bytes, expected: dict[str, Any]) -> list[str]:
             return [f"{name} holds {archive.namelist()}, expected {sorted(expected)}"]
         wrong = []
         for member, want in expected.items():
-            found = archive.read(member)
+            data = archive.read(member)
             if isinstance(want, bytes):
-                wrong += [] if found == want else [f"{member} in {name} was changed"]
+                wrong += [] if data == want else [f"{member} in {name} was changed"]
             else:
-                wrong += _table(member, found, want)
+                wrong += _table(member, data, want)
         return wrong
 
 
@@ -134,7 +134,7 @@ def _printed(printed: str, expected: Iterable[Any]) -> list[str]:
 
 
 def _settled(cell: Any) -> float | str:
-    """Take a cell for a number where it is one, however it was written."""
+    """Return a cell as a number if it is one in any notation, otherwise as stripped text."""
     if cell is None:
         return ""
     text = str(cell).strip()

@@ -1,7 +1,7 @@
-r"""What a first program ends with that meets a fault deep in its file, as a model is told of it.
+r"""Write the message that a model gets after its first program failed on a fault deep in the input file.
 
-The words are those of `draftloop.execution.runner.describe_attempt` on a run in the sandbox; a test there
-holds them against the real ones. They are those of the pandas that the sandbox's environment pins.
+The text equals that of `draftloop.execution.runner.describe_attempt` for a run in the sandbox with the pinned
+version of pandas; a test in tests/sandbox compares the two.
 """
 
 import re
@@ -12,7 +12,7 @@ from demo.corpus.code_kinds import Fault
 from demo.corpus.code_tasks import SYSTEM, CodeTask, generate, target, user_text
 from demo.corpus.words import Split
 
-TOLD_CHARS = 2000  # as in backend/draftloop/execution/runner.py
+SHOWN_CHARS = 2000  # as in backend/draftloop/execution/runner.py
 _ENDED = "exit status 1\nscript.py ended with exit status 1."
 _ASKED = "The code was run:\n{output}\nAnswer with the whole JSON object, its code corrected."
 _NUMBERS = """\
@@ -37,7 +37,7 @@ You might want to use `dayfirst` alongside this.
 _LONG_ROW = """\
 @here@  File "pandas/_libs/parsers.pyx", line 4400, in pandas._libs.parsers.raise_parser_error
 pandas.errors.ParserError: Error tokenizing data. C error: \
-Expected @columns@ fields in line @position@, saw @found@
+Expected @columns@ fields in line @position@, saw @fields@
 """
 _NOT_UTF8 = """\
 @here@  File "pandas/_libs/parsers.pyx", line 2452, in pandas._libs.parsers._string_box_utf8
@@ -66,12 +66,12 @@ def answered(output: str) -> str:
 
 
 def failure(task: CodeTask) -> str:
-    """Say what a model is told of the first program of a task with a fault.
+    """Describe the failed run of the first program of a task with a fault.
 
     Args:
-        task: One with a fault.
+        task: A task with a fault.
     Returns:
-        What `draftloop.execution.runner.describe_attempt` says of that run.
+        The text that `draftloop.execution.runner.describe_attempt` writes for that run.
     Raises:
         ValueError: The task has none.
     """
@@ -91,13 +91,13 @@ def failure(task: CodeTask) -> str:
     text = frames
     while re.search(r"@\w+@", text):
         text = re.sub(r"@(\w+)@", lambda match: slots[match[1]], text)
-    mark = f" (the last {TOLD_CHARS} of {len(text)} characters)" if len(text) > TOLD_CHARS else ""
+    mark = f" (the last {SHOWN_CHARS} of {len(text)} characters)" if len(text) > SHOWN_CHARS else ""
     missing = "".join(f"\nMissing or empty: {name}" for name in task.outputs)
-    return f"{_ENDED}{missing}\nstderr{mark}:\n{text[-TOLD_CHARS:].rstrip()}"
+    return f"{_ENDED}{missing}\nstderr{mark}:\n{text[-SHOWN_CHARS:].rstrip()}"
 
 
 def conversations(split: Split, count: int, seed: int) -> Iterator[tuple[list[dict[str, str]], str]]:
-    """Give what a model is asked and what it is to answer, for the tasks that `generate` draws.
+    """Yield messages and the right answer, for the tasks that `generate` draws.
 
     Args:
         split: Which word lists to draw from.
@@ -110,28 +110,28 @@ def conversations(split: Split, count: int, seed: int) -> Iterator[tuple[list[di
         asked = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": user_text(task)}]
         yield asked, target(task.first)
         if task.fault:
-            said = answered(failure(task))
-            told = [{"role": "assistant", "content": target(task.first)}, {"role": "user", "content": said}]
-            yield asked + told, target(task.program)
+            run = answered(failure(task))
+            retry = [{"role": "assistant", "content": target(task.first)}, {"role": "user", "content": run}]
+            yield asked + retry, target(task.program)
 
 
 def fixed_words() -> list[str]:
     """List the stretches of these messages that never change, line by line where they are long."""
-    found = [*_ASKED.split("{output}"), f"{_ENDED}\nMissing or empty: ", "\nstderr:\n"]
-    found += [f"\nstderr (the last {TOLD_CHARS} of ", " characters):\n"]
+    parts = [*_ASKED.split("{output}"), f"{_ENDED}\nMissing or empty: ", "\nstderr:\n"]
+    parts += [f"\nstderr (the last {SHOWN_CHARS} of ", " characters):\n"]
     for text in (_HERE, *(frames for _, frames in _OF.values())):
         lines = re.findall(r"[^\n]*\n+", text)
-        found += [part for line in lines for part in re.split(r"@\w+@", line) if len(part) > 3]
-    return list(dict.fromkeys([*found, *("^" * width for width in (2, 4, 8, 16))]))
+        parts += [part for line in lines for part in re.split(r"@\w+@", line) if len(part) > 3]
+    return list(dict.fromkeys([*parts, *("^" * width for width in (2, 4, 8, 16))]))
 
 
 def _seen_by_pandas(task: CodeTask) -> dict[str, str]:
-    """Give what the traceback says of the first row that has the fault."""
+    """Return the values of the slots of the traceback: those of the first row that has the fault."""
     sheet, scene = task.scene.sheets[0], task.scene
     if task.fault == "long_row":
         width = len(sheet.columns)
         at, row = next((at, row) for at, row in enumerate(sheet.rows) if len(row) > width)
-        return {"columns": str(width), "position": str(at + 2), "found": str(len(row))}
+        return {"columns": str(width), "position": str(at + 2), "fields": str(len(row))}
     if task.fault == "late_gb18030":
         late = next(str(c) for row in sheet.rows for c in row if not str(c).isascii())
         try:
@@ -151,5 +151,5 @@ def _seen_by_pandas(task: CodeTask) -> dict[str, str]:
 
 
 def _width(text: str) -> int:
-    """Give the columns that a text takes, as the carets of a traceback do."""
+    """Return the width of a text in terminal columns, as the carets of a traceback count it."""
     return sum(2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text)

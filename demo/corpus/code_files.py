@@ -1,8 +1,8 @@
-"""Tables as files, byte for byte the same every time, and what the import tells a prompt of them.
+"""Write tables as files, always with the same bytes, and the previews of them that the import writes.
 
-What is told is the production code's own: `draftloop.execution.heads.look` and `execution.preview.to_text`,
-which need the standard library alone. A workbook needs openpyxl to be looked at, which the training
-environment lacks, so what would be seen of one is given here; a test holds it against the real look.
+Previews come from `draftloop.execution.heads.look` and `execution.preview.to_text`, which need only the
+standard library. Reading a workbook needs openpyxl, which the training environment lacks, so the preview
+of a workbook is made here from its rows; a test compares it with the real one.
 """
 
 import csv
@@ -63,12 +63,12 @@ class Sheet:
         return f"{self.stem}.{self.kind}"
 
     def column(self, name: str) -> list[Any]:
-        """Give a column's values."""
+        """Return a column's values."""
         place = self.columns.index(name)
         return [row[place] for row in self.rows]
 
     def content(self) -> bytes:
-        """Write the file."""
+        """Return the file's content."""
         if self.kind == "xlsx":
             return _workbook([self.columns, *self.rows])
         if self.kind == "log":
@@ -79,25 +79,25 @@ class Sheet:
             writer.writerows([self.columns, *self.rows])
             text = stream.getvalue()
         else:
-            found = [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+            objects = [dict(zip(self.columns, row, strict=True)) for row in self.rows]
             if self.kind == "json":
-                text = json.dumps(found, ensure_ascii=False, indent=1)
+                text = json.dumps(objects, ensure_ascii=False, indent=1)
             else:
-                text = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in found)
+                text = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in objects)
         return text.encode(self.encoding)
 
-    def told(self, content: bytes) -> str:
-        """Say what the import says of the file in a prompt."""
+    def preview(self, content: bytes) -> str:
+        """Return the preview of the file that the import writes into a prompt."""
         if self.kind == "xlsx":
             rows = tuple(tuple(map(str, row)) for row in self.rows[:_ROWS_SEEN])
             estimated = len(self.rows) >= _ROWS_SEEN + 1
             table = SeenTable("Sheet Sheet1", self.columns, rows, len(self.rows), estimated)
             return to_text(Seen(self.name, len(content), "Excel workbook", (table,)))
-        return told_of({self.name: content})
+        return preview_files({self.name: content})
 
 
-def told_of(files: Mapping[str, bytes]) -> str:
-    """Say what the import says of files in a prompt, with its own code.
+def preview_files(files: Mapping[str, bytes]) -> str:
+    """Return the previews of files as the import writes them into a prompt, with its own code.
 
     Args:
         files: Contents by name; workbooks need openpyxl.
@@ -106,7 +106,8 @@ def told_of(files: Mapping[str, bytes]) -> str:
     """
     parts = []
     for name, content in files.items():
-        with os.fdopen(os.memfd_create("told"), "w+b") as file:  # to be looked at, and on no disk
+        # `look` needs a path; a file in memory has one.
+        with os.fdopen(os.memfd_create("preview"), "w+b") as file:
             file.write(content)
             file.flush()
             parts.append(to_text(look(Path(f"/proc/self/fd/{file.fileno()}"), name)))
@@ -114,7 +115,7 @@ def told_of(files: Mapping[str, bytes]) -> str:
 
 
 def _workbook(rows: Sequence[Sequence[Any]]) -> bytes:
-    """Write the least workbook that Excel, openpyxl and pandas read: one sheet, strings in place."""
+    """Return the smallest workbook that Excel, openpyxl and pandas read: one sheet, strings in place."""
 
     def cell(value: Any) -> str:
         if isinstance(value, int | float):

@@ -39,7 +39,7 @@ _NUMBERS = 'df["@value@"] = pd.to_numeric(df["@value@"])\n'
 _OTHERS = 'df["@other@"] = pd.to_numeric(df["@other@"])\n'
 _DATES = 'df["@date@"] = pd.to_datetime(df["@date@"])\n'
 _DATES_ZH = 'df["@date@"] = pd.to_datetime(df["@date@"], format="%Y年%m月%d日")\n'
-# What stands in place of a line once a traceback told why it does not do.
+# Line of the first program, and the line that replaces it once the traceback has shown the fault.
 _MENDED: dict[Fault, tuple[str, str]] = {
     "unit": (_NUMBERS, 'df["@value@"] = pd.to_numeric(df["@value@"].astype(str).str.replace("@bad@", ""))\n'),
     "comma": (_NUMBERS, 'df["@value@"] = pd.to_numeric(df["@value@"].astype(str).str.replace(",", ""))\n'),
@@ -76,9 +76,9 @@ _MONTHS = 'result = df.groupby(df["@date@"].dt.strftime("%Y-%m"))["@value@"].sum
 
 @dataclass(frozen=True)
 class Scene:
-    """What a task is about: names, the files as they are written, and what their rows truly say.
+    """What a task is about: names, the files as they are written, and the true values of their rows.
 
-    `rows` are those of the first file: numbers are numbers, None where there is nothing.
+    `rows` are those of the first file: numbers as numbers, None for a missing value.
     """
 
     sheets: tuple[Sheet, ...]
@@ -87,14 +87,14 @@ class Scene:
     fault: Fault | None = None
 
     def values(self, slot: str) -> list[Any]:
-        """Give the true values of the column that a slot names."""
+        """Return the true values of the column that a slot names."""
         place = self.sheets[0].columns.index(self.slots[slot])
         return [row[place] for row in self.rows]
 
     def pairs(self, first: str, second: str) -> list[tuple[Any, Any]]:
-        """Give the pairs of two columns in which nothing is missing."""
-        found = zip(self.values(first), self.values(second), strict=True)
-        return [pair for pair in found if None not in pair]
+        """Return the pairs of values of two columns, without rows that lack one."""
+        rows = zip(self.values(first), self.values(second), strict=True)
+        return [pair for pair in rows if None not in pair]
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _counts(scene: Scene) -> list[Row]:
 
 
 def month_of(date: str) -> str:
-    """Give "2025-03" of a date in one of the forms of the corpus."""
+    """Return the month, as "2025-03", of a date in one of the forms of the corpus."""
     return "-".join(re.findall(r"\d+", date)[:2])
 
 
@@ -472,17 +472,17 @@ def faults_of(kind: Kind) -> tuple[Fault, ...]:
     """List what can be wrong deep in a CSV so that the kind's first program ends with a traceback."""
     if kind.reads != "table":
         return ()
-    found: list[Fault] = ["long_row"]
+    faults: list[Fault] = ["long_row"]
     if _NUMBERS in kind.ready:
-        found += ["unit", "unit", "comma", "comma"]
+        faults += ["unit", "unit", "comma", "comma"]
     # A row without a value has no place in an order, and a chart of two columns shows both means.
     if _NUMBERS in kind.ready and kind.name in {"sum", "mean", "max", "bar", "barh", "report", "hist"}:
-        found += ["gap", "gap"]
+        faults += ["gap", "gap"]
     if _DATES in kind.ready:
-        found += ["date_gap", "date_gap", "date_form", "date_form"]
+        faults += ["date_gap", "date_gap", "date_form", "date_form"]
     if kind.name in {"count", "counts", "equal", "sum"}:
-        found.append("late_gb18030")
-    return tuple(found)
+        faults.append("late_gb18030")
+    return tuple(faults)
 
 
 def write_program(kind: Kind, scene: Scene, out: str, *, mended: bool = False) -> str:
@@ -492,7 +492,7 @@ def write_program(kind: Kind, scene: Scene, out: str, *, mended: bool = False) -
         kind: What is asked.
         scene: About what.
         out: Ending of the output file; "" where its kind has none of its own.
-        mended: Whether a traceback has told what is wrong with the file.
+        mended: Whether to write the program that handles the fault of the file.
     Returns:
         Python, with a newline at its end.
     """

@@ -1,9 +1,9 @@
 """Generate code tasks: instruction, input files, the program that does it, and what must come out of that.
 
-Three families in Chinese and English. The prompt is the one that the backend makes: `user_text` writes what
-`core.prompting.render` writes in its compact profile, and a test holds the two against each other. A small
-share of the tasks has a fault deep in its file, which no preview shows: their first program fails, and the
-mended one is found from the traceback.
+Three families in Chinese and English. The prompt equals the backend's: `user_text` writes what
+`prompting.prompt.render` writes in its compact profile, and a test compares the two. A small share of the
+tasks has a fault deep in its file, which no preview shows: the first program fails, and its traceback shows
+what the second one must handle.
 """
 
 import json
@@ -40,9 +40,9 @@ _SEEN_ROWS = 230  # of the head of a table: faults lie deeper
 class CodeTask:
     """One task.
 
-    `files` are its inputs by name, `schema` what a prompt says of them, `outputs` what must come out. `first`
-    is the program that the prompt alone suggests, `program` the one that does the task: they differ where
-    `fault` names what only a traceback tells.
+    `files` are its inputs by name, `schema` their preview in a prompt, `outputs` the files to write. `first`
+    is the program that the prompt alone suggests, `program` the correct one: they differ if the task has a
+    `fault`, which only a traceback shows.
     """
 
     kind: Kind
@@ -62,7 +62,7 @@ class CodeTask:
 
     @property
     def fault(self) -> Fault | None:
-        """What no preview shows."""
+        """The fault in the file that no preview shows."""
         return self.scene.fault
 
     def expected(self) -> Any:
@@ -175,7 +175,7 @@ class _Drawing:
         if self.kind.titled:
             self.slots["title"] = self._title()
         files = {sheet.name: sheet.content() for sheet in sheets}
-        schema = "\n\n".join(sheet.told(files[sheet.name]) for sheet in sheets)
+        schema = "\n\n".join(sheet.preview(files[sheet.name]) for sheet in sheets)
         scene = Scene(sheets, rows, dict(self.slots), self.fault)
         outputs: tuple[str, ...] = (f"{self.slots['out']}.{out}",)
         if not out:
@@ -230,7 +230,7 @@ class _Drawing:
     def _title(self) -> str:
         slots, draw = self.slots, self.draw
         if draw.chance(0.35):
-            return slots["out"]  # what is not told in the instruction is the name of the file
+            return slots["out"]  # a title that the instruction does not state is the name of the file
         about = [slots[slot] for slot in ("group", "date", "value", "other") if slot in self.kind.needs]
         if self.names == "en":
             return draw.of(("{} overview", "All {}", "{}", "{} in 2025")).format(" and ".join(about))
@@ -339,7 +339,7 @@ class _Drawing:
             self.slots["item"] = str(draw.rng.choice(rows)[columns.index("group")])
 
     def _spoilt(self, sheet: Sheet, columns: list[str]) -> tuple[tuple[Row, ...], tuple[Sheet, ...]]:
-        """Put the fault deep into the file; give what the rows truly say beside it."""
+        """Put the fault deep into the file; return the true rows and the file."""
         draw, rng = self.draw, self.draw.rng
         shown = [list(row) for row in sheet.rows]
         true = [list(row) for row in sheet.rows]
@@ -402,8 +402,8 @@ class _Drawing:
             stem = self._file_name("code_stems")
             sheets[stem] = Sheet(stem, "csv", tuple(self.slots[slot] for slot in columns), rows)
         self.slots["prefix"] = self.draw.pick("code_prefixes")
-        found = tuple(sheets.values())
-        return found[0].rows, found
+        drawn = tuple(sheets.values())
+        return drawn[0].rows, drawn
 
     # ------------------------------------------------------------ instruction
 

@@ -156,7 +156,7 @@ class Draw:
         return "en" if self.chance(ENGLISH_SHARE) else "zh"
 
     def chance(self, probability: float) -> bool:
-        """Tell whether an event of this probability happens."""
+        """Draw whether an event of this probability happens."""
         return self.rng.random() < probability
 
     def wildly(self, probability: float) -> bool:

@@ -1,4 +1,4 @@
-"""The demo's project of code tasks: programs drafted by a small model, run, charted, corrected, run again."""
+"""The demo's project of code tasks: a small model drafts programs; they are run, corrected and run again."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ _REASON_CHARS = 300
 
 @dataclass(frozen=True)
 class Prepared:
-    """The project with drafted tasks, what is known of them, and the demo with this part's settings."""
+    """The project with drafted tasks, the known answers, and the demo with this part's settings."""
 
     project: Project
     known: list[CodeTask]
@@ -41,7 +41,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Seen:
-    """A task as it stands in Label Studio, a run of it, and what is wrong with what that left."""
+    """A task as Label Studio has it, a run of it, and the mistakes in the files of that run."""
 
     row: dict[str, Any]
     known: CodeTask
@@ -55,7 +55,7 @@ class Seen:
 
 
 def engine(demo: Demo) -> ServerProcess:
-    """Begin to start a second vLLM, with the model of code tasks; `servers` waits for it."""
+    """Start a second vLLM without waiting, with the model of code tasks; `servers` waits for it."""
     log = demo.folder / "vllm-code.log"
     return start_vllm(MODEL, served_name=MODEL.name, port=8001, log=log, wait=False)
 
@@ -129,38 +129,38 @@ def finish(label_studio: LabelStudio, prepared: Prepared) -> dict[str, Any]:
         `corrections`, `rerun` (corrected ones whose new code was run by hand), `exported`.
         `seconds_per_task` of drafting and running.
     Raises:
-        ServiceError: A step failed, or something did not really happen.
+        ServiceError: A step failed, or the figures are not the expected ones.
     """
     demo, case = prepared.demo, Cases(ROOT / "label_config").get(CASE)
     tasks = _look(label_studio, prepared, case, of_drafts=True)
-    found = measure(tasks) | {"predictions": sum(bool(one.row["predictions"]) for one in tasks)}
-    found["seconds_per_task"] = round(demo.seconds["draft and run code"] / len(tasks), 2)
+    summary = measure(tasks) | {"predictions": sum(bool(one.row["predictions"]) for one in tasks)}
+    summary["seconds_per_task"] = round(demo.seconds["draft and run code"] / len(tasks), 2)
     with demo.step("correct code and run it"):
         some = tasks[: round(len(tasks) * CORRECTED_SHARE)]
-        found |= correct(label_studio, prepared, case, some)
+        summary |= correct(label_studio, prepared, case, some)
         again = {one.row["id"]: one for one in _look(label_studio, prepared, case, of_drafts=False)}
         edited = [again[one.row["id"]] for one in some if one.wrong]
-        found["rerun"] = sum(one.executed and not one.wrong for one in edited)
+        summary["rerun"] = sum(one.executed and not one.wrong for one in edited)
     dataset = demo.folder / "dataset" / CASE
     with demo.step("sync"):
         demo.verb("sync", "--project", prepared.project.id, "--out", dataset)
-    found["exported"] = json.loads((dataset / "manifest.json").read_text(encoding="utf-8"))["counts"][
+    summary["exported"] = json.loads((dataset / "manifest.json").read_text(encoding="utf-8"))["counts"][
         "samples"
     ]
     for key, expected in (
         *(("tasks", TASKS), ("predictions", TASKS)),
-        *(("rerun", found["corrections"]), ("exported", found["submitted"])),
+        *(("rerun", summary["corrections"]), ("exported", summary["submitted"])),
     ):
-        if found[key] != expected:
+        if summary[key] != expected:
             raise ServiceError(
-                f"Project '{TITLE}': {found[key]} {key}, expected {expected}.",
+                f"Project '{TITLE}': {summary[key]} {key}, expected {expected}.",
                 hint=f"Look at {dataset}/rejected.jsonl and the logs in {demo.folder}.",
             )
-    return found
+    return summary
 
 
 def measure(tasks: Sequence[Seen]) -> dict[str, Any]:
-    """Count what came of the drafts, of all and by family."""
+    """Count the outcomes of the drafts, of all and by family."""
 
     def share(of: Sequence[Seen], good: Sequence[bool]) -> float:
         return round(sum(good) / len(of), 4) if of else 0.0
@@ -220,7 +220,7 @@ def correct(
 
 
 def _look(label_studio: LabelStudio, prepared: Prepared, case: Case, *, of_drafts: bool) -> list[Seen]:
-    """Read all tasks, and hold the files of the drafts' runs, or of the last ones, against what is known."""
+    """Read all tasks, and compare the files of the drafts' runs, or of the last runs, with the known ones."""
     artifacts = Artifacts(prepared.demo.environment["ARTIFACTS_URL"])
     seen = []
     for row in label_studio.tasks(prepared.project, full=True):
@@ -233,7 +233,7 @@ def _look(label_studio: LabelStudio, prepared: Prepared, case: Case, *, of_draft
 
 
 def _key_of_draft(case: Case, row: dict[str, Any]) -> str | None:
-    """Give the key of the run of the draft's code, which a human's code may have replaced in the task."""
+    """Return the key of the run of the draft's code; the task may hold that of a human's code instead."""
     task = Task(row["id"], row["data"])
     regions = row["predictions"][-1]["result"] if row["predictions"] else []
     script = case.labelling.script(case.labelling.from_regions(regions, task))
@@ -257,9 +257,9 @@ def _wrong(artifacts: Artifacts, known: CodeTask, run: Run | None) -> list[str]:
 def _open_folder(folder: Path) -> Path:
     """Make the folder for what the sandbox's users must reach: a home folder is closed to them."""
     digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
-    found = Path(f"/var/tmp/draftloop-demo-{os.getuid()}-{digest}")  # noqa: S108  checked to be ours
-    found.mkdir(mode=0o755, exist_ok=True)
-    if found.is_symlink() or found.stat().st_uid != os.getuid():
-        raise SetupError(f"{found} belongs to somebody else.", hint="Remove it, or choose another --out.")
-    found.joinpath("inputs").mkdir(exist_ok=True)  # before the backend starts, whose sandbox reads it
-    return found
+    shared = Path(f"/var/tmp/draftloop-demo-{os.getuid()}-{digest}")  # noqa: S108  checked to be ours
+    shared.mkdir(mode=0o755, exist_ok=True)
+    if shared.is_symlink() or shared.stat().st_uid != os.getuid():
+        raise SetupError(f"{shared} belongs to somebody else.", hint="Remove it, or choose another --out.")
+    shared.joinpath("inputs").mkdir(exist_ok=True)  # before the backend starts, whose sandbox reads it
+    return shared

@@ -1,8 +1,8 @@
-"""The demo's circle: complaints of another kind are drafted, corrected and trained on, then drafted better.
+"""The demo's flywheel: complaints of another kind are drafted, corrected and trained on, then drafted better.
 
-They come in templates of their own, most of them in English, and with one field more than the model knows.
-What the model is used for besides lies in finished projects: it is replayed in the training, and guarded when
-the adapter is measured.
+They come from templates of their own, most of them in English, and have one field more than the model knows.
+The other cases of the model lie in finished projects: training replays them, and the measurement of the
+adapter guards them.
 """
 
 import random
@@ -56,7 +56,7 @@ Figures = dict[str, dict[str, float]]  # by case and field, shares in 0..1
 
 @dataclass(frozen=True)
 class Prepared:
-    """The project of the new kind with its first drafts, what is known of it, and the finished datasets."""
+    """The project of the new kind with its first drafts, the known answers, and the finished datasets."""
 
     project: Project
     case: Case
@@ -66,7 +66,7 @@ class Prepared:
 
 
 def cases(demo: Demo) -> Path:
-    """Make a folder with the product's cases and the one of the new kind; give it."""
+    """Make a folder with the product's cases and the one of the new kind; return it."""
     folder = demo.folder / "cases"
     folder.mkdir(exist_ok=True)
     for case in (*sorted((ROOT / "label_config").iterdir()), shifted.CASES / shifted.CASE):
@@ -105,7 +105,7 @@ def prepare(demo: Demo, label_studio: LabelStudio, backend_url: str) -> Prepared
 
 
 def turn(demo: Demo, label_studio: LabelStudio, prepared: Prepared) -> dict[str, Any]:
-    """Correct, sync, train, promote; refuse what is worse; roll back, and promote again.
+    """Correct, sync, train, promote; refuse a worse adapter; roll back, and promote again.
 
     Args:
         demo: Where things are.
@@ -116,16 +116,16 @@ def turn(demo: Demo, label_studio: LabelStudio, prepared: Prepared) -> dict[str,
         with its 95 % interval. `promoted`, `rolled_back`: the version that drafted then. `refused_worse`: why
         the adapter of shuffled answers was refused. Numbers: `submitted`, `corrections`, `exported`.
     Raises:
-        ServiceError: A step failed, or something did not really happen.
+        ServiceError: A step failed, or the figures are not the expected ones.
     """
     project = prepared.project
     with demo.step("correct"):
         tasks = _tasks(label_studio, prepared, left=False)
-        found: dict[str, Any] = dict(correct(label_studio, prepared.case, tasks, prepared.known))
+        summary: dict[str, Any] = dict(correct(label_studio, prepared.case, tasks, prepared.known))
     dataset = demo.folder / "dataset" / "another-kind"
     with demo.step("sync"):
         demo.verb("sync", "--project", project.id, "--out", dataset)
-    found["exported"] = _manifest(dataset)["counts"]["samples"]
+    summary["exported"] = _manifest(dataset)["counts"]["samples"]
     with demo.step("train"):
         better = _trained(demo, dataset, "corrected", prepared.finished)
     with demo.step("train on shuffled answers"):
@@ -133,27 +133,29 @@ def turn(demo: Demo, label_studio: LabelStudio, prepared: Prepared) -> dict[str,
     with demo.step("measure and promote"):
         _promote(demo, project, better, dataset, prepared.finished)
     evidence = _evidence(demo, project)
-    found["promoted"] = _drafting(label_studio, project)
-    _expect("the version that drafts", found["promoted"], evidence["after"])
-    found["before"], found["after"] = (_exact(evidence, name) for name in ("before", "after"))
+    summary["promoted"] = _drafting(label_studio, project)
+    _expect("the version that drafts", summary["promoted"], evidence["after"])
+    summary["before"], summary["after"] = (_exact(evidence, name) for name in ("before", "after"))
     with demo.step("look at the tasks of unseen templates"):
         tasks = _tasks(label_studio, prepared, left=True)
         for name in ("before", "after"):
-            found[name] |= {UNSEEN: _exact_of(prepared, tasks, evidence[name])}
-    found["gains"] = {name: told["gain"] for name, told in evidence["cases"].items()}
+            summary[name] |= {UNSEEN: _exact_of(prepared, tasks, evidence[name])}
+    summary["gains"] = {name: case["gain"] for name, case in evidence["cases"].items()}
     with demo.step("measure and refuse"):
         _promote(demo, project, worse, dataset, prepared.finished, refused=True)
-    found["refused_worse"] = _last(demo, project, "refuse")["reasons"]
-    _expect("the version that drafts after the refusal", _drafting(label_studio, project), found["promoted"])
+    summary["refused_worse"] = _last(demo, project, "refuse")["reasons"]
+    _expect(
+        "the version that drafts after the refusal", _drafting(label_studio, project), summary["promoted"]
+    )
     with demo.step("roll back"):
         demo.verb("promote", "--rollback", "--project", project.id, "--out", _records(demo))
-    found["rolled_back"] = _drafting(label_studio, project)
-    _expect("the version that drafts after the roll-back", found["rolled_back"], evidence["before"])
+    summary["rolled_back"] = _drafting(label_studio, project)
+    _expect("the version that drafts after the roll-back", summary["rolled_back"], evidence["before"])
     with demo.step("promote again"):
         _promote(demo, project, better, dataset, prepared.finished)
-    _expect("the version that drafts in the end", _drafting(label_studio, project), found["promoted"])
-    (demo.folder / PLOT).write_text(plot(found["before"], found["after"]), encoding="utf-8")
-    return found
+    _expect("the version that drafts in the end", _drafting(label_studio, project), summary["promoted"])
+    (demo.folder / PLOT).write_text(plot(summary["before"], summary["after"]), encoding="utf-8")
+    return summary
 
 
 def plot(before: Figures, after: Figures) -> str:
@@ -215,7 +217,7 @@ def _tasks(label_studio: LabelStudio, prepared: Prepared, *, left: bool) -> list
 
 
 def _trained(demo: Demo, dataset: Path, name: str, replayed: Sequence[Path] = ()) -> Path:
-    """Train an adapter; one of the same dataset that is there already is kept."""
+    """Train an adapter, unless there is one of the same dataset."""
     run = demo.folder / "runs" / f"{name}-{hash_file(dataset / MANIFEST)[:8]}"
     if not (run / "run.json").exists():
         words: list[str | Path] = ["--dataset", dataset, "--out", run, "--config", ROOT / _RECIPE]
@@ -226,7 +228,7 @@ def _trained(demo: Demo, dataset: Path, name: str, replayed: Sequence[Path] = ()
 
 
 def shuffled(dataset: Path, folder: Path) -> Path:
-    """Copy a dataset, with the answers of its training rows dealt out to one another."""
+    """Copy a dataset, with the answers of its training rows shuffled."""
     manifest = _manifest(dataset)
     rows = list(lines_of(dataset, _ROWS))
     answers = [row["messages"][-1] for row in rows]
@@ -251,12 +253,12 @@ def _promote(
 
 
 def _evidence(demo: Demo, project: Project) -> dict[str, Any]:
-    """Give what the promotion rests on."""
+    """Return the evidence of the last promotion."""
     adapters = Adapters(Path(demo.environment["ADAPTERS_DIR"]))
-    found: dict[str, Any] = orjson.loads(
+    evidence: dict[str, Any] = orjson.loads(
         adapters.evidence(_last(demo, project, "promote")["evidence"]).read_bytes()
     )
-    return found
+    return evidence
 
 
 def _last(demo: Demo, project: Project, action: str) -> dict[str, Any]:
@@ -270,13 +272,13 @@ def _drafting(label_studio: LabelStudio, project: Project) -> str:
 
 def _exact(evidence: Mapping[str, Any], moment: str) -> Figures:
     return {
-        name: {field: figures[_FIGURE] for field, figures in told[moment]["fields"].items()}
-        for name, told in evidence["cases"].items()
+        name: {field: figures[_FIGURE] for field, figures in case[moment]["fields"].items()}
+        for name, case in evidence["cases"].items()
     }
 
 
 def _exact_of(prepared: Prepared, tasks: Sequence[Mapping[str, Any]], version: str) -> dict[str, float]:
-    """Give the exact match by field of a version's drafts, as they stand in Label Studio."""
+    """Return the exact match by field of a version's drafts in Label Studio."""
     right: Counter[str] = Counter()
     fields = list(prepared.case.labelling.validating_schema["properties"])
     for row in tasks:
@@ -288,16 +290,16 @@ def _exact_of(prepared: Prepared, tasks: Sequence[Mapping[str, Any]], version: s
     return {field: round(right[field] / len(tasks), 4) for field in fields}
 
 
-def _expect(what: str, found: object, wanted: object) -> None:
-    if found != wanted:
-        raise ServiceError(f"{what}: {found}, expected {wanted}.", hint="Look at the logs beside it.")
+def _expect(what: str, actual: object, expected: object) -> None:
+    if actual != expected:
+        raise ServiceError(f"{what}: {actual}, expected {expected}.", hint="Look at the logs beside it.")
 
 
 def _manifest(dataset: Path) -> dict[str, Any]:
-    found = manifest_of(dataset)
-    if found is None:
+    manifest = manifest_of(dataset)
+    if manifest is None:
         raise ServiceError(f"{dataset} has no manifest.", hint="Look at what scripts/sync said above.")
-    return found
+    return manifest
 
 
 def _records(demo: Demo) -> Path:

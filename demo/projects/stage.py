@@ -1,4 +1,4 @@
-"""What the parts of the demo share: where things are, settings, steps that are told and timed."""
+"""What the parts of the demo share: the folder, the settings, and steps that are printed and timed."""
 
 import json
 import os
@@ -24,7 +24,7 @@ CORRECTED_SHARE = 0.4
 
 @dataclass
 class Demo:
-    """What the steps share: where things are, how long they took."""
+    """The folder and the settings of a demo, and the seconds that its steps took."""
 
     folder: Path
     seconds: dict[str, float] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class Demo:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Say a step, time it, and add up what has the same name."""
+        """Print a step's name, time it, and add up steps of the same name."""
         started = time.monotonic()
         err.print(f"[bold]{name}[/bold]")
         yield
@@ -41,18 +41,18 @@ class Demo:
         err.print(f"  {took:.1f} s")
 
     def within(self, environment: Mapping[str, str]) -> Self:
-        """Give the same demo with other settings for its verbs."""
+        """Return the same demo with other settings for its verbs."""
         return replace(self, environment=dict(environment))
 
     def verb(self, name: str, *arguments: str | Path | int, code: int = 0) -> None:
         """Run one of the scripts as a user would.
 
         Args:
-            name: Which.
-            arguments: What is said to it.
-            code: How it has to end.
+            name: Name of the script.
+            arguments: Its arguments.
+            code: The exit code that is expected.
         Raises:
-            ServiceError: It ended otherwise.
+            ServiceError: It ended with another one.
         """
         shown = " ".join(str(argument) for argument in arguments)
         err.print(f"  $ scripts/{name} {shown}", markup=False)
@@ -83,14 +83,14 @@ class Demo:
             made = {"user": USER, "password": secrets.token_urlsafe(12), "token": secrets.token_hex(20)}
             path.touch(mode=0o600)
             path.write_text(json.dumps(made))
-        found: dict[str, str] = json.loads(path.read_text())
-        return found
+        login: dict[str, str] = json.loads(path.read_text())
+        return login
 
     def set_up(self, label_studio: LabelStudio, title: str, case: str, backend_url: str) -> Project:
         """Make a project as an admin does, or find the one that an earlier run made.
 
         Raises:
-            ServiceError: It did not come about.
+            ServiceError: The project was not made.
         """
         with self.step("set up projects"):
             self.verb("setup_project", "--case", case, "--title", title, "--backend-url", backend_url)

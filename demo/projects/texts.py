@@ -32,7 +32,7 @@ ASKED_BY_LABEL_STUDIO = 5
 
 @dataclass(frozen=True)
 class Prepared:
-    """A project with drafted tasks, and what is known of them."""
+    """A project with drafted tasks, and the known answers."""
 
     project: Project
     case: Case
@@ -40,7 +40,7 @@ class Prepared:
 
 
 def engine(demo: Demo, lora_rank: int = 0) -> ServerProcess:
-    """Begin to start vLLM with the embedded model; `servers` waits for it.
+    """Start vLLM with the embedded model without waiting; `servers` waits for it.
 
     Args:
         demo: Keeps its log.
@@ -181,7 +181,7 @@ def measure(case: Case, tasks: Sequence[dict[str, Any]], known: dict[str, Value]
         if reasons:
             broken["schema" if any(reason.kind == "schema" for reason in reasons) else "rule"] += 1
             failures.append({"task": task.id, "reasons": [str(reason) for reason in reasons]})
-    found = {
+    figures = {
         "tasks": len(tasks),
         "predictions": sum(bool(row["predictions"]) for row in tasks),
         "schema_valid": round(1 - broken["schema"] / len(tasks), 4),
@@ -192,8 +192,8 @@ def measure(case: Case, tasks: Sequence[dict[str, Any]], known: dict[str, Value]
         "failures": failures,
     }
     if case.name == "named_entities":
-        found["span_f1"] = round(span_f1(drafts, truths, "entities"), 4)
-    return found
+        figures["span_f1"] = round(span_f1(drafts, truths, "entities"), 4)
+    return figures
 
 
 def _what_is_missing(row: dict[str, Any], count: int) -> str:

@@ -91,13 +91,13 @@ def score(case: str, expected: Sequence[Generated], answers: Sequence[str]) -> d
     total = max(1, len(expected))
     figures = {"count": float(len(expected)), "valid": valid / total}
     if case == "named_entities":
-        found = expected_count = hits = 0
+        got_count = expected_count = hits = 0
         for label, value in zip(expected, values, strict=True):
             wanted = {canonical(entity) for entity in label.value["entities"]}
             got = {canonical(entity) for entity in value.get("entities", [])}
-            found, expected_count = found + len(got), expected_count + len(wanted)
+            got_count, expected_count = got_count + len(got), expected_count + len(wanted)
             hits += len(got & wanted)
-        precision, recall = hits / max(1, found), hits / max(1, expected_count)
+        precision, recall = hits / max(1, got_count), hits / max(1, expected_count)
         f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
         return figures | {"precision": precision, "recall": recall, "f1": f1}
     pairs = list(zip(expected, values, strict=True))

@@ -32,7 +32,7 @@ class StartError(ValueError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what comes out, besides the corpus; `subject` says which part of that."""
+    """All settings that decide the trained model, besides the corpus; `subject` selects the corpus."""
 
     subject: Literal["cases", "code"] = "cases"
     hidden: int = 256
@@ -91,8 +91,8 @@ def start_with_induction(model: Qwen3ForCausalLM) -> None:
     Plain Qwen3 weights, no change of architecture. Layer 0 has heads that look exactly one and two
     tokens back and write what they see into two subspaces of their own. Every later layer compares
     (current, previous) with (previous, the one before that) of earlier positions, which is a match of two
-    tokens, and adds the embedding found there, which the tied output reads as the next token. From random
-    weights the same circuit takes most of the budget to appear.
+    tokens, and adds the embedding at that position, which the tied output reads as the next token. From
+    random weights the same circuit takes most of the budget to appear.
 
     Args:
         model: A fresh model; changed in place.

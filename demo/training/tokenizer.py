@@ -80,8 +80,8 @@ def case_tokens() -> list[str]:
 
 def code_tokens() -> list[str]:
     """List what is a token of its own for the model of code tasks, besides characters."""
-    found = [*code_pieces(), '{"code":"', SYSTEM, *_HEADINGS, *_ENDINGS, *_PREVIEW, *fixed_words()]
-    return list(dict.fromkeys(found))
+    tokens = [*code_pieces(), '{"code":"', SYSTEM, *_HEADINGS, *_ENDINGS, *_PREVIEW, *fixed_words()]
+    return list(dict.fromkeys(tokens))
 
 
 def _byte_letters() -> dict[int, str]:

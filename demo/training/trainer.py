@@ -211,7 +211,7 @@ class Trainer:
             one.copy_(averaged.view_as(one))
 
     def _spent(self) -> float:
-        """Tell the CPU seconds of all processes, the same number to each of them."""
+        """Return the CPU seconds of all processes together; every process gets the same number."""
         spent = torch.tensor(time.process_time() - self._cpu_start, dtype=torch.float64)
         if self.recipe.processes > 1:
             dist.all_reduce(spent)

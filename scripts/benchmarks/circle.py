@@ -72,7 +72,7 @@ FULL = Sizes()
 def measure(
     folder: Path, vllm: str, model: str, tell: Tell, sizes: Sizes = FULL
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Draft pools, train on parts of them, and measure what was learnt.
+    """Draft pools, train on parts of them, and measure the adapters.
 
     Args:
         folder: Keeps every step.
@@ -106,13 +106,13 @@ class _Bench:
         self._vllm, self._model, self._sizes, self._tell = vllm, model, sizes, tell
 
     def step(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Give what a step made, now or in an earlier run."""
+        """Run a step unless an earlier run did; return what it made."""
         file = self.folder / f"{name}.json"
         if not file.exists():
             made = make()
             write_atomically(file, json.dumps(made, ensure_ascii=False).encode())
-        found: dict[str, Any] = json.loads(file.read_bytes())
-        return found
+        kept: dict[str, Any] = json.loads(file.read_bytes())
+        return kept
 
     def point(self, order: str, size: int, seed: int) -> dict[str, Any]:
         """Train on the first tasks of an order, and measure."""
@@ -136,41 +136,41 @@ class _Bench:
             adapter = Adapters(self.folder / "adapters").register(run, self._model)
             with VllmModel(self._vllm, self._model) as model:
                 model.load_adapter(adapter.name, adapter.folder)
-            told = {
+            about = {
                 "wrong_fields": fmean(1 - pool["qualities"][place] for place in picked),
                 "steps": len(record["loss"]),
                 "seconds": record["seconds"],
             }
-            return {**self.drafted(self.held_out, adapter.name), **told}
+            return {**self.drafted(self.held_out, adapter.name), **about}
 
-        found = self.step(name, make)
-        self._tell(f"{_NAMES[order]}, {size} corrections, seed {seed}: {found['right']:.3f} right")
-        return found
+        measured = self.step(name, make)
+        self._tell(f"{_NAMES[order]}, {size} corrections, seed {seed}: {measured['right']:.3f} right")
+        return measured
 
     def drafted(self, rows: Sequence[HeldOutRow], adapter: str = "") -> dict[str, Any]:
         """Draft tasks, by an adapter where one is named, and compare with their answers."""
         drafted_by = Overrides(model=adapter, profile="compact")
         with VllmModel(self._vllm, self._model) as model:
             drafter = Drafter(model, AskOptions(profile="compact", temperature=0), concurrency=16)
-            found = heldout.measure(drafter, HeldOut(list(rows)), drafted_by, adapter, UNWATCHED)
+            measured = heldout.measure(drafter, HeldOut(list(rows)), drafted_by, adapter, UNWATCHED)
             drafter.close()
-        outcomes = [one.outcome for one in found]
+        outcomes = [one.outcome for one in measured]
         return {
             "right": fmean(outcome.quality for outcome in outcomes),
             "figures": figures(outcomes),
             "qualities": [outcome.quality for outcome in outcomes],
-            "scores": [one.draft.score for one in found],
+            "scores": [one.draft.score for one in measured],
         }
 
 
 def needed(curve: Curve, accuracy: float) -> float:
-    """Give how many corrections reach an accuracy, between the points of a curve as on a straight line.
+    """Return how many corrections reach an accuracy, by linear interpolation between the points of a curve.
 
     Args:
         curve: (corrections, accuracy) by rising corrections.
-        accuracy: What is to be reached.
+        accuracy: The accuracy to reach.
     Returns:
-        Infinity where the curve does not reach it.
+        The number of corrections; infinity if the curve does not reach the accuracy.
     """
     if curve[0][1] >= accuracy:
         return curve[0][0]
@@ -181,20 +181,20 @@ def needed(curve: Curve, accuracy: float) -> float:
 
 
 def curve_of(samples: Mapping[str, Any], order: str) -> Curve:
-    """Give an order's mean accuracy over the seeds, by corrections; 0 is the model before."""
+    """Return an order's mean accuracy over the seeds, by corrections; 0 is the model before."""
     sizes = sorted({point["size"] for point in samples["points"]})
-    found = [(0.0, float(samples["base"]["right"]))]
+    curve = [(0.0, float(samples["base"]["right"]))]
     for size in sizes:
         same = [p["right"] for p in samples["points"] if (p["order"], p["size"]) == (order, size)]
-        found.append((float(size), fmean(same)))
-    return found
+        curve.append((float(size), fmean(same)))
+    return curve
 
 
 def draw(samples: Mapping[str, Any], file: Path) -> None:
     """Draw accuracy by corrections: the mean of each order as a line, each seed as a dot.
 
     Args:
-        samples: What `measure` gave.
+        samples: What `measure` returned.
         file: A PNG; replaced.
     """
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
@@ -221,11 +221,11 @@ def draw(samples: Mapping[str, Any], file: Path) -> None:
 def _figures(samples: Mapping[str, Any]) -> dict[str, float]:
     curves = {order: curve_of(samples, order) for order in ORDERS}
     accuracy = min(max(right for _, right in curve) for curve in curves.values())
-    told = {"circle_base": float(samples["base"]["right"])}
+    values = {"circle_base": float(samples["base"]["right"])}
     for order, curve in curves.items():
-        told |= {f"circle_{order}_{size:.0f}": right for size, right in curve[1:]}
-    told["circle_accuracy"] = accuracy
-    return told | {f"circle_needed_{order}": needed(curve, accuracy) for order, curve in curves.items()}
+        values |= {f"circle_{order}_{size:.0f}": right for size, right in curve[1:]}
+    values["circle_accuracy"] = accuracy
+    return values | {f"circle_needed_{order}": needed(curve, accuracy) for order, curve in curves.items()}
 
 
 def _rows(count: int, seed: int, *, held_out: bool) -> list[HeldOutRow]:

@@ -1,4 +1,4 @@
-"""Commands as they are typed, run to their end: how long they take, and their peak of memory."""
+"""Run commands as a user types them, and measure their time and peak memory."""
 
 import os
 import subprocess
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _LOOK_S = 0.05
-_TOLD_CHARS = 2000
+_SHOWN_CHARS = 2000
 
 
 @dataclass(frozen=True)
 class Used:
-    """What a command took: time, and its peak of resident memory in MiB."""
+    """The time of a command, and its peak of resident memory in MiB."""
 
     wall_s: float
     peak_mb: float
@@ -51,12 +51,12 @@ def run(
         wall_s = time.perf_counter() - started
         if process.returncode:
             stream.seek(0)
-            end = stream.read().decode(errors="replace")[-_TOLD_CHARS:]
+            end = stream.read().decode(errors="replace")[-_SHOWN_CHARS:]
             raise RuntimeError(f"{Path(command[0]).name} ended with {process.returncode}.\n{end}")
     return Used(wall_s, peak_kib / 1024)
 
 
 def _peak_kib(pid: int) -> int:
-    """Give the high-water mark of a process; 0 while it ends."""
+    """Return the peak memory of a process in KiB; 0 while it ends."""
     rows = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
     return next((int(row.split()[1]) for row in rows if row.startswith("VmHWM:")), 0)

@@ -1,8 +1,8 @@
 """The backend against the engine itself: the same prompts through /predict and straight to vLLM.
 
-Both sides send the very same bodies: those that the flow sends for these tasks, second tries included, are
-recorded first. That also fills the prefix cache, so that both sides find vLLM at its
-fastest, which is where our own time weighs most. Pairs are interleaved and change order.
+Both sides send the same bodies: those that the flow sends for these tasks, second tries included, which are
+recorded first. Recording also fills the prefix cache, so both sides get the fastest vLLM, where the backend's
+own time counts most. Pairs are interleaved and change order.
 """
 
 import asyncio
@@ -64,13 +64,13 @@ class Workload:
     chains: list[list[bytes]]
 
     def first(self, number: int) -> "Workload":
-        """Give the first tasks alone."""
+        """Return the workload of the first tasks."""
         return Workload(self.case, self.xml, self.tasks[:number], self.chains[:number])
 
 
 @dataclass
 class _Recorder:
-    """A model that writes down what it is asked."""
+    """A model that records its requests."""
 
     model: VllmModel
     bodies: list[bytes] = field(default_factory=list)
@@ -249,7 +249,7 @@ def _pairs(
     load: Workload, backend: servers.ServerProcess, vllm: str, width: int, pairs: int, tell: Tell
 ) -> list[dict[str, float]]:
     through_predict(backend.url, load)  # connections are made, code is warm
-    found = []
+    measured = []
     for pair in range(pairs):
         rates: dict[str, float] = {}
         for side in ("ours", "engine") if pair % 2 else ("engine", "ours"):
@@ -257,8 +257,8 @@ def _pairs(
                 through_predict(backend.url, load) if side == "ours" else straight(vllm, load, width)
             )
         tell(f"{width} at once: {rates['ours']:.1f}/s through /predict, {rates['engine']:.1f}/s straight")
-        found.append(rates)
-    return found
+        measured.append(rates)
+    return measured
 
 
 def _against_one_at_a_time(
@@ -269,7 +269,7 @@ def _against_one_at_a_time(
     bodies = [json.loads(body) for chain in part.chains for body in chain]
     python = find_environment("vllm") / "bin" / "python"
     script = Path(__file__).with_name("openai_in_turn.py")
-    found = []
+    measured = []
     for _ in range(3):
         done = subprocess.run(
             [str(python), str(script), f"{vllm}/v1"],
@@ -280,8 +280,8 @@ def _against_one_at_a_time(
         )
         pair = {"in_turn": len(bodies) / float(done.stdout), "ours": through_predict(backend.url, load)}
         tell(f"{pair['ours']:.1f} through /predict, {pair['in_turn']:.1f} one at a time, per second")
-        found.append(pair)
-    return found
+        measured.append(pair)
+    return measured
 
 
 def _alone(
@@ -329,13 +329,15 @@ def _prefix(vllm: str, fresh: int, tell: Tell) -> dict[str, float]:
         drafter.close()
         shared = _shared_tokens(vllm, recorder.bodies)
     asked = sum(draft.attempts for draft in drafts)
-    found = {
+    tokens = {
         "prompt": sum(draft.prompt_tokens for draft in drafts),
         "cached": sum(draft.cached_tokens for draft in drafts),
         "shared": float(shared // block * block * asked),
     }
-    tell(f"prefix cache: {found['cached']} of {found['prompt']} prompt tokens, {found['shared']:.0f} shared")
-    return found
+    tell(
+        f"prefix cache: {tokens['cached']} of {tokens['prompt']} prompt tokens, {tokens['shared']:.0f} shared"
+    )
+    return tokens
 
 
 def _shared_tokens(vllm: str, bodies: Sequence[bytes]) -> int:

@@ -67,7 +67,7 @@ def measure(
     """
     sizes = sizes or Sizes()
     case = Cases(ROOT / "label_config").get(_CASE)
-    told: dict[str, float] = {}
+    values: dict[str, float] = {}
     samples: dict[str, Any] = {}
     without: list[DraftOutcome] = []
     with VllmModel(f"{vllm}/v1", model) as client:
@@ -81,23 +81,23 @@ def measure(
                 )
                 drafted += drafts(drafter, _held(case, sizes.tasks, number), Overrides(), name, UNWATCHED)
                 drafter.close()
-            outcomes = [found.outcome for found in drafted]
+            outcomes = [one.outcome for one in drafted]
             about = figures(outcomes)
             samples[name] = {**about, "draws": _by_draw(outcomes, sizes.draws)}
-            told[f"right_{name}"] = about["quality"]
-            told[f"prompt_tokens_{name}"] = about["prompt_tokens"]
-            told[f"cached_share_{name}"] = fmean(
-                found.draft.cached_tokens / max(1, found.draft.prompt_tokens) for found in drafted
+            values[f"right_{name}"] = about["quality"]
+            values[f"prompt_tokens_{name}"] = about["prompt_tokens"]
+            values[f"cached_share_{name}"] = fmean(
+                one.draft.cached_tokens / max(1, one.draft.prompt_tokens) for one in drafted
             )
-            told[f"ms_{name}"] = about["ms"]["mean"]
+            values[f"ms_{name}"] = about["ms"]["mean"]
             if way[0]:
                 gained = gain(without, outcomes)
-                told |= {f"gain_{name}": gained.mean}
-                told |= {f"gain_{name}_low": gained.low, f"gain_{name}_high": gained.high}
+                values |= {f"gain_{name}": gained.mean}
+                values |= {f"gain_{name}_low": gained.low, f"gain_{name}_high": gained.high}
             else:
                 without = outcomes
             tell(f"{name}: {100 * about['quality']:.1f} % of the fields right")
-    return told, samples
+    return values, samples
 
 
 def _frozen(folder: Path, case: Case, way: Way, number: int) -> Snapshot | None:

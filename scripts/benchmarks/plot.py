@@ -1,4 +1,4 @@
-"""Plots of what was measured."""
+"""Plot the measurements."""
 
 import statistics
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Runs in the sandbox against the plain way, a subprocess of the same Python for each.
+"""Runs in the sandbox compared with the plain way, a subprocess of the same Python for each.
 
 Both run the same scripts with the same packages on the same machine; pairs change order. The plain way
 contains nothing, collects nothing and cleans nothing up.
@@ -72,12 +72,12 @@ def measure(
             samples["start"].append(bench.pair(START, sizes.starts, pair))
             samples["plot"].append(bench.pair(PLOT, sizes.plots, pair))
             samples["rerun"].append(bench.pair(PLOT, sizes.reruns, pair, cold=True))
-            for name, found in samples.items():
-                ours, plain = (1000 * found[-1][side] for side in ("ours", "plain"))
+            for name, measured in samples.items():
+                ours, plain = (1000 * measured[-1][side] for side in ("ours", "plain"))
                 tell(f"{name}: {ours:.0f} ms, a subprocess {plain:.0f} ms")
     ratios = {
-        name: statistics.median(one["plain"] / one["ours"] for one in found)
-        for name, found in samples.items()
+        name: statistics.median(one["plain"] / one["ours"] for one in measured)
+        for name, measured in samples.items()
     }
     figures = {
         "warm_start_vs_subprocess": ratios["start"],
@@ -94,7 +94,7 @@ class _Bench:
         self._sandbox = sandbox
 
     def pair(self, code: str, count: int, pair: int, *, cold: bool = False) -> dict[str, float]:
-        """Give the seconds that one run takes on each side, over `count` runs."""
+        """Return the mean seconds of a run on each side, over `count` runs."""
         outputs = self._folder / "outputs"
         outputs.mkdir(exist_ok=True)
         job = SandboxJob((Script(code),), cold=cold)
@@ -119,12 +119,12 @@ class _Bench:
                 )
 
         sides = {"ours": ours, "plain": plain}
-        found: dict[str, float] = {}
+        seconds: dict[str, float] = {}
         for side in sides if pair % 2 else reversed(sides):
             began = time.perf_counter()
             sides[side]()
-            found[side] = (time.perf_counter() - began) / count
-        return found
+            seconds[side] = (time.perf_counter() - began) / count
+        return seconds
 
     def _own(self, number: int) -> Path:
         folder = self._folder / f"outputs-{number}"

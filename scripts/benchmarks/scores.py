@@ -70,7 +70,7 @@ def measure(vllm: str, model: str, tasks: int, tell: Tell) -> tuple[dict[str, fl
 
 
 def auroc(judged: Judged) -> float:
-    """Give the probability that a right draft scores higher than a wrong one; ties count half.
+    """Return the probability that a right draft scores higher than a wrong one; ties count half.
 
     Args:
         judged: (score, right) pairs.

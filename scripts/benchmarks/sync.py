@@ -81,11 +81,11 @@ def measure(
             ways["ours"] = ours
             for name in ways if number % 2 == 0 else reversed(ways):
                 began = time.perf_counter()
-                found = ways[name]()
+                read = ways[name]()
                 took.setdefault(name, []).append(time.perf_counter() - began)
                 tell(f"{name}: {took[name][-1]:.1f} s")
-                if found != tasks:
-                    raise RuntimeError(f"{name}: {found} of {tasks} tasks")
+                if read != tasks:
+                    raise RuntimeError(f"{name}: {read} of {tasks} tasks")
             again = bench.sync(project, dataset)
             took.setdefault("nothing new", []).append(again.wall_s)
             tell(f"nothing new: {again.wall_s:.1f} s")
@@ -158,7 +158,7 @@ class _Bench:
         return run_verb("sync", arguments, self._url, self._folder)
 
     def ways(self, project: int) -> dict[str, Way]:
-        """Give the other ways to read the project; each gives the number of tasks that came."""
+        """Return the other ways to read the project; each returns the number of tasks that it read."""
         return {
             **{f"pages of {size}": partial(self._pages, project, size) for size in _PAGES},
             "export": partial(self._export, project),
@@ -167,14 +167,14 @@ class _Bench:
         }
 
     def _pages(self, project: int, size: int) -> int:
-        found = 0
+        read = 0
         for page in count(1):
             wanted: dict[str, Any] = {"project": project, "page": page, "page_size": size, "fields": "all"}
             listed = orjson.loads(self._get("/api/tasks/", wanted))
-            found += len(listed["tasks"])
-            if found >= listed["total"]:
+            read += len(listed["tasks"])
+            if read >= listed["total"]:
                 break
-        return found
+        return read
 
     def _export(self, project: int) -> int:
         path = f"/api/projects/{project}/export"

@@ -103,41 +103,41 @@ class _Bench:
             sent: list[Any] = [{"data": {STATUS_KEY: "", **orjson.loads(line)}} for line in lines]
             self._sdk.projects.import_tasks(id=project, request=sent, return_task_ids=True)
 
-        found: dict[str, float] = {}
+        seconds: dict[str, float] = {}
         for side, import_all in _order({"ours": ours, "sdk": sdk}, pair):
             project = self.project()
             started = time.perf_counter()
             import_all(project)
-            found[side] = time.perf_counter() - started
-        self._tell(f"import of {tasks}: {found['ours']:.1f} s, the SDK {found['sdk']:.1f} s")
-        return found
+            seconds[side] = time.perf_counter() - started
+        self._tell(f"import of {tasks}: {seconds['ours']:.1f} s, the SDK {seconds['sdk']:.1f} s")
+        return seconds
 
     def sync_pair(self, project: int, annotated: int, pair: int) -> dict[str, float]:
         """Sync a project into a new dataset, again into the same one, and list it with the SDK."""
         dataset = self._folder / f"dataset-{pair}"
-        found: dict[str, float] = {}
+        seconds: dict[str, float] = {}
 
         def ours() -> None:
             arguments = ["--project", str(project), "--case", _CASE, "--out", str(dataset)]
             for side in ("ours", "again"):
                 started = time.perf_counter()
                 self._verb("sync", arguments)
-                found[side] = time.perf_counter() - started
+                seconds[side] = time.perf_counter() - started
 
         def sdk() -> None:
             started = time.perf_counter()
             listed = sum(1 for _ in self._sdk.tasks.list(project=project, fields="all"))
-            found["sdk"] = time.perf_counter() - started
+            seconds["sdk"] = time.perf_counter() - started
             if listed != annotated:
                 raise RuntimeError(f"the SDK listed {listed} of {annotated} tasks")
 
         for _, side in _order({"ours": ours, "sdk": sdk}, pair):
             side()
         self._tell(
-            f"sync of {annotated}: {found['ours']:.1f} s, again {found['again']:.1f} s, "
-            f"the SDK's listing {found['sdk']:.1f} s"
+            f"sync of {annotated}: {seconds['ours']:.1f} s, again {seconds['again']:.1f} s, "
+            f"the SDK's listing {seconds['sdk']:.1f} s"
         )
-        return found
+        return seconds
 
     def _verb(self, name: str, arguments: Sequence[str]) -> None:
         run_verb(name, arguments, self._url, self._folder)

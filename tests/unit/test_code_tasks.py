@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from demo.corpus.code_checks import mistakes
-from demo.corpus.code_failures import TOLD_CHARS, answered, conversations, failure
+from demo.corpus.code_failures import SHOWN_CHARS, answered, conversations, failure
 from demo.corpus.code_kinds import FAMILIES, KINDS
 from demo.corpus.code_tasks import SYSTEM, generate, only_gb18030, target, user_text, write_demo
 from demo.corpus.words import Draw, Split, alphabet, word_files, word_list
@@ -68,7 +68,7 @@ def test_the_message_after_a_failure_is_that_of_the_backend() -> None:
             (one["role"], one["content"]) for one in messages[2:]
         ]
         assert messages[3]["content"] == answered(output)
-    assert TOLD_CHARS == _SHOWN_CHARS
+    assert SHOWN_CHARS == _SHOWN_CHARS
 
 
 def test_a_mended_program_differs_from_the_first_one_and_says_what_the_traceback_says() -> None:
