@@ -42,9 +42,9 @@ print(json.dumps({
 RUN_CODE = """
 import sys
 from pathlib import Path
-from draftloop.execution.interpreter import Answer, Interpreter
+from draftloop.execution.interpreter import InterpreterAnswer, Interpreter
 from draftloop.execution.sandbox import SandboxProcess, fresh_folder, installed_python
-from draftloop.runs.job import Job, Script
+from draftloop.runs.job import SandboxJob, Script
 
 folder, outputs = fresh_folder(Path(sys.argv[1])), Path(sys.argv[2])
 scripts = ["import pandas; print(6 * 7)"]
@@ -54,8 +54,8 @@ with (
 ):
     loop.converse(
         "Count",
-        ask=lambda _: Answer("", scripts.pop() if scripts else None),
-        run=lambda script: print(sandbox.run(Job((Script(script),)), str(outputs)).stdout) or "",
+        ask=lambda _: InterpreterAnswer("", scripts.pop() if scripts else None),
+        run=lambda script: print(sandbox.run(SandboxJob((Script(script),)), str(outputs)).stdout) or "",
         limit_s=120,
     )
 """

@@ -156,7 +156,7 @@ def test_bad_rows_are_reported_by_line_and_the_others_imported(
         "rows.jsonl line 3: key 'text' is missing",
         "rows.jsonl line 5: 'text' is empty",
         "rows.jsonl line 6: it is no JSON object",
-        "line 7: the text under 'text' holds half a character",
+        "line 7: the text under 'text' holds a lone surrogate (half a character)",
         "rows.jsonl line 8: It holds half a character",
         "ragged.csv line 3: it has 1 fields, the header has 2",
     ):
